@@ -1,0 +1,26 @@
+"""Bilevel problems: inner solutions, total derivatives, solvers. Knows torch and nothing of learn2learn."""
+
+from .functional import FunctionalModel
+from .inner import Proximal, Unrolled
+from .layout import Layout
+from .loss import ModelLoss
+from .problem import BilevelProblem, InnerSolution, TotalHessian
+from .solvers import CG, Dense, Neumann, Solution, SolveReport
+from .task import Task
+
+__all__ = [
+    "BilevelProblem",
+    "CG",
+    "Dense",
+    "FunctionalModel",
+    "InnerSolution",
+    "Layout",
+    "ModelLoss",
+    "Neumann",
+    "Proximal",
+    "Solution",
+    "SolveReport",
+    "Task",
+    "TotalHessian",
+    "Unrolled",
+]

@@ -1,0 +1,100 @@
+"""A user's module as a pure function of its parameters: the only place that calls ``torch.func.functional_call``.
+
+The function runs on a private copy, so nothing of the user's model (parameters, buffers, flags, mode) is ever touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import UncoveredParameterError
+
+BatchNormMode = Literal["batch", "running"]
+
+
+class FunctionalModel:
+    """``model(parameters, x) -> outputs`` for a private copy of ``module``.
+
+    Trainable parameters are the argument; frozen ones (``requires_grad=False``) and buffers stay as they were when the
+    copy was made. Random layers (dropout, DropBlock) are switched off, with a warning, since a derivative of a random
+    function means nothing.
+
+    Args:
+        module: the user's module, left untouched.
+        batch_norm: ``"batch"`` normalises with the statistics of the batch at hand (transductive, MAML's convention);
+            ``"running"`` with the recorded running statistics.
+    """
+
+    def __init__(self, module: nn.Module, batch_norm: BatchNormMode = "batch") -> None:
+        self._names = _sites(module)
+        self.parameters = {
+            name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad
+        }
+        if not self.parameters:
+            raise UncoveredParameterError("the model has no trainable parameter, so nothing can be attributed to it")
+        self._module = copy.deepcopy(module).requires_grad_(False)
+        _silence_random_layers(self._module)
+        _set_batch_norm(self._module, batch_norm)
+
+    def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Outputs, shape ``(n, ...)``, of the copy with ``parameters`` put in place of its own."""
+        placed = {site: value for name, value in parameters.items() for site in self._names[name]}
+        # Tied weights are named at each of their sites above. Letting torch tie them would visit a submodule that is
+        # registered twice (learn2learn's OmniglotCNN) twice, and put the wrong tensors back.
+        outputs = torch.func.functional_call(self._module, placed, (x,), tie_weights=False)
+        if not isinstance(outputs, Tensor):
+            raise UncoveredParameterError(f"the model must return one tensor, not {type(outputs).__name__}")
+        return outputs
+
+
+def _sites(module: nn.Module) -> dict[str, list[str]]:
+    """For each parameter's first name, the names of all distinct (submodule, attribute) places that hold it."""
+    first_name: dict[int, str] = {}
+    sites: dict[str, list[str]] = {}
+    for prefix, submodule in module.named_modules(remove_duplicate=True):
+        for attribute, parameter in submodule.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            sites.setdefault(first_name.setdefault(id(parameter), name), []).append(name)
+    return sites
+
+
+def _random_layers(module: nn.Module) -> Iterator[nn.Module]:
+    for submodule in module.modules():
+        if isinstance(submodule, nn.modules.dropout._DropoutNd) and submodule.p > 0:
+            yield submodule
+        elif type(submodule).__name__ == "DropBlock":
+            yield submodule
+
+
+def _silence_random_layers(module: nn.Module) -> None:
+    active = {type(layer).__name__ for layer in _random_layers(module) if layer.training}
+    for layer in _random_layers(module):
+        layer.eval()
+    if active:
+        warnings.warn(
+            f"{', '.join(sorted(active))} is switched off while influences are computed: "
+            "training was random there, the analysis is not",
+            stacklevel=3,
+        )
+
+
+def _set_batch_norm(module: nn.Module, mode: BatchNormMode) -> None:
+    if mode not in ("batch", "running"):
+        raise ValueError(f'batch_norm must be "batch" or "running", not {mode!r}')
+    for layer in module.modules():
+        if not isinstance(layer, _BatchNorm):
+            continue
+        if mode == "running" and layer.running_mean is not None:
+            layer.eval()
+            continue
+        # Without buffers the layer uses batch statistics in either mode and writes nothing in place,
+        # which torch.func would refuse.
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None

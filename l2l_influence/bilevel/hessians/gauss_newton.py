@@ -1,0 +1,16 @@
+"""H_i = Zᵀ GGN(L_O) Z: positive semi-definite, and the default."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..local import SolvedBatch
+from .base import Curvature
+
+
+class GaussNewton(Curvature):
+    """Keeps the curvature of the criterion in the model's outputs and drops that of the outputs in (λ, θ)."""
+
+    def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
+        curved = at.outer.gauss_newton(at.lam, at.solution.theta, at.batch.query, v, at.push_forward(v))
+        return at.pull_back(*curved)

@@ -1,0 +1,80 @@
+"""What every solution of the inner problem can do, whichever way it was found."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..layout import Layout
+from ..objective import Objective
+from ..task import Samples
+
+
+@dataclass(frozen=True)
+class InnerProblem:
+    """The inner problems of ``B`` tasks at one λ: what an inner kind is given to solve.
+
+    Attributes:
+        objective: Σ_j w_j ℓ(z_j; λ, θ) over the support set, without the proximal term.
+        lam: λ, ``[P]``.
+        samples: support samples of the ``B`` tasks.
+        start: where to start, ``[B, Q]``.
+        layout: λ's layout; ``part`` is θ's.
+    """
+
+    objective: Objective
+    lam: Tensor
+    samples: Samples
+    start: Tensor
+    layout: Layout
+    part: Layout
+
+    @property
+    def prior(self) -> Tensor:
+        """The entries of λ that θ starts from, ``[Q]``."""
+        return self.lam[self.layout.positions(self.part)]
+
+    def restrict(self, v: Tensor) -> Tensor:
+        """The θ entries of λ-space vectors: ``[B, P] -> [B, Q]``."""
+        return v[:, self.layout.positions(self.part)]
+
+    def embed(self, u: Tensor) -> Tensor:
+        """θ-space vectors as λ-space vectors, zero elsewhere: ``[B, Q] -> [B, P]``."""
+        out = u.new_zeros(len(u), self.layout.size)
+        out[:, self.layout.positions(self.part)] = u
+        return out
+
+
+class InnerMap(ABC):
+    """θ_i(λ) of ``B`` tasks, and its Jacobian dθ/dλ as products.
+
+    Attributes:
+        theta: ``[B, Q]``.
+        residual: ``[B]``, how far θ is from what it should be (its kind says in what unit).
+    """
+
+    theta: Tensor
+    residual: Tensor
+
+    @abstractmethod
+    def jvp(self, v: Tensor) -> Tensor:
+        """(dθ/dλ) v: ``[B, P] -> [B, Q]``."""
+
+    @abstractmethod
+    def vjp(self, u: Tensor) -> Tensor:
+        """(dθ/dλ)ᵀ u: ``[B, Q] -> [B, P]``."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Memory that keeping this solution takes."""
+
+
+class InnerKind(ABC):
+    """A way to define and find θ_i(λ)."""
+
+    @abstractmethod
+    def solve(self, problem: InnerProblem) -> InnerMap:
+        """Solve the inner problems of all tasks in the batch."""

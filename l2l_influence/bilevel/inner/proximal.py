@@ -1,0 +1,113 @@
+"""θ_i(λ) = argmin_θ L_I (the paper's inner problem), differentiated by the implicit function theorem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import NotConvergedError
+from ..solvers import CG, SolveReport, enforce
+from .base import InnerKind, InnerMap, InnerProblem
+from .inverse import INVERSES, InnerHessian, pick
+from .minimise import Minimum, minimise
+
+
+@dataclass(frozen=True)
+class Proximal(InnerKind):
+    """L_I = Σ_j w_j ℓ(z_j; λ, θ) + (δ/2) ‖θ − λ_θ‖², minimised over θ.
+
+    Args:
+        delta: δ > 0.
+        inverse: how H_in = ∂_θθ L_I is inverted: ``"gram"`` (its Gauss–Newton part, exactly), ``"cg"`` or ``"dense"``
+            (all of it), or ``"auto"``.
+        tolerance: on ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖, and on the linear solves; from the dtype unless given.
+        max_iterations: of the Newton search.
+    """
+
+    delta: float
+    inverse: str = "auto"
+    tolerance: float | None = None
+    max_iterations: int = 200
+
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise ValueError(f"the proximal strength must be positive, got {self.delta}")
+
+    def solve(self, problem: InnerProblem) -> ProximalMap:
+        tolerance = self.tolerance or torch.finfo(problem.lam.dtype).eps ** 0.6
+        name = pick(self.inverse, problem)
+        minimum = self._search(problem, name, tolerance)
+        _require_minimum(minimum, tolerance)
+        return ProximalMap(problem, minimum, self.delta, name, tolerance)
+
+    def _search(self, problem: InnerProblem, name: str, tolerance: float) -> Minimum:
+        objective, lam, samples, prior = problem.objective, problem.lam, problem.samples, problem.prior
+
+        def value(theta: Tensor) -> Tensor:
+            return objective.value(lam, theta, samples) + 0.5 * self.delta * (theta - prior).square().sum(-1)
+
+        def gradient(theta: Tensor) -> Tensor:
+            return objective.gradient_theta(lam, theta, samples) + self.delta * (theta - prior)
+
+        def direction(theta: Tensor, slope: Tensor) -> Tensor:
+            if name == "gram":
+                operator, solver = INVERSES[name](problem, theta, self.delta, tolerance)
+                return -solver.solve(operator, slope).value
+            # Loosely, as is enough far from the minimum; CG stops at negative curvature with a descent direction.
+            return -CG(tolerance=1e-2, max_iterations=100).solve(InnerHessian(problem, theta, self.delta), slope).value
+
+        scale = gradient(prior.expand_as(problem.start)).norm(dim=-1)
+        return minimise(value, gradient, direction, problem.start, scale, tolerance, self.max_iterations)
+
+
+class ProximalMap(InnerMap):
+    """The minimiser and its Jacobian dθ/dλ = −H_in⁻¹ (∂_θ∂_λ Σℓ − δ E), E being the rows of I that θ starts from.
+
+    ``residual`` is ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖. ``reports`` holds the last report of H_in⁻¹.
+    """
+
+    def __init__(self, problem: InnerProblem, minimum: Minimum, delta: float, inverse: str, tolerance: float) -> None:
+        self.theta, self.residual = minimum.point, minimum.residual
+        self.inverse_name = inverse
+        self.report: SolveReport | None = None
+        self._problem, self._delta = problem, delta
+        self._operator, self._solver = INVERSES[inverse](problem, self.theta, delta, tolerance)
+
+    def inverse(self, v: Tensor) -> Tensor:
+        """H_in⁻¹ v, ``[B, Q] -> [B, Q]``.
+
+        Raises:
+            NegativeCurvatureError, NotConvergedError: see :func:`~l2l_influence.bilevel.solvers.enforce`.
+        """
+        solution = self._solver.solve(self._operator, v)
+        self.report = solution.report
+        enforce(solution.report, "the inner system H_in x = v")
+        return solution.value
+
+    def jvp(self, v: Tensor) -> Tensor:
+        problem = self._problem
+        mixed = problem.objective.mixed(problem.lam, self.theta, problem.samples, v)
+        return self.inverse(self._delta * problem.restrict(v) - mixed)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        problem = self._problem
+        x = self.inverse(u)
+        mixed = problem.objective.mixed_transposed(problem.lam, self.theta, problem.samples, x)
+        return problem.embed(self._delta * x) - mixed
+
+    @property
+    def nbytes(self) -> int:
+        rows = getattr(self._operator, "rows", None)
+        return self.theta.nbytes + (0 if rows is None else rows.nbytes)
+
+
+def _require_minimum(minimum: Minimum, tolerance: float) -> None:
+    missed = minimum.residual > tolerance
+    if bool(missed.any()):
+        raise NotConvergedError(
+            f"the inner problem of {int(missed.sum())} of {len(missed)} tasks was not solved: relative gradient "
+            f"{float(minimum.residual.max()):.1e} after {minimum.iterations} iterations (asked {tolerance:.1e}). "
+            "Use a larger proximal strength or inner tolerance, or the unrolled inner kind"
+        )

@@ -1,0 +1,148 @@
+"""A bilevel problem at one λ: its tasks, solved batch by batch, on flat vectors. What estimators are built on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .inner import InnerKind, InnerMap, InnerProblem
+from .layout import Layout
+from .objective import Objective
+from .task import Samples, Task, TaskBatch, plan, stack
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a :class:`LocalProblem` needs to know besides λ and the tasks.
+
+    Attributes:
+        inner, outer: the loss sums of L_I (without its proximal term) and L_O.
+        layout, part: of λ and of θ.
+        kind: how θ_i(λ) is defined.
+        memory: bytes that kept inner solutions, and one batch's work, may take each.
+    """
+
+    inner: Objective
+    outer: Objective
+    layout: Layout
+    part: Layout
+    kind: InnerKind
+    memory: int = GIB
+
+
+@dataclass(frozen=True)
+class SolvedBatch:
+    """A batch of tasks with θ_i(λ), and the chain rule through it: Z = [I; dθ/dλ]."""
+
+    batch: TaskBatch
+    solution: InnerMap
+    lam: Tensor
+    outer: Objective
+
+    def with_query(self, query: Samples) -> SolvedBatch:
+        """The same inner solutions under another outer loss sum."""
+        return replace(self, batch=replace(self.batch, query=query))
+
+    @cached_property
+    def outer_gradient(self) -> tuple[Tensor, Tensor]:
+        """``(∂_λ L_O, ∂_θ L_O)`` at θ_i(λ), ``[B, P]`` and ``[B, Q]``."""
+        return self.outer.gradient(self.lam, self.solution.theta, self.batch.query)
+
+    def total_gradient(self) -> Tensor:
+        """g_i = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O (Thm 4.1), ``[B, P]``; without the task weights c_i."""
+        return self.pull_back(*self.outer_gradient)
+
+    def outer_loss(self) -> Tensor:
+        """L_O, ``[B]``."""
+        return self.outer.value(self.lam, self.solution.theta, self.batch.query)
+
+    def push_forward(self, v: Tensor) -> Tensor:
+        """The θ part of Z v, (dθ/dλ) v: ``[B, P] -> [B, Q]``."""
+        return self.solution.jvp(v)
+
+    def pull_back(self, by_lam: Tensor, by_theta: Tensor) -> Tensor:
+        """Zᵀ (by_λ, by_θ): ``[B, P]``, ``[B, Q] -> [B, P]``."""
+        return by_lam + self.solution.vjp(by_theta)
+
+    @property
+    def nbytes(self) -> int:
+        parts = (*self.batch.support, *self.batch.query)
+        return self.solution.nbytes + sum(part.nbytes for part in parts)
+
+
+class LocalProblem:
+    """The tasks of a bilevel problem, with θ_i solved at λ.
+
+    Tasks are loaded, stacked and solved in batches of equal shape. Solved batches are kept while they fit in the
+    memory budget and solved anew each time beyond it, so nothing but scores grows with the number of tasks.
+
+    Args:
+        settings: see :class:`Settings`.
+        lam: λ, ``[P]``.
+        tasks: any sequence; items are read when needed.
+        weights: c_i, one a task.
+    """
+
+    def __init__(self, settings: Settings, lam: Tensor, tasks: Sequence[Task], weights: list[float]) -> None:
+        self.settings, self.lam, self.tasks, self.weights = settings, lam, tasks, weights
+        self._kept: dict[int, SolvedBatch] = {}
+        self._kept_bytes = 0
+
+    def solved(self) -> Iterator[SolvedBatch]:
+        """All tasks, a batch at a time, in an order that is the same on each pass."""
+        for number, index in enumerate(self._plan):
+            yield self._kept.get(number) or self._solve_and_keep(number, index)
+
+    def total_gradients(self) -> Iterator[tuple[TaskBatch, Tensor]]:
+        """c_i g_i a batch at a time, ``[B, P]``: the gradient of L_Total is their sum over tasks (plus δ_o λ)."""
+        for solved in self.solved():
+            yield solved.batch, solved.batch.weight.unsqueeze(-1) * solved.total_gradient()
+
+    def total_gradient(self) -> Tensor:
+        """Σ_i c_i g_i, ``[P]``."""
+        total = torch.zeros_like(self.lam)
+        for _, rows in self.total_gradients():
+            total += rows.sum(0)
+        return total
+
+    def at(self, position: int) -> SolvedBatch:
+        """One task as a batch of one."""
+        return self._solve([position])
+
+    @cached_property
+    def _plan(self) -> list[list[int]]:
+        return plan(self.tasks, self._batch_size)
+
+    @property
+    def _batch_size(self) -> int:
+        first = self.tasks[0]
+        rows = len(first.support[0]) + len(first.query[0])
+        # A batch's work is a few vectors of λ's size for each sample (Gauss–Newton rows, activations).
+        per_task = 16 * rows * self.lam.nbytes
+        return max(1, min(len(self.tasks), self.settings.memory // per_task))
+
+    def _solve_and_keep(self, number: int, index: list[int]) -> SolvedBatch:
+        solved = self._solve(index)
+        if self._kept_bytes + solved.nbytes <= self.settings.memory:
+            self._kept[number] = solved
+            self._kept_bytes += solved.nbytes
+        return solved
+
+    def _solve(self, index: list[int]) -> SolvedBatch:
+        settings = self.settings
+        batch = stack([self.tasks[i] for i in index], index, self.weights, self.lam)
+        problem = InnerProblem(
+            settings.inner, self.lam, batch.support, self._start(batch), settings.layout, settings.part
+        )
+        return SolvedBatch(batch, settings.kind.solve(problem), self.lam, settings.outer)
+
+    def _start(self, batch: TaskBatch) -> Tensor:
+        prior = self.lam[self.settings.layout.positions(self.settings.part)]
+        part = self.settings.part
+        return torch.stack([prior if task.start is None else part.flatten(task.start) for task in batch.tasks])

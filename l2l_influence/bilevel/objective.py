@@ -1,0 +1,176 @@
+"""A weighted sum of per-sample losses, L(λ, θ) = Σ_j w_j ℓ(z_j; λ, θ), and its derivatives, batched over tasks.
+
+λ is one flat vector ``[P]`` shared by all tasks; θ is ``[B, Q]``, samples are a :class:`Samples` of ``B`` tasks, and
+vectors that multiply derivatives have a leading ``B`` as well. The mathematics is written for one task and mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+
+from ..errors import LossStructureError, TaskShapeError
+from .layout import Layout
+from .loss import ModelLoss, PerSampleLoss, criterion_of, outputs_of
+from .task import Samples
+
+
+class Objective:
+    """L(λ, θ) for one per-sample loss.
+
+    Attributes:
+        direct: whether L may depend on λ other than through θ. False only where that is certain.
+    """
+
+    def __init__(self, loss: PerSampleLoss, lam_layout: Layout, theta_layout: Layout) -> None:
+        self._loss = loss
+        self._lam_layout, self._theta_layout = lam_layout, theta_layout
+        self.direct = not (isinstance(loss, ModelLoss) and set(theta_layout.shapes) == set(lam_layout.shapes))
+
+    # ---- values -----------------------------------------------------------------------------------------------
+
+    def value(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+        """L per task, shape ``[B]``."""
+        return self._map(self._value)(lam, theta, *z)
+
+    def sample_losses(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+        """ℓ per task and sample, without the weights, shape ``[B, n]``."""
+        return self._map(self._losses)(lam, theta, *z)
+
+    # ---- first derivatives ------------------------------------------------------------------------------------
+
+    def gradient(self, lam: Tensor, theta: Tensor, z: Samples) -> tuple[Tensor, Tensor]:
+        """``(∂_λ L, ∂_θ L)``, shapes ``[B, P]`` and ``[B, Q]``."""
+        if not self.direct:
+            by_theta = self.gradient_theta(lam, theta, z)
+            return by_theta.new_zeros(len(by_theta), lam.numel()), by_theta
+        return self._map(grad(self._value, argnums=(0, 1)))(lam, theta, *z)
+
+    def gradient_theta(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+        """∂_θ L, shape ``[B, Q]``."""
+        return self._map(grad(self._value, argnums=1))(lam, theta, *z)
+
+    def gradient_theta_rows(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+        """∂_θ L with a λ of its own for each task, ``[B, P]``: shape ``[B, Q]``."""
+        return vmap(grad(self._value, argnums=1))(lam, theta, *z)
+
+    # ---- second derivatives -----------------------------------------------------------------------------------
+
+    def hessian_theta(self, lam: Tensor, theta: Tensor, z: Samples, v: Tensor) -> Tensor:
+        """∂_θθ L v, shape ``[B, Q]``."""
+        return self._map(_gradient_along(self._value, 1, 1), 1)(lam, theta, *z, v)
+
+    def mixed(self, lam: Tensor, theta: Tensor, z: Samples, v: Tensor) -> Tensor:
+        """∂_θ∂_λ L v for v in λ-space ``[B, P]``: shape ``[B, Q]``."""
+        if not self.direct:
+            return v.new_zeros(theta.shape)
+        return self._map(_gradient_along(self._value, 0, 1), 1)(lam, theta, *z, v)
+
+    def mixed_transposed(self, lam: Tensor, theta: Tensor, z: Samples, u: Tensor) -> Tensor:
+        """∂_λ∂_θ L u for u in θ-space ``[B, Q]``: shape ``[B, P]``."""
+        if not self.direct:
+            return u.new_zeros(len(u), lam.numel())
+        return self._map(_gradient_along(self._value, 1, 0), 1)(lam, theta, *z, u)
+
+    def hessian_lambda(self, lam: Tensor, theta: Tensor, z: Samples, v: Tensor) -> Tensor:
+        """∂_λλ L v, shape ``[B, P]``."""
+        if not self.direct:
+            return torch.zeros_like(v)
+        return self._map(_gradient_along(self._value, 0, 0), 1)(lam, theta, *z, v)
+
+    # ---- Gauss–Newton -----------------------------------------------------------------------------------------
+
+    def gauss_newton(
+        self, lam: Tensor, theta: Tensor, z: Samples, v_lam: Tensor, v_theta: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """GGN(L) (v_λ, v_θ) over the joint space (λ, θ), as its λ and θ parts."""
+        return self._map(self._gauss_newton, 2)(lam, theta, *z, v_lam, v_theta)
+
+    def gauss_newton_factor(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+        """Rows A with ``AᵀA = GGN_θθ(L)``: shape ``[B, n·C, Q]`` for C outputs a sample.
+
+        Raises:
+            LossStructureError: the criterion is not convex in the outputs.
+        """
+        root = _convex_root(self._map(self._output_curvature)(lam, theta, *z))
+        return self._map(self._pull_back_rows, 1)(lam, theta, *z, root)
+
+    def output_count(self, lam: Tensor, theta: Tensor, z: Samples) -> int:
+        """n·C: the number of outputs a task has, which bounds the rank of its Gauss–Newton matrix."""
+        return self._map(self._outputs)(lam, theta, *z)[0].numel()
+
+    # ---- one task ---------------------------------------------------------------------------------------------
+
+    def _map(self, function: Callable[..., Any], vectors: int = 0) -> Callable[..., Any]:
+        return vmap(function, in_dims=(None, 0, 0, 0, 0) + (0,) * vectors)
+
+    def _losses(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        losses = self._loss(self._lam_layout.unravel(lam), self._theta_layout.unravel(theta), x, y)
+        if losses.shape != w.shape:
+            raise TaskShapeError(
+                f"the loss must return one value a sample, shape {tuple(w.shape)}, but returned {tuple(losses.shape)}"
+            )
+        return losses
+
+    def _value(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        return (w * self._losses(lam, theta, x, y, w)).sum()
+
+    def _outputs(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        return outputs_of(self._loss, self._lam_layout.unravel(lam), self._theta_layout.unravel(theta), x, y)
+
+    def _output_loss(
+        self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor
+    ) -> Callable[[Tensor], Tensor]:
+        criterion = criterion_of(self._loss, self._lam_layout.unravel(lam), self._theta_layout.unravel(theta), x, y)
+        return lambda outputs: (w * criterion(outputs)).sum()
+
+    def _gauss_newton(
+        self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, v_lam: Tensor, v_theta: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        def outputs(lam: Tensor, theta: Tensor) -> Tensor:
+            return self._outputs(lam, theta, x, y, w)
+
+        at, along = jvp(outputs, (lam, theta), (v_lam, v_theta))
+        curved = jvp(grad(self._output_loss(lam, theta, x, y, w)), (at,), (along,))[1]
+        return vjp(outputs, lam, theta)[1](curved)
+
+    def _output_curvature(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        """Hessian of the criterion by the outputs of each sample, ``[n, C, C]``; samples do not interact in it."""
+        outputs = self._outputs(lam, theta, x, y, w)
+        flat = outputs.reshape(len(outputs), -1)
+        loss = self._output_loss(lam, theta, x, y, w)
+        slope = grad(lambda out: loss(out.reshape(outputs.shape)))
+        directions = torch.eye(flat.shape[1]).to(flat)
+        return vmap(lambda e: jvp(slope, (flat,), (e.expand_as(flat),))[1], out_dims=2)(directions)
+
+    def _pull_back_rows(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, root: Tensor) -> Tensor:
+        outputs, pull_back = vjp(lambda theta: self._outputs(lam, theta, x, y, w), theta)
+        n, c = root.shape[:2]
+        # One cotangent a row: column k of sample j's root, zero at the other samples.
+        cotangents = torch.einsum("ij,jck->jkic", torch.eye(n).to(root), root).reshape(n * c, *outputs.shape)
+        return vmap(pull_back)(cotangents)[0]
+
+
+def _gradient_along(value: Callable[..., Tensor], along: int, by: int) -> Callable[..., Tensor]:
+    """``∂_by ⟨∂_along value, v⟩``, v being the last argument: a product with a block of the Hessian."""
+
+    def directional(*arguments: Tensor) -> Tensor:
+        return torch.dot(grad(value, argnums=along)(*arguments[:-1]), arguments[-1])
+
+    return grad(directional, argnums=by)
+
+
+def _convex_root(curvature: Tensor) -> Tensor:
+    """R with ``R Rᵀ = curvature`` for symmetric positive semi-definite ``[..., C, C]``, in float64 inside."""
+    values, vectors = torch.linalg.eigh(curvature.double())
+    rounding = 100 * torch.finfo(curvature.dtype).eps * values.abs().amax()
+    if bool((values < -rounding).any()):
+        raise LossStructureError(
+            "the criterion is not convex in the model's outputs, so Gauss–Newton curvature is not defined for it: "
+            "choose inner_solver='cg' or 'dense'"
+        )
+    return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)).to(curvature.dtype)

@@ -1,0 +1,107 @@
+"""Tasks, and tasks of equal shape stacked into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import TaskShapeError
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One few-shot task.
+
+    Attributes:
+        support: ``(x, y)``, ``n_s`` rows each: what θ is fitted to.
+        query: ``(x, y)``, ``n_q`` rows each: what the outer loss is measured on.
+        support_weights: shape ``(n_s,)``, the w_j of L_I (1 unless said; a mean-reduced loss is w = 1/n_s).
+        query_weights: shape ``(n_q,)``, the w_j of L_O.
+        start: where the inner solver starts, by parameter name; λ unless said.
+    """
+
+    support: Pair
+    query: Pair
+    support_weights: Tensor | None = None
+    query_weights: Tensor | None = None
+    start: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        _check_rows("support", self.support, self.support_weights)
+        _check_rows("query", self.query, self.query_weights)
+
+
+class Samples(NamedTuple):
+    """Samples of ``B`` tasks: x ``[B, n, ...]``, y ``[B, n, ...]``, weights ``[B, n]``."""
+
+    x: Tensor
+    y: Tensor
+    w: Tensor
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """``B`` tasks of equal shape. ``index`` are their positions in the sequence they came from."""
+
+    index: list[int]
+    support: Samples
+    query: Samples
+    weight: Tensor
+    tasks: list[Task]
+
+
+def _check_rows(name: str, pair: Pair, weights: Tensor | None) -> None:
+    x, y = pair
+    if x.shape[:1] != y.shape[:1] or x.dim() == 0 or len(x) == 0:
+        raise TaskShapeError(f"{name}: x and y need the same, non-zero number of rows, got {x.shape} and {y.shape}")
+    if weights is not None and weights.shape != (len(x),):
+        raise TaskShapeError(f"{name}: weights need shape ({len(x)},), got {tuple(weights.shape)}")
+
+
+def check_weights(weights: Tensor | Sequence[float] | None, count: int) -> list[float]:
+    """The task weights c_i as a list, 1 each unless given."""
+    values = [1.0] * count if weights is None else [float(w) for w in weights]
+    if len(values) != count:
+        raise TaskShapeError(f"there are {count} tasks but {len(values)} task weights")
+    return values
+
+
+def _signature(task: Task) -> tuple[torch.Size, ...]:
+    return tuple(part.shape for pair in (task.support, task.query) for part in pair)
+
+
+def _stack(pairs: list[Pair], weights: list[Tensor | None], like: Tensor) -> Samples:
+    x = torch.stack([pair[0] for pair in pairs]).to(like.device)
+    y = torch.stack([pair[1] for pair in pairs]).to(like.device)
+    w = [torch.ones(x.shape[1]) if weight is None else weight.detach() for weight in weights]
+    return Samples(x.detach(), y.detach(), torch.stack(w).to(like))
+
+
+def stack(tasks: list[Task], index: list[int], weights: list[float], like: Tensor) -> TaskBatch:
+    """Stack tasks of equal shape; floating-point weights take the dtype and device of ``like``."""
+    return TaskBatch(
+        index=index,
+        support=_stack([t.support for t in tasks], [t.support_weights for t in tasks], like),
+        query=_stack([t.query for t in tasks], [t.query_weights for t in tasks], like),
+        weight=torch.tensor([weights[i] for i in index]).to(like),
+        tasks=tasks,
+    )
+
+
+def plan(tasks: Sequence[Task], size: int) -> list[list[int]]:
+    """Positions grouped into batches of at most ``size`` tasks of equal shape; reads each task once, keeps none."""
+    waiting: dict[tuple[torch.Size, ...], list[int]] = {}
+    groups: list[list[int]] = []
+    for position in range(len(tasks)):
+        signature = _signature(tasks[position])
+        group = waiting.setdefault(signature, [])
+        group.append(position)
+        if len(group) == size:
+            groups.append(waiting.pop(signature))
+    return groups + list(waiting.values())
