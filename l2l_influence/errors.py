@@ -25,3 +25,27 @@ class UncoveredParameterError(InfluenceError):
 
 class TaskShapeError(InfluenceError, ValueError):
     """Task data, weights or vectors have shapes that do not fit together."""
+
+
+class RecordingError(InfluenceError):
+    """The recording of a training loop cannot answer: it is empty, incomplete, or something in it went wrong."""
+
+
+class NothingRecordedError(RecordingError):
+    """No task that the learner trained on was recorded."""
+
+
+class UnmatchedInputError(RecordingError):
+    """The learner trained on input that no recorded taskset had served."""
+
+
+class AmbiguousTaskError(RecordingError):
+    """What the learner was fed fits two different tasks equally well."""
+
+
+class LabelMismatchError(RecordingError):
+    """The loss saw other labels than the taskset had served."""
+
+
+class TaskDataChangedError(RecordingError):
+    """A task that was read again from its taskset no longer has the data that were trained on."""

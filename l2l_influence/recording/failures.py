@@ -1,0 +1,32 @@
+"""What to do when the recorder itself fails: the user's loop goes on, and the failure is kept for the report."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Failures:
+    """Counts failures and keeps the first one in words (an exception object would keep the user's frames alive)."""
+
+    count: int = 0
+    first: str = ""
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Run a piece of the recorder; whatever it raises is kept here instead of reaching the user's loop."""
+        try:
+            yield
+        except Exception:
+            self.count += 1
+            self.first = self.first or traceback.format_exc()
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def __str__(self) -> str:
+        summary = self.first.strip().splitlines()[-1] if self.first else ""
+        return f"{self.count} internal failure(s) of the recorder, the first: {summary}"

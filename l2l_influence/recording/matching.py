@@ -1,0 +1,124 @@
+"""From evidence to a verdict: which task a clone worked on, with which rows as support and which as query."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .board import Served
+from .episode import Forward, Track
+from .task import Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A track bound to a task."""
+
+    served: Served
+    support_rows: tuple[int, ...]
+    query_rows: tuple[int, ...]
+    labels: Labels
+    seen_labels: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Ambiguity:
+    """A track that fits two tasks."""
+
+    one: Served
+    other: Served
+
+
+def match(track: Track) -> Match | Ambiguity | None:
+    """The task of a track; None if nothing that it was fed belongs to any."""
+    if not track.candidates:
+        return None
+    verdicts = {served: _compare_labels(track, served) for served in track.candidates}
+    agreeing = [served for served, verdict in verdicts.items() if verdict == "confirmed"] or track.candidates
+    newest = max(agreeing, key=lambda served: served.serial)
+    other = next((served for served in agreeing if not served.same_task(newest)), None)
+    if other is not None:
+        return Ambiguity(newest, other)
+    return _bind(track, newest, verdicts[newest])
+
+
+def foreign(track: Track) -> list[Forward]:
+    """The forwards on unknown input that had a part in training."""
+    return [forward for forward in track.forwards if not forward.matched and (forward.consumed or forward.used)]
+
+
+def _bind(track: Track, served: Served, labels: Labels) -> Match:
+    rows = served.content.rows
+    support = _merged(assign(forward.digests, rows) for forward in _support(track))
+    query = _merged(assign(forward.digests, rows, avoid=frozenset(support)) for forward in _query(track))
+    seen = _seen_labels(track, served, support) if labels == "changed" else None
+    return Match(served, support, query, labels, seen)
+
+
+def _support(track: Track) -> list[Forward]:
+    return [forward for forward in track.forwards if forward.matched and forward.consumed]
+
+
+def _query(track: Track) -> list[Forward]:
+    """Outputs that no inner loss consumed; once a loss was trained on, only those that had a part in it."""
+    others = [forward for forward in track.forwards if forward.matched and not forward.consumed]
+    return [forward for forward in others if forward.used] if track.trained else others
+
+
+def assign(
+    digests: Sequence[bytes], rows: Mapping[bytes, list[int]], avoid: frozenset[int] = frozenset()
+) -> tuple[int, ...]:
+    """Numbers of the rows fed. Equal rows are given out in order, those to ``avoid`` only if there are no others."""
+    given: Counter[bytes] = Counter()
+    numbers = []
+    for digest in digests:
+        equal = rows[digest]
+        if len(equal) > 1:
+            equal = [row for row in equal if row not in avoid] or equal
+        numbers.append(equal[given[digest] % len(equal)])
+        given[digest] += 1
+    return tuple(numbers)
+
+
+def _merged(feeds: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The rows of several forwards in the order in which they were fed; a later forward adds what is new in it."""
+    merged: tuple[int, ...] = ()
+    for rows in feeds:
+        merged += tuple(row for row in rows if row not in merged)
+    return merged
+
+
+def _compare_labels(track: Track, served: Served) -> Labels:
+    """Whether the inner losses saw the labels that were served."""
+    verdicts = [
+        _agree(forward.labels, served.content.labels[list(assign(forward.digests, served.content.rows))])
+        for forward in _support(track)
+        if forward.labels is not None and served.content.labels is not None
+    ]
+    known = [verdict for verdict in verdicts if verdict is not None]
+    if not known:
+        return "unseen"
+    return "confirmed" if all(known) else "changed"
+
+
+def _agree(seen: Tensor, expected: Tensor) -> bool | None:
+    """Whether labels are equal; None if they differ in form (one-hot against class numbers) and nothing is known."""
+    if seen.numel() != expected.numel():
+        return None
+    return torch.equal(seen.reshape(-1), expected.reshape(-1).to(seen.dtype))
+
+
+def _seen_labels(track: Track, served: Served, support: tuple[int, ...]) -> Tensor | None:
+    """The labels of the support rows as the loss saw them, or None if it saw them not all or not always alike."""
+    seen: dict[int, Tensor] = {}
+    for forward in _support(track):
+        if forward.labels is None or len(forward.labels) != len(forward.digests):
+            return None
+        for row, label in zip(assign(forward.digests, served.content.rows), forward.labels, strict=True):
+            if not torch.equal(seen.setdefault(row, label), label):
+                return None
+    return torch.stack([seen[row] for row in support])

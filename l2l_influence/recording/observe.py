@@ -1,0 +1,84 @@
+"""The three events of a learner's life that are recorded: it is cloned, it is fed, it adapts.
+
+Nothing here may disturb the user's loop: what the recorder itself does wrong is kept in ``Recording.failures``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from .board import board
+from .digests import row_digests, tensors_in
+from .episode import Watch
+from .graph import mark, read_loss
+from .recording import Recording
+
+# Side tables, keyed weakly: nothing is stored on the modules, so state_dict, pickle and deepcopy know nothing of this.
+_recordings: weakref.WeakKeyDictionary[nn.Module, Recording] = weakref.WeakKeyDictionary()
+_watches: weakref.WeakKeyDictionary[nn.Module, Watch] = weakref.WeakKeyDictionary()
+
+
+def recording_of(learner: nn.Module) -> Recording:
+    """The recording of a learner, or of the learner that a clone was made from. Made when first asked for."""
+    watch = _watches.get(learner)
+    if watch is not None:
+        return watch.recording
+    if learner not in _recordings:
+        _recordings[learner] = Recording()
+    return _recordings[learner]
+
+
+def cloned(parent: nn.Module, clone: nn.Module) -> None:
+    """``clone`` was made from ``parent``."""
+    recording = recording_of(parent)
+    with recording.failures.kept():
+        watch = _watches[clone] = recording.begin(_watches.get(parent))
+        for node in _gradient_nodes(clone):
+            node.register_hook(watch.reached_meta_parameters)
+
+
+def fed(learner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+    """``learner`` was called. Only clones are watched: the learner itself is no task's."""
+    watch = _watches.get(learner)
+    if watch is None:
+        return
+    with watch.recording.failures.kept():
+        rows = next(tensors_in((args, kwargs)), None)
+        digests, shape = ((), "none") if rows is None else (row_digests(rows), str(tuple(rows.shape)))
+        forward = watch.track.fed(digests, shape, board)
+        for tensor in tensors_in(output):
+            mark(tensor, forward.serial, watch.watch_output(forward))
+
+
+@contextmanager
+def adapting(learner: nn.Module, loss: Any, lr: float, first_order: bool) -> Iterator[None]:
+    """``learner`` adapts to ``loss``. What is learnt counts only if that succeeds."""
+    watch = _watches.get(learner)
+    if watch is None:
+        yield
+        return
+    reading = None
+    with watch.recording.failures.kept():
+        reading = read_loss(loss, {forward.serial for forward in watch.track.forwards}, _gradient_nodes(learner))
+    with watch.recording.adaptation():
+        yield
+    with watch.recording.failures.kept():
+        if reading is not None:
+            watch.track.adapted_to(reading, float(lr), first_order)
+        if watch.recording.options.keep_adapted:
+            watch.track.adapted = {name: value.detach() for name, value in _model(learner).named_parameters()}
+
+
+def _gradient_nodes(learner: nn.Module) -> list[Any]:
+    """Where the gradients of the parameters of a clone go on to."""
+    return [parameter.grad_fn for parameter in _model(learner).parameters() if parameter.grad_fn is not None]
+
+
+def _model(learner: nn.Module) -> nn.Module:
+    """The model inside a learner."""
+    return learner.get_submodule("module")

@@ -1,0 +1,42 @@
+"""Memory with a limit, for the adapted parameters and for the data of the tasks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
+Value = TypeVar("Value")
+
+
+@dataclass
+class BoundedStore(Generic[Name, Value]):
+    """Keeps the latest values within a limit: those that were put longest ago make room, expendable ones first."""
+
+    bytes: int = 0
+    _values: OrderedDict[Name, tuple[Value, int]] = field(default_factory=OrderedDict)
+    _expendable: OrderedDict[Name, None] = field(default_factory=OrderedDict)
+
+    def get(self, name: Name) -> Value | None:
+        """The value under ``name``, if it is still here."""
+        entry = self._values.get(name)
+        return None if entry is None else entry[0]
+
+    def put(self, name: Name, value: Value, size: int, limit: int, expendable: bool = False) -> None:
+        """Keep ``value``, unless it alone is over the limit. Sizes are in bytes."""
+        self.discard(name)
+        if size > limit:
+            return
+        self._values[name] = value, size
+        self.bytes += size
+        if expendable:
+            self._expendable[name] = None
+        while self.bytes > limit:
+            self.discard(next(iter(self._expendable or self._values)))
+
+    def discard(self, name: Name) -> None:
+        """Let the value under ``name`` go."""
+        self._expendable.pop(name, None)
+        self.bytes -= self._values.pop(name, (None, 0))[1]

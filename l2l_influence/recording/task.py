@@ -1,0 +1,89 @@
+"""What a recording hands out: one `RecordedTask` for each task that the learner was fed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from ..errors import LabelMismatchError, RecordingError
+
+Labels = Literal["confirmed", "unseen", "changed"]
+"""What the loss given to ``adapt`` told: it saw the labels served, its labels could not be read, or it saw others."""
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedTask:
+    """A task as the training loop used it.
+
+    Attributes:
+        id: number of the task in its recording, in order of first draw.
+        taskset: number of the `TaskDataset` it came from.
+        key: index in a finite taskset; for an infinite one the number of the draw.
+        indices: the data set's sample index for each row served, or None if the taskset does not say.
+        classes: the data set's own labels that occur, in the order of the task's labels, or None.
+        support_rows, query_rows: row numbers in the batch served, in the order in which they were fed.
+        draws: how many clones of the learner were fed this task.
+        trained: how many of these draws had a loss whose gradient reached the meta-parameters.
+        lr, steps, first_order: of the last draw's ``adapt`` calls.
+        labels: ``"changed"`` when the loss saw other support labels than were served.
+        adapted: the adapted parameters of the last draw that trained, named as in ``model.named_parameters()``,
+            detached, on the CPU; or None (switched off, over the memory cap, or never trained).
+    """
+
+    id: int
+    taskset: int
+    key: int
+    indices: tuple[int, ...] | None
+    classes: tuple[Hashable, ...] | None
+    support_rows: tuple[int, ...]
+    query_rows: tuple[int, ...]
+    draws: int
+    trained: int
+    lr: float
+    steps: int
+    first_order: bool
+    labels: Labels
+    adapted: dict[str, Tensor] | None = field(repr=False)
+    seen_labels: Tensor | None = field(repr=False)
+    read: Callable[[], tuple[Tensor, ...]] = field(repr=False)
+
+    @property
+    def support(self) -> tuple[Tensor, Tensor]:
+        """``(x, y)`` of the support set, on the CPU, ``len(support_rows)`` rows each.
+
+        If the loss saw other labels than were served, these are the labels that it saw.
+
+        Raises:
+            TaskDataChangedError: the data were not kept, and the taskset no longer gives the same.
+        """
+        x, y = self._rows(self.support_rows)
+        return x, (y if self.seen_labels is None else self.seen_labels)
+
+    @property
+    def query(self) -> tuple[Tensor, Tensor]:
+        """``(x, y)`` of the query set, on the CPU, ``len(query_rows)`` rows each.
+
+        Raises:
+            LabelMismatchError: the loop changed the labels after sampling, so those of the query set are unknown.
+            TaskDataChangedError: the data were not kept, and the taskset no longer gives the same.
+        """
+        if self.labels == "changed":
+            raise LabelMismatchError(
+                f"The inner loss of task {self.id} (key {self.key} of taskset {self.taskset}) saw other labels than "
+                "the taskset served, so the labels of its query set cannot be known. Change labels inside the "
+                "taskset (in the data set or in a task transform), not after tasks.sample()."
+            )
+        return self._rows(self.query_rows)
+
+    def _rows(self, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        tensors = self.read()
+        if len(tensors) < 2:
+            raise RecordingError(
+                f"Task {self.id} (key {self.key} of taskset {self.taskset}) was served without labels; "
+                "a taskset has to serve (inputs, labels)."
+            )
+        picked = list(rows)
+        return tensors[0][picked], tensors[1][picked]
