@@ -122,9 +122,7 @@ class Objective:
     def _outputs(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         return outputs_of(self._loss, self._lam_layout.unravel(lam), self._theta_layout.unravel(theta), x, y)
 
-    def _output_loss(
-        self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor
-    ) -> Callable[[Tensor], Tensor]:
+    def _output_loss(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Callable[[Tensor], Tensor]:
         criterion = criterion_of(self._loss, self._lam_layout.unravel(lam), self._theta_layout.unravel(theta), x, y)
         return lambda outputs: (w * criterion(outputs)).sum()
 

@@ -104,7 +104,7 @@ class ProximalMap(InnerMap):
 
 
 def _require_minimum(minimum: Minimum, tolerance: float) -> None:
-    missed = minimum.residual > tolerance
+    missed = ~(minimum.residual <= tolerance)  # NaN counts as missed
     if bool(missed.any()):
         raise NotConvergedError(
             f"the inner problem of {int(missed.sum())} of {len(missed)} tasks was not solved: relative gradient "
