@@ -1,7 +1,16 @@
-"""Influence functions for meta-learning with learn2learn."""
+"""Influence functions for meta-learning with learn2learn.
+
+Record an unchanged training loop with :class:`MAML` and :class:`TaskDataset`, then ask a hook such as
+:class:`TaskInfluence` which training tasks made the meta-parameters what they are, and which of them hurt.
+"""
 
 from __future__ import annotations
 
 from l2l_influence._version import __version__
+from l2l_influence.influence import TaskInfluence, TaskScores
+from l2l_influence.recording import MAML, TaskDataset, recording_of
 
-__all__ = ["__version__"]
+TaskIF = TaskInfluence
+"""The paper's name of :class:`TaskInfluence`."""
+
+__all__ = ["MAML", "TaskDataset", "TaskIF", "TaskInfluence", "TaskScores", "__version__", "recording_of"]

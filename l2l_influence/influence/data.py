@@ -1,0 +1,110 @@
+"""Recorded and test tasks as the bilevel core wants them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import torch
+from learn2learn.data import Taskset
+from torch import Tensor
+
+from ..bilevel import Task
+from ..bilevel.task import Pair
+from ..errors import RecordingError
+from ..recording import RecordedTask
+from ..recording.sampling import read_tasks
+from .criterion import Reduction
+
+Split = Callable[[Tensor, Tensor], tuple[Pair, Pair]]
+"""``split(x, y) -> ((x, y) of the support set, (x, y) of the query set)``."""
+
+
+class RecordedTasks(Sequence[Task]):
+    """Recorded tasks, converted when they are read, so that only one batch of them is in memory at a time."""
+
+    def __init__(self, recorded: Sequence[RecordedTask], reduction: Reduction, like: Tensor, warm: bool) -> None:
+        self._recorded, self._reduction, self._like, self._warm = recorded, reduction, like, warm
+
+    def __len__(self) -> int:
+        return len(self._recorded)
+
+    @overload
+    def __getitem__(self, position: int) -> Task: ...
+    @overload
+    def __getitem__(self, position: slice) -> RecordedTasks: ...
+    def __getitem__(self, position: int | slice) -> Task | RecordedTasks:
+        if isinstance(position, slice):
+            return RecordedTasks(self._recorded[position], self._reduction, self._like, self._warm)
+        recorded = self._recorded[position]
+        start = recorded.adapted if self._warm else None
+        return make_task(recorded.support, recorded.query, self._reduction, self._like, start)
+
+
+def make_task(
+    support: Pair, query: Pair, reduction: Reduction, like: Tensor, start: dict[str, Tensor] | None = None
+) -> Task:
+    """A core task whose sample weights say how the user's loss is reduced; floats take the dtype of ``like``."""
+    return Task(
+        support=_cast(support, like),
+        query=_cast(query, like),
+        support_weights=_sample_weights(support, reduction),
+        query_weights=_sample_weights(query, reduction),
+        start=start,
+    )
+
+
+def read_test_tasks(
+    source: Taskset | Sequence[Any],
+    num_tasks: int | None,
+    split: Split | None,
+    recorded: Sequence[RecordedTask],
+    reduction: Reduction,
+    like: Tensor,
+    seed: int,
+) -> list[Task]:
+    """Test tasks from a taskset, or from a sequence of ``((x, y), (x, y))`` pairs or core tasks.
+
+    Raises:
+        RecordingError: a taskset's batches have to be split into support and query, and how cannot be read off the
+            recorded tasks.
+    """
+    if not isinstance(source, Taskset):
+        chosen = list(source)[:num_tasks]
+        return [
+            task if isinstance(task, Task) else make_task(task[0], task[1], reduction, like) for task in chosen
+        ]
+    cut = split or split_as_recorded(recorded)
+    return [make_task(*cut(x, y), reduction, like) for x, y in read_tasks(source, num_tasks, seed)]
+
+
+def split_as_recorded(recorded: Sequence[RecordedTask]) -> Split:
+    """Support and query rows at the positions they had in training, if these were always the same."""
+    patterns = Counter((tuple(sorted(t.support_rows)), tuple(sorted(t.query_rows))) for t in recorded)
+    (support, query), count = patterns.most_common(1)[0]
+
+    def split(x: Tensor, y: Tensor) -> tuple[Pair, Pair]:
+        if count < len(recorded) or len(x) != len(support) + len(query):
+            raise RecordingError(
+                "test batches have to be split into support and query rows, and training's split cannot be repeated: "
+                f"it used {len(patterns)} different patterns, of which the most frequent takes "
+                f"{len(support) + len(query)} rows where a test batch has {len(x)}. Pass "
+                "split=lambda x, y: ((x[a], y[a]), (x[b], y[b])), or the tasks as ((x, y), (x, y)) pairs"
+            )
+        return (x[list(support)], y[list(support)]), (x[list(query)], y[list(query)])
+
+    return split
+
+
+def _cast(pair: Pair, like: Tensor) -> Pair:
+    return _to(pair[0], like), _to(pair[1], like)
+
+
+def _to(part: Tensor, like: Tensor) -> Tensor:
+    return part.to(like) if part.is_floating_point() else part.to(like.device)
+
+
+def _sample_weights(pair: Pair, reduction: Reduction) -> Tensor:
+    n = len(pair[0])
+    return torch.full((n,), 1.0 / n if reduction == "mean" else 1.0, dtype=torch.float64)

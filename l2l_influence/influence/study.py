@@ -1,0 +1,117 @@
+"""What all hooks share: the recorded run as a bilevel problem at the learner's present meta-parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from learn2learn.data import Taskset
+from torch import Tensor, nn
+
+from ..bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task, Unrolled
+from ..bilevel.functional import BatchNormMode
+from ..bilevel.inner import InnerKind, Proximal
+from ..bilevel.local import GIB, LocalProblem
+from ..errors import InfluenceError
+from ..recording import RecordedTask, recording_of
+from .criterion import Reduction, take_apart
+from .data import RecordedTasks, Split, read_test_tasks
+
+InnerName = Literal["proximal", "unrolled"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a hook reads the recorded run; see :class:`~l2l_influence.TaskInfluence` for what each means."""
+
+    loss: Callable[..., Tensor]
+    reduction: Reduction | None = None
+    inner: InnerName = "proximal"
+    proximal: float | Literal["auto"] = "auto"
+    inner_solver: str = "auto"
+    l2: float = 1e-3
+    batch_norm: BatchNormMode = "batch"
+    memory: int = GIB
+
+
+class Study:
+    """A recorded run, read at the learner's present parameters λ*.
+
+    Attributes:
+        recorded: the training tasks, in order of first draw.
+        proximal: δ in use (None for the unrolled kind).
+        problem: the bilevel problem; ``local`` is it at λ* on the recorded tasks.
+    """
+
+    def __init__(self, maml: nn.Module, tasks: Taskset | None, options: Options) -> None:
+        self.recorded: list[RecordedTask] = recording_of(maml).training_tasks(tasks)
+        self.options = options
+        criterion, self.reduction = take_apart(options.loss, options.reduction)
+        model = FunctionalModel(maml.module, batch_norm=options.batch_norm)
+        self.lam = model.parameters
+        self._like = next(iter(self.lam.values()))
+        kind = self._inner_kind()
+        self.proximal = kind.delta if isinstance(kind, Proximal) else None
+        loss = ModelLoss(model, criterion)
+        self.problem = BilevelProblem(loss, loss, kind, options.l2, memory=options.memory)
+        warm = isinstance(kind, Proximal)
+        self.local = self.problem.at(
+            self.lam, RecordedTasks(self.recorded, self.reduction, self._like, warm), self._weights()
+        )
+        self._position = {task.id: position for position, task in enumerate(self.recorded)}
+
+    def position(self, task: int) -> int:
+        """Where the task with that id stands among the recorded training tasks."""
+        if task not in self._position:
+            raise InfluenceError(
+                f"no training task has id {task}: ids are those in the first column of a result's table, "
+                f"{min(self._position)} to {max(self._position)} here"
+            )
+        return self._position[task]
+
+    def test_problem(
+        self, source: Taskset | Sequence[Any], num_tasks: int | None, split: Split | None, seed: int
+    ) -> LocalProblem:
+        """Test tasks at λ*, under the same losses and inner kind."""
+        tasks: list[Task] = read_test_tasks(
+            source, num_tasks, split, self.recorded, self.reduction, self._like, seed
+        )
+        if not tasks:
+            raise InfluenceError("there are no test tasks to score against")
+        return self.problem.at(self.lam, tasks)
+
+    def _weights(self) -> Tensor:
+        """c_i: how often each task was trained on, relative to the average."""
+        draws = torch.tensor([float(task.trained) for task in self.recorded], dtype=torch.float64)
+        return draws / draws.mean()
+
+    def _inner_kind(self) -> InnerKind:
+        options = self.options
+        if options.inner == "unrolled":
+            return Unrolled(*self._adaptation())
+        if options.inner != "proximal":
+            raise ValueError(f"inner must be 'proximal' or 'unrolled', not {options.inner!r}")
+        return Proximal(self._strength(), inverse=options.inner_solver)
+
+    def _strength(self) -> float:
+        """δ: K gradient steps of size lr reach about as far as a proximal term of 1/(lr·K) lets θ go."""
+        if self.options.proximal != "auto":
+            return float(self.options.proximal)
+        lr, steps = self._adaptation()
+        if self.reduction == "mean":
+            return 1 / (lr * steps)
+        sizes = {len(task.support_rows) for task in self.recorded}
+        if len(sizes) > 1:
+            raise InfluenceError(f"support sets have different sizes ({sorted(sizes)}): pass proximal=, a number")
+        return sizes.pop() / (lr * steps)
+
+    def _adaptation(self) -> tuple[float, int]:
+        """lr and K, which must be the same for all tasks."""
+        found = {(task.lr, task.steps) for task in self.recorded}
+        if len(found) > 1:
+            raise InfluenceError(
+                f"tasks were adapted with different (lr, steps): {sorted(found)}. Pass proximal=, a number"
+            )
+        return found.pop()

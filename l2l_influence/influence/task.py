@@ -1,0 +1,186 @@
+"""The influence of whole training tasks (task-IF, Thm 4.3; scores, Def. 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from learn2learn.data import Taskset
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..bilevel import CG, TotalHessian
+from ..bilevel.functional import BatchNormMode
+from ..bilevel.local import GIB, LocalProblem
+from ..bilevel.solvers import LinearSolver, SolveReport
+from ..bilevel.solvers.base import OnUnconverged
+from ..bilevel.solvers.neumann import largest_eigenvalue
+from .criterion import Reduction
+from .data import Split
+from .edit import edited_state
+from .result import TaskScore, TaskScores
+from .study import InnerName, Options, Study
+
+RELATIVE_DAMPING = 1e-3
+"""``damping="auto"`` is this times the largest eigenvalue of the total Hessian."""
+
+
+class TaskInfluence:
+    """Which training tasks made the meta-parameters what they are, and which of them hurt.
+
+    A hook on a recorded run: make it before or after the training loop, ask it after. It reads the learner's parameters
+    λ* when asked, on a private copy; the learner is never changed.
+
+    Args:
+        maml: the recorded learner (:class:`l2l_influence.MAML`).
+        tasks: the training :class:`~l2l_influence.TaskDataset`; None for all tasks that were trained on.
+        loss: the loss of the loop: a torch loss module or function, or ``loss(outputs, y)`` with one value a sample.
+        reduction: ``"mean"`` or ``"sum"``, where it cannot be read off the loss.
+        inner: ``"proximal"``, the paper's inner problem; or ``"unrolled"``, the loop's own gradient steps.
+        proximal: δ of the inner problem; ``"auto"`` is 1/(lr·K) for a mean loss, n/(lr·K) for a sum of n samples.
+        inner_solver: ``"auto"``, ``"gram"``, ``"cg"`` or ``"dense"`` (see :class:`~l2l_influence.bilevel.Proximal`).
+        hessian: kind of total Hessian: ``"gauss-newton"`` or ``"gamma"`` (the paper's).
+        l2: δ_o, the outer regulariser, for an objective in which the average task has weight 1.
+        damping: added to l2 when solving; ``"auto"`` is a thousandth of the largest eigenvalue of the Hessian.
+        batch_norm: ``"batch"`` statistics, as MAML trains, or ``"running"``.
+        solver: of the outer system; conjugate gradients to 1e-2 unless given.
+        on_unconverged: ``"raise"`` or ``"warn"`` when the outer solve misses its tolerance.
+        memory: bytes that kept inner solutions may take.
+        progress: show a progress bar; None for only on a terminal.
+    """
+
+    def __init__(
+        self,
+        maml: nn.Module,
+        tasks: Taskset | None = None,
+        loss: Callable[..., Tensor] | None = None,
+        *,
+        reduction: Reduction | None = None,
+        inner: InnerName = "proximal",
+        proximal: float | Literal["auto"] = "auto",
+        inner_solver: str = "auto",
+        hessian: str = "gauss-newton",
+        l2: float = 1e-3,
+        damping: float | Literal["auto"] = "auto",
+        batch_norm: BatchNormMode = "batch",
+        solver: LinearSolver | None = None,
+        on_unconverged: OnUnconverged = "raise",
+        memory: int = GIB,
+        progress: bool | None = None,
+    ) -> None:
+        if loss is None:
+            raise TypeError("pass the loss of your training loop, for example loss=nn.CrossEntropyLoss()")
+        self._maml, self._tasks = maml, tasks
+        self._options = Options(loss, reduction, inner, proximal, inner_solver, l2, batch_norm, memory)
+        self._kind, self._damping = hessian, damping
+        self._solver = solver or CG(tolerance=1e-2)
+        self._on_unconverged = on_unconverged
+        self._silent = None if progress is None else not progress
+        self._last: tuple[object, Study, TotalHessian, float] | None = None
+
+    def scores(
+        self,
+        test_tasks: Taskset | Sequence[Any],
+        num_tasks: int | None = None,
+        *,
+        split: Split | None = None,
+        seed: int = 0,
+    ) -> TaskScores:
+        """IS_k = −⟨(δ_o I + H)⁻¹ g_test, c_k g_k⟩ for every training task (Def. 5.2 with D_λ, one outer solve in all).
+
+        Positive = harmful: the mean test loss is predicted to fall by the score if the task is removed and λ retrained.
+
+        Args:
+            test_tasks: a learn2learn taskset (read without using random numbers of yours), or a sequence of
+                ``((x, y), (x, y))`` support and query pairs.
+            num_tasks: how many of them; all of a sequence, 100 of a taskset unless given.
+            split: ``split(x, y) -> ((x, y), (x, y))`` for a taskset's batches; as in training unless given.
+            seed: of the tasks drawn from a taskset that has not sampled them yet.
+        """
+        study, hessian, damping = self._study()
+        test = study.test_problem(test_tasks, num_tasks, split, seed)
+        gradient = test.total_gradient() / len(test.tasks)
+        value, report = self._solve(hessian, gradient, damping)
+        rows = self._rows(study, value)
+        return TaskScores(rows, _mean_loss(test), self._notes(study, len(test.tasks), damping, report))
+
+    def influence(self, task: int) -> dict[str, Tensor]:
+        """task-IF −(δ_o I + H)⁻¹ c_k g_k (Thm 4.3) of the task with that id, named as ``maml.module``'s parameters."""
+        study, _, _ = self._study()
+        return study.local.settings.layout.unravel(self._group_influence([task]))
+
+    def remove(self, tasks: Iterable[int]) -> dict[str, Tensor]:
+        """The learner's state_dict with λ* − Σ IF_k: what training without these tasks is predicted to give.
+
+        ``maml.load_state_dict(edited)`` applies it; ``maml`` itself is left as it is.
+        """
+        study, _, _ = self._study()
+        layout = study.local.settings.layout
+        edited = layout.unravel(study.local.lam - self._group_influence(list(tasks)))
+        return edited_state(self._maml, edited)
+
+    def _group_influence(self, tasks: list[int]) -> Tensor:
+        study, hessian, damping = self._study()
+        if len(set(tasks)) < len(tasks) or not tasks:
+            raise ValueError(f"name at least one task, each once, got {tasks}")
+        gradient = torch.zeros_like(study.local.lam)
+        for task in tasks:
+            solved = study.local.at(study.position(task))
+            gradient += solved.batch.weight[0] * solved.total_gradient()[0]
+        return -self._solve(hessian, gradient, damping)[0]
+
+    def _study(self) -> tuple[Study, TotalHessian, float]:
+        """The run at the learner's present parameters; kept until these, or the recording, change."""
+        study = Study(self._maml, self._tasks, self._options)
+        state = (study.local.lam, [(task.id, task.trained) for task in study.recorded])
+        if self._last is not None and _same(self._last[0], state):
+            return self._last[1:]
+        hessian = TotalHessian(study.local, study.problem.l2, self._kind)
+        self._last = (state, study, hessian, self._damping_of(hessian, study))
+        return self._last[1:]
+
+    def _damping_of(self, hessian: TotalHessian, study: Study) -> float:
+        if self._damping != "auto":
+            return float(self._damping)
+        like = study.local.lam.unsqueeze(0)
+        return RELATIVE_DAMPING * float(largest_eigenvalue(hessian.operator, like, 8))
+
+    def _solve(self, hessian: TotalHessian, gradient: Tensor, damping: float) -> tuple[Tensor, SolveReport]:
+        solution = hessian.solve_rows(
+            gradient.unsqueeze(0), self._solver, damping=damping, on_unconverged=self._on_unconverged
+        )
+        return solution.value[0], solution.report
+
+    def _rows(self, study: Study, value: Tensor) -> list[TaskScore]:
+        count = len(study.recorded)
+        score, loss = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        with tqdm(total=count, desc="scores", unit="task", disable=self._silent) as bar:
+            for solved in study.local.solved():
+                gradient = solved.batch.weight.unsqueeze(-1) * solved.total_gradient()
+                score[solved.batch.index] = -(gradient @ value).double().cpu()
+                loss[solved.batch.index] = solved.outer_loss().double().cpu()
+                bar.update(len(solved.batch.index))
+        order = score.argsort(descending=True, stable=True).tolist()
+        return [
+            TaskScore(rank, task.id, task.key, task.classes, task.trained, float(loss[at]), float(score[at]))
+            for rank, at in enumerate(order, start=1)
+            for task in [study.recorded[at]]
+        ]
+
+    def _notes(self, study: Study, test_tasks: int, damping: float, report: SolveReport) -> list[str]:
+        residual = max(float(solved.solution.residual.max()) for solved in study.local.solved())
+        inner = "the loop's own gradient steps" if study.proximal is None else f"proximal, δ = {study.proximal:.4g}"
+        return [
+            f"inner: {inner}; largest relative residual {residual:.1e}",
+            f"outer: {self._kind} Hessian, l2 {study.problem.l2:.3g} + damping {damping:.3g}; {report}",
+            f"test tasks: {test_tasks}",
+        ]
+
+
+def _mean_loss(test: LocalProblem) -> float:
+    return sum(float(solved.outer_loss().sum()) for solved in test.solved()) / len(test.tasks)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a[1] == b[1] and torch.equal(a[0], b[0])
