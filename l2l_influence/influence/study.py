@@ -31,6 +31,7 @@ class Options:
     inner: InnerName = "proximal"
     proximal: float | Literal["auto"] = "auto"
     inner_solver: str = "auto"
+    inner_tolerance: float = 0.1
     l2: float = 1e-3
     batch_norm: BatchNormMode = "batch"
     memory: int = GIB
@@ -93,7 +94,7 @@ class Study:
             return Unrolled(*self._adaptation())
         if options.inner != "proximal":
             raise ValueError(f"inner must be 'proximal' or 'unrolled', not {options.inner!r}")
-        return Proximal(self._strength(), inverse=options.inner_solver)
+        return Proximal(self._strength(), inverse=options.inner_solver, tolerance=options.inner_tolerance)
 
     def _strength(self) -> float:
         """δ: K gradient steps of size lr reach about as far as a proximal term of 1/(lr·K) lets θ go."""

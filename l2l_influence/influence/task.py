@@ -40,6 +40,9 @@ class TaskInfluence:
         inner: ``"proximal"``, the paper's inner problem; or ``"unrolled"``, the loop's own gradient steps.
         proximal: δ of the inner problem; ``"auto"`` is 1/(lr·K) for a mean loss, n/(lr·K) for a sum of n samples.
         inner_solver: ``"auto"``, ``"gram"``, ``"cg"`` or ``"dense"`` (see :class:`~l2l_influence.bilevel.Proximal`).
+        inner_tolerance: largest relative gradient at which an inner problem counts as solved. The search goes on as far
+            as it can whatever this is; with ReLU or max-pooling the minimum tends to lie on a kink, where a few per
+            cent are left. What was reached stands in the result's notes.
         hessian: kind of total Hessian: ``"gauss-newton"`` or ``"gamma"`` (the paper's).
         l2: δ_o, the outer regulariser, for an objective in which the average task has weight 1.
         damping: added to l2 when solving; ``"auto"`` is a thousandth of the largest eigenvalue of the Hessian.
@@ -60,6 +63,7 @@ class TaskInfluence:
         inner: InnerName = "proximal",
         proximal: float | Literal["auto"] = "auto",
         inner_solver: str = "auto",
+        inner_tolerance: float = 0.1,
         hessian: str = "gauss-newton",
         l2: float = 1e-3,
         damping: float | Literal["auto"] = "auto",
@@ -72,7 +76,9 @@ class TaskInfluence:
         if loss is None:
             raise TypeError("pass the loss of your training loop, for example loss=nn.CrossEntropyLoss()")
         self._maml, self._tasks = maml, tasks
-        self._options = Options(loss, reduction, inner, proximal, inner_solver, l2, batch_norm, memory)
+        self._options = Options(
+            loss, reduction, inner, proximal, inner_solver, inner_tolerance, l2, batch_norm, memory
+        )
         self._kind, self._damping = hessian, damping
         self._solver = solver or CG(tolerance=1e-2)
         self._on_unconverged = on_unconverged

@@ -10,6 +10,7 @@ from torch import Tensor
 
 HALVINGS = 30
 SUFFICIENT_DECREASE = 1e-4
+PATIENCE = 5
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,10 @@ def minimise(
     tolerance: float,
     max_iterations: int,
 ) -> Minimum:
-    """Minimise each row's function.
+    """Minimise each row's function, to the tolerance or until nothing more is gained.
+
+    Piecewise smooth functions (ReLU, max-pooling) often have their minimum on a kink, where no gradient vanishes and
+    Newton steps zigzag: the search ends when, over a few steps, no row's value or gradient falls noticeably.
 
     Args:
         value: ``[B, Q] -> [B]``.
@@ -50,6 +54,7 @@ def minimise(
     """
     point, slope = start, gradient(start)
     best, smallest = point, slope.norm(dim=-1)
+    progress = _Progress(value(point), smallest)
     iterations = 0
     while iterations < max_iterations and bool((smallest > tolerance * scale).any()):
         iterations += 1
@@ -61,7 +66,22 @@ def minimise(
         size = slope.norm(dim=-1)
         best = torch.where((size < smallest).unsqueeze(-1), point, best)
         smallest = torch.minimum(size, smallest)
+        if iterations % PATIENCE == 0 and progress.stalled(value(point), smallest, smallest > tolerance * scale):
+            break
     return Minimum(best, smallest / torch.where(scale > 0, scale, torch.ones_like(scale)), iterations)
+
+
+class _Progress:
+    """Whether the last few steps gained anything."""
+
+    def __init__(self, value: Tensor, slope: Tensor) -> None:
+        self._first, self._value, self._slope = value, value, slope
+
+    def stalled(self, value: Tensor, slope: Tensor, unfinished: Tensor) -> bool:
+        lower = self._value - value > 1e-3 * (self._first - value)
+        flatter = slope < 0.5 * self._slope
+        self._value, self._slope = value, slope
+        return not bool(((lower | flatter) & unfinished).any())
 
 
 def _descent(step: Tensor, slope: Tensor) -> Tensor:

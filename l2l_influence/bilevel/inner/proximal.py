@@ -22,7 +22,9 @@ class Proximal(InnerKind):
         delta: δ > 0.
         inverse: how H_in = ∂_θθ L_I is inverted: ``"gram"`` (its Gauss–Newton part, exactly), ``"cg"`` or ``"dense"``
             (all of it), or ``"auto"``.
-        tolerance: on ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖, and on the linear solves; from the dtype unless given.
+        tolerance: largest ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖ that is accepted; from the dtype unless given. The search itself
+            goes on to what the dtype allows, or until nothing more is gained. Networks with ReLU or max-pooling often
+            have the minimum on a kink, where a few per cent is all that can be had.
         max_iterations: of the Newton search.
     """
 
@@ -36,13 +38,14 @@ class Proximal(InnerKind):
             raise ValueError(f"the proximal strength must be positive, got {self.delta}")
 
     def solve(self, problem: InnerProblem) -> ProximalMap:
-        tolerance = self.tolerance or torch.finfo(problem.lam.dtype).eps ** 0.6
+        finest = torch.finfo(problem.lam.dtype).eps ** 0.6
+        accepted = self.tolerance or finest
         name = pick(self.inverse, problem)
-        minimum = self._search(problem, name, tolerance)
-        _require_minimum(minimum, tolerance)
-        return ProximalMap(problem, minimum, self.delta, name, tolerance)
+        minimum = self._search(problem, min(finest, accepted))
+        _require_minimum(minimum, accepted)
+        return ProximalMap(problem, minimum, self.delta, name, min(finest, accepted))
 
-    def _search(self, problem: InnerProblem, name: str, tolerance: float) -> Minimum:
+    def _search(self, problem: InnerProblem, tolerance: float) -> Minimum:
         objective, lam, samples, prior = problem.objective, problem.lam, problem.samples, problem.prior
 
         def value(theta: Tensor) -> Tensor:
@@ -52,9 +55,6 @@ class Proximal(InnerKind):
             return objective.gradient_theta(lam, theta, samples) + self.delta * (theta - prior)
 
         def direction(theta: Tensor, slope: Tensor) -> Tensor:
-            if name == "gram":
-                operator, solver = INVERSES[name](problem, theta, self.delta, tolerance)
-                return -solver.solve(operator, slope).value
             # Loosely, as is enough far from the minimum; CG stops at negative curvature with a descent direction.
             return -CG(tolerance=1e-2, max_iterations=100).solve(InnerHessian(problem, theta, self.delta), slope).value
 
@@ -109,5 +109,6 @@ def _require_minimum(minimum: Minimum, tolerance: float) -> None:
         raise NotConvergedError(
             f"the inner problem of {int(missed.sum())} of {len(missed)} tasks was not solved: relative gradient "
             f"{float(minimum.residual.max()):.1e} after {minimum.iterations} iterations (asked {tolerance:.1e}). "
-            "Use a larger proximal strength or inner tolerance, or the unrolled inner kind"
+            "Use a larger proximal strength or inner tolerance, or the unrolled inner kind (networks with ReLU or "
+            "max-pooling may have their minimum on a kink, where no gradient vanishes)"
         )
