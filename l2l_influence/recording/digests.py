@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,20 +29,23 @@ def row_digests(tensor: Tensor) -> tuple[bytes, ...]:
     """One digest for each ``tensor[i]``. A tensor without rows (zero-dimensional) has none."""
     if tensor.dim() == 0 or tensor.numel() == 0:
         return ()
-    # A view of plain bytes: numpy has no bfloat16, and the bytes do not change on the way from a device.
-    raw = tensor.detach().cpu().contiguous().reshape(len(tensor), -1).view(torch.uint8).numpy()
-    kind = f"{tensor.dtype}{tuple(tensor.shape[1:])}".encode()
-    return tuple(_digest((kind, row.data)) for row in raw)
+    # As plain bytes: numpy has no bfloat16, and the bytes do not change on the way from a device.
+    raw = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    width = len(raw) // len(tensor)
+    kind = _kind(tensor.dtype, tensor.shape[1:])
+    return tuple(kind + _digest(raw[start : start + width]) for start in range(0, len(raw), width))
 
 
 def combined(digests: Iterable[bytes]) -> bytes:
     """One digest for a sequence of digests."""
-    return _digest(digests)
+    return _digest(b"".join(digests))
 
 
-def _digest(parts: Iterable[Any]) -> bytes:
+@lru_cache
+def _kind(dtype: torch.dtype, shape: torch.Size) -> bytes:
+    return _digest(f"{dtype} {tuple(shape)}".encode())[:8]
+
+
+def _digest(content: bytes | memoryview) -> bytes:
     # Of the standard library's hashes SHA-1 is the fastest where the processor has it, and among them where not.
-    state = hashlib.sha1(usedforsecurity=False)
-    for part in parts:
-        state.update(part)
-    return state.digest()
+    return hashlib.sha1(content, usedforsecurity=False).digest()

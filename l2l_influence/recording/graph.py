@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import RecordingError
 
 MARK = "l2l_influence.forward"
-MAX_NODES = 20_000
+FEW_NODES, MAX_NODES = 50, 20_000
 
 # Between a model's output and the labels: operations that leave row i in row i.
 _ROWWISE = ("LogSoftmax", "Div", "Mul", "Add", "Sub", "Squeeze", "Unsqueeze", "View", "UnsafeView", "ReshapeAlias",
@@ -37,8 +37,8 @@ class LossReading:
     labels: dict[int, Tensor] = field(default_factory=dict)
 
 
-def read_loss(loss: Tensor, known: set[int], stop: Iterable[Any]) -> LossReading:
-    """Search the graph of ``loss`` for the marks in ``known``, not going beyond the nodes in ``stop``.
+def read_loss(loss: Tensor, known: set[int], stop: Callable[[], Iterable[Any]]) -> LossReading:
+    """Search the graph of ``loss`` for the marks in ``known``, not going beyond the nodes that ``stop`` gives.
 
     Has to be called before anything frees the graph. The labels are copies.
 
@@ -47,7 +47,7 @@ def read_loss(loss: Tensor, known: set[int], stop: Iterable[Any]) -> LossReading
     """
     reading = LossReading()
     losses = []
-    for node, serials in _below(loss.grad_fn, known, set(stop)):
+    for node, serials in _below(loss.grad_fn, known, stop):
         reading.forwards |= serials
         if not serials and _target(node) is not None:
             losses.append(node)
@@ -58,13 +58,15 @@ def read_loss(loss: Tensor, known: set[int], stop: Iterable[Any]) -> LossReading
     return reading
 
 
-def _below(root: Any, known: set[int], seen: set[Any]) -> Iterator[tuple[Any, set[int]]]:
-    """The nodes that ``root`` depends on, each with the known serials on it; not what was ``seen``, nor below marks."""
-    stack = [root]
+def _below(root: Any, known: set[int], stop: Callable[[], Iterable[Any]]) -> Iterator[tuple[Any, set[int]]]:
+    """The nodes that ``root`` depends on, each with the known serials on it; not what is below these or ``stop``."""
+    stack, seen = [root], set[Any]()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
+        if len(seen) == FEW_NODES:  # no plain loss of an output, so worth the time to look for the parameters
+            seen.update(stop())
         if len(seen) > MAX_NODES:
             raise RecordingError(f"found no forward of the learner among the first {MAX_NODES} nodes of a loss's graph")
         seen.add(node)

@@ -105,7 +105,9 @@ class Ledger:
         if identity not in self.records and len(self.records) >= max_tasks:
             self.surplus += track.trained
             return False
-        record = self.records.setdefault(identity, TaskRecord.of(found.served))
+        if identity not in self.records:
+            self.records[identity] = TaskRecord.of(found.served)
+        record = self.records[identity]
         if record.trained and track.trained and _split(record) != _split(found):
             self.remarks["draws of a task split otherwise into support and query than the draw before"] += 1
         return record.add(track, found)

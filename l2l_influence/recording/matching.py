@@ -95,7 +95,7 @@ def _merged(feeds: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 def _compare_labels(track: Track, served: Served) -> Labels:
     """Whether the inner losses saw the labels that were served."""
     verdicts = [
-        _agree(forward.labels, served.content.labels[list(assign(forward.digests, served.content.rows))])
+        _agree(forward.labels, served.content.labels, assign(forward.digests, served.content.rows))
         for forward in _support(track)
         if forward.labels is not None and served.content.labels is not None
     ]
@@ -105,11 +105,13 @@ def _compare_labels(track: Track, served: Served) -> Labels:
     return "confirmed" if all(known) else "changed"
 
 
-def _agree(seen: Tensor, expected: Tensor) -> bool | None:
-    """Whether labels are equal; None if they differ in form (one-hot against class numbers) and nothing is known."""
-    if seen.numel() != expected.numel():
+def _agree(seen: Tensor, served: Tensor, rows: Sequence[int]) -> bool | None:
+    """Whether the labels seen are those served; None if they differ in form (one-hot against class numbers)."""
+    if len(seen) != len(rows) or seen.numel() * len(served) != served.numel() * len(seen):
         return None
-    return torch.equal(seen.reshape(-1), expected.reshape(-1).to(seen.dtype))
+    # As lists: for the few labels of a task faster than indexing tensors.
+    expected = served.to(seen.dtype).reshape(len(served), -1).tolist()
+    return bool(seen.reshape(len(seen), -1).tolist() == [expected[row] for row in rows])
 
 
 def _seen_labels(track: Track, served: Served, support: tuple[int, ...]) -> Tensor | None:

@@ -64,7 +64,8 @@ def adapting(learner: nn.Module, loss: Any, lr: float, first_order: bool) -> Ite
         return
     reading = None
     with watch.recording.failures.kept():
-        reading = read_loss(loss, {forward.serial for forward in watch.track.forwards}, _gradient_nodes(learner))
+        known = {forward.serial for forward in watch.track.forwards}
+        reading = read_loss(loss, known, lambda: _gradient_nodes(learner))
     with watch.recording.adaptation():
         yield
     with watch.recording.failures.kept():

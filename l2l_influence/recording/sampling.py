@@ -1,0 +1,47 @@
+"""Reads tasks from a taskset without leaving a trace: no random numbers used, no task description added."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from learn2learn.data import Taskset
+from torch import Tensor
+
+from .tasks import plain
+
+DEFAULT_COUNT = 100
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's random numbers inside, and put all three back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def read_tasks(taskset: Taskset, num_tasks: int | None, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """The first ``num_tasks`` tasks of a finite taskset, or as many draws from an infinite one: ``(x, y)`` batches.
+
+    The taskset itself is left as it was: a private one over the same data set and transforms is read, knowing the
+    descriptions of the tasks sampled so far.
+    """
+    source = plain(taskset)
+    own = Taskset(source.dataset, source.task_transforms, source.num_tasks, source.task_collate)
+    own.sampled_descriptions = dict(source.sampled_descriptions)
+    count = num_tasks or DEFAULT_COUNT
+    if source.num_tasks != -1:
+        count = min(count, source.num_tasks)
+    with seeded(seed):
+        return [tuple(own[i])[:2] for i in range(count)]
