@@ -96,8 +96,23 @@ class Objective:
         Raises:
             LossStructureError: the criterion is not convex in the outputs.
         """
-        root = _convex_root(self._map(self._output_curvature)(lam, theta, *z))
+        root = self.output_curvature_root(lam, theta, z)
         return self._map(self._pull_back_rows, 1)(lam, theta, *z, root)
+
+    def output_curvature_root(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+        """R_j with R_j R_jᵀ = ∂²(w_j ℓ_j)/∂outputs_j²: shape ``[B, n, C, C]``.
+
+        Raises:
+            LossStructureError: the criterion is not convex in the outputs.
+        """
+        return _convex_root(self._map(self._output_curvature)(lam, theta, *z))
+
+    def pull_back_outputs(self, lam: Tensor, theta: Tensor, z: Samples, by_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(∂outputs/∂(λ, θ))ᵀ times ``by_outputs``, ``[B, n, C]``, as its λ and θ parts."""
+        if not self.direct:
+            by_theta = self._map(self._pull_back_theta, 1)(lam, theta, *z, by_outputs)
+            return by_theta.new_zeros(len(by_theta), lam.numel()), by_theta
+        return self._map(self._pull_back, 1)(lam, theta, *z, by_outputs)
 
     def output_count(self, lam: Tensor, theta: Tensor, z: Samples) -> int:
         """n·C: the number of outputs a task has, which bounds the rank of its Gauss–Newton matrix."""
@@ -135,6 +150,18 @@ class Objective:
         at, along = jvp(outputs, (lam, theta), (v_lam, v_theta))
         curved = jvp(grad(self._output_loss(lam, theta, x, y, w)), (at,), (along,))[1]
         return vjp(outputs, lam, theta)[1](curved)
+
+    def _pull_back(
+        self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, by_outputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        outputs, pull_back = vjp(lambda lam, theta: self._outputs(lam, theta, x, y, w), lam, theta)
+        return pull_back(by_outputs.reshape(outputs.shape))
+
+    def _pull_back_theta(
+        self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, by_outputs: Tensor
+    ) -> Tensor:
+        outputs, pull_back = vjp(lambda theta: self._outputs(lam, theta, x, y, w), theta)
+        return pull_back(by_outputs.reshape(outputs.shape))[0]
 
     def _output_curvature(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         """Hessian of the criterion by the outputs of each sample, ``[n, C, C]``; samples do not interact in it."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..errors import TaskShapeError
-from .hessians import curvature
+from .hessians import Curvature, curvature
 from .inner import InnerKind, InnerMap, Proximal
 from .layout import Layout, Named, Vector
 from .local import GIB, LocalProblem, Settings, SolvedBatch
 from .loss import PerSampleLoss
 from .objective import Objective
-from .solvers import CG, LinearSolver, Shifted, Solution, enforce
+from .solvers import LinearSolver, Solution, enforce, solver_for
 from .solvers.base import OnUnconverged
 from .task import Task, check_weights
 
@@ -85,7 +85,7 @@ class BilevelProblem:
         return local.settings.layout.unravel(local.at(0).total_gradient()[0])
 
     def total_hessian(
-        self, lam: Named, tasks: Sequence[Task], kind: str = "gauss-newton", weights: Weights = None
+        self, lam: Named, tasks: Sequence[Task], kind: str | Curvature = "gauss-newton", weights: Weights = None
     ) -> TotalHessian:
         """Σ_i c_i D²_λ L_O^i (Def. 4.2) in the given approximation, without the outer l2."""
         return TotalHessian(self.at(lam, tasks, weights), self.l2, kind)
@@ -93,7 +93,7 @@ class BilevelProblem:
     # ---- influences -------------------------------------------------------------------------------------------
 
     def task_influence(
-        self, lam: Named, tasks: Sequence[Task], k: int, kind: str = "gauss-newton", weights: Weights = None
+        self, lam: Named, tasks: Sequence[Task], k: int, kind: str | Curvature = "gauss-newton", weights: Weights = None
     ) -> dict[str, Tensor]:
         """task-IF of task ``k``: −(l2·I + H)⁻¹ c_k g_k (Thm 4.3), the derivative of λ* by the task's relative weight.
 
@@ -104,7 +104,7 @@ class BilevelProblem:
         return hessian.influence(solved.batch.weight * solved.total_gradient()[0])
 
     def query_influence(
-        self, lam: Named, tasks: Sequence[Task], k: int, j: int, kind: str = "gauss-newton", weights: Weights = None
+        self, lam: Named, tasks: Sequence[Task], k: int, j: int, kind: str | Curvature = "gauss-newton", weights: Weights = None
     ) -> dict[str, Tensor]:
         """instance-IF of query sample ``j`` of task ``k`` (Thm 4.5 with the total derivative, as Alg. 5 has it)."""
         hessian = self.total_hessian(lam, tasks, kind, weights)
@@ -152,7 +152,7 @@ class InnerSolution:
 class TotalHessian:
     """H as an operator: ``H @ v``, and ``H.solve(v)`` for (l2·I + H) x = v. Vectors are dicts like λ, or flat."""
 
-    def __init__(self, local: LocalProblem, l2: float, kind: str) -> None:
+    def __init__(self, local: LocalProblem, l2: float, kind: str | Curvature) -> None:
         self.local, self.l2, self.kind = local, l2, kind
         self.operator = curvature(kind).operator(local)
         self._layout = local.settings.layout
@@ -166,15 +166,25 @@ class TotalHessian:
         solver: LinearSolver | None = None,
         *,
         damping: float = 0.0,
+        tolerance: float | None = None,
         on_unconverged: OnUnconverged = "raise",
     ) -> Solution[Vector]:
         """x with ((l2 + damping)·I + H) x = v, and the report of the solve.
+
+        Args:
+            v: the right-hand side.
+            solver: conjugate gradients unless given; the ``sketch`` kind is solved exactly through its own columns.
+            damping: added to l2.
+            tolerance: relative residual for the default solver; from the dtype unless given.
+            on_unconverged: ``"raise"`` or ``"warn"``.
 
         Raises:
             NegativeCurvatureError, NotConvergedError: the solve cannot be trusted.
         """
         rows = self._layout.flatten(v).unsqueeze(0)
-        solution = self.solve_rows(rows, solver, damping=damping, on_unconverged=on_unconverged)
+        solution = self.solve_rows(
+            rows, solver, damping=damping, tolerance=tolerance, on_unconverged=on_unconverged
+        )
         return Solution(self._layout.like(solution.value[0], v), solution.report)
 
     def solve_rows(
@@ -183,12 +193,13 @@ class TotalHessian:
         solver: LinearSolver | None = None,
         *,
         damping: float = 0.0,
+        tolerance: float | None = None,
         on_unconverged: OnUnconverged = "raise",
     ) -> Solution[Tensor]:
         """As :meth:`solve`, for right-hand sides ``[R, P]`` at once."""
         shift = self.l2 + damping
-        tolerance = torch.finfo(rows.dtype).eps ** 0.6
-        solution = (solver or CG(tolerance=tolerance)).solve(Shifted(self.operator, shift), rows)
+        system = self.operator.plus_identity(shift)
+        solution = (solver or solver_for(system, tolerance or torch.finfo(rows.dtype).eps ** 0.6)).solve(system, rows)
         report = replace(solution.report, shift=shift)
         enforce(report, f"the outer system (l2·I + H) x = v with the {self.kind} Hessian", on_unconverged)
         return Solution(solution.value, report)

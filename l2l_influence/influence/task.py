@@ -10,7 +10,8 @@ from learn2learn.data import Taskset
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..bilevel import CG, TotalHessian
+from ..bilevel import TotalHessian
+from ..bilevel.hessians import Curvature
 from ..bilevel.functional import BatchNormMode
 from ..bilevel.local import GIB, LocalProblem
 from ..bilevel.solvers import LinearSolver, SolveReport
@@ -47,7 +48,8 @@ class TaskInfluence:
         l2: δ_o, the outer regulariser, for an objective in which the average task has weight 1.
         damping: added to l2 when solving; ``"auto"`` is a thousandth of the largest eigenvalue of the Hessian.
         batch_norm: ``"batch"`` statistics, as MAML trains, or ``"running"``.
-        solver: of the outer system; conjugate gradients to 1e-2 unless given.
+        tolerance: relative residual of the outer solve.
+        solver: of the outer system; conjugate gradients, or the exact one of a sketch, unless given.
         on_unconverged: ``"raise"`` or ``"warn"`` when the outer solve misses its tolerance.
         memory: bytes that kept inner solutions may take.
         progress: show a progress bar; None for only on a terminal.
@@ -64,10 +66,11 @@ class TaskInfluence:
         proximal: float | Literal["auto"] = "auto",
         inner_solver: str = "auto",
         inner_tolerance: float = 0.1,
-        hessian: str = "gauss-newton",
+        hessian: str | Curvature = "gauss-newton",
         l2: float = 1e-3,
         damping: float | Literal["auto"] = "auto",
         batch_norm: BatchNormMode = "batch",
+        tolerance: float = 1e-2,
         solver: LinearSolver | None = None,
         on_unconverged: OnUnconverged = "raise",
         memory: int = GIB,
@@ -80,7 +83,7 @@ class TaskInfluence:
             loss, reduction, inner, proximal, inner_solver, inner_tolerance, l2, batch_norm, memory
         )
         self._kind, self._damping = hessian, damping
-        self._solver = solver or CG(tolerance=1e-2)
+        self._solver, self._tolerance = solver, tolerance
         self._on_unconverged = on_unconverged
         self._silent = None if progress is None else not progress
         self._last: tuple[object, Study, TotalHessian, float] | None = None
@@ -154,7 +157,11 @@ class TaskInfluence:
 
     def _solve(self, hessian: TotalHessian, gradient: Tensor, damping: float) -> tuple[Tensor, SolveReport]:
         solution = hessian.solve_rows(
-            gradient.unsqueeze(0), self._solver, damping=damping, on_unconverged=self._on_unconverged
+            gradient.unsqueeze(0),
+            self._solver,
+            damping=damping,
+            tolerance=self._tolerance,
+            on_unconverged=self._on_unconverged,
         )
         return solution.value[0], solution.report
 

@@ -3,18 +3,22 @@
 from .base import Curvature, OverTasks, ScaledIdentity
 from .gamma import Gamma
 from .gauss_newton import GaussNewton
+from .sketch import Sketch
 
 CURVATURES: dict[str, Curvature] = {
     "gamma": Gamma(),
     "gauss-newton": GaussNewton(),
+    "sketch": Sketch(),
 }
 
 
-def curvature(kind: str) -> Curvature:
-    """The curvature of that name."""
+def curvature(kind: str | Curvature) -> Curvature:
+    """The curvature of that name; one with settings of its own, such as ``Sketch(draws=16)``, is taken as it is."""
+    if isinstance(kind, Curvature):
+        return kind
     if kind not in CURVATURES:
         raise ValueError(f"the total Hessian's kind must be one of {sorted(CURVATURES)}, not {kind!r}")
     return CURVATURES[kind]
 
 
-__all__ = ["CURVATURES", "Curvature", "OverTasks", "ScaledIdentity", "curvature"]
+__all__ = ["CURVATURES", "Curvature", "OverTasks", "ScaledIdentity", "Sketch", "curvature"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ...errors import LossStructureError
-from ..solvers import CG, Dense, Gram, LinearOperator, LinearSolver, LowRankPlusIdentity
+from ..solvers import CG, Dense, Gram, LinearOperator, LinearSolver, LowRank
 from .base import InnerProblem
 
 GRAM_LIMIT = 200
@@ -29,7 +29,7 @@ class InnerHessian(LinearOperator):
 
 def _gram(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
     rows = problem.objective.gauss_newton_factor(problem.lam, theta, problem.samples)
-    return LowRankPlusIdentity(rows, delta), Gram()
+    return LowRank(rows).plus_identity(delta), Gram()
 
 
 def _cg(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:

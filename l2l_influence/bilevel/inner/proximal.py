@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import NotConvergedError
-from ..solvers import CG, SolveReport, enforce
+from ..solvers import CG, LowRankPlusIdentity, SolveReport, enforce
 from .base import InnerKind, InnerMap, InnerProblem
 from .inverse import INVERSES, InnerHessian, pick
 from .minimise import Minimum, minimise
@@ -99,8 +99,8 @@ class ProximalMap(InnerMap):
 
     @property
     def nbytes(self) -> int:
-        rows = getattr(self._operator, "rows", None)
-        return self.theta.nbytes + (0 if rows is None else rows.nbytes)
+        kept = self._operator.low_rank.rows.nbytes if isinstance(self._operator, LowRankPlusIdentity) else 0
+        return self.theta.nbytes + kept
 
 
 def _require_minimum(minimum: Minimum, tolerance: float) -> None:

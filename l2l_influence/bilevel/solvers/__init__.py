@@ -1,10 +1,16 @@
 """Linear solvers, one a file, behind one small interface (:mod:`.base`)."""
 
-from .base import LinearOperator, LinearSolver, Shifted, Solution, SolveReport, enforce
+from .base import LinearOperator, LinearSolver, Solution, SolveReport, enforce
 from .cg import CG
 from .dense import Dense
-from .gram import Gram, LowRankPlusIdentity
+from .gram import Gram, LowRank, LowRankPlusIdentity
 from .neumann import Neumann
+
+
+def solver_for(operator: LinearOperator, tolerance: float) -> LinearSolver:
+    """The solver to take when none was asked for: the exact one where the operator has one, else CG."""
+    return Gram() if isinstance(operator, LowRankPlusIdentity) else CG(tolerance=tolerance)
+
 
 __all__ = [
     "CG",
@@ -12,10 +18,11 @@ __all__ = [
     "Gram",
     "LinearOperator",
     "LinearSolver",
+    "LowRank",
     "LowRankPlusIdentity",
     "Neumann",
-    "Shifted",
     "Solution",
     "SolveReport",
     "enforce",
+    "solver_for",
 ]

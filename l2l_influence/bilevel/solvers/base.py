@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,10 @@ class LinearOperator(ABC):
     @abstractmethod
     def matvec(self, v: Tensor) -> Tensor:
         """``[R, P] -> [R, P]``, row by row."""
+
+    def plus_identity(self, shift: float) -> LinearOperator:
+        """``A + shift·I``, in a form that can be solved as well as this one."""
+        return Shifted(self, shift)
 
     def dense(self, like: Tensor) -> Tensor:
         """The matrices, ``[R, P, P]``, for rows shaped ``like`` ``[R, P]``; for tests and small problems."""
@@ -57,7 +62,7 @@ class SolveReport:
         smallest_curvature: ``[R]`` smallest ``pᵀAp / pᵀp`` seen (or eigenvalue); None where a solver sees none.
         tolerance: what was asked of ``residual``.
         shift: what was added to the diagonal: regulariser and damping.
-        dtype: of the arithmetic.
+        dtype: of the right-hand sides.
     """
 
     solver: str
@@ -90,18 +95,74 @@ class Solution(Generic[Value]):
     report: SolveReport
 
 
+class Attempt(NamedTuple):
+    """One go at ``A x = b``.
+
+    Attributes:
+        x: ``[R, P]``; 0 in rows where b is 0.
+        iterations: of the whole batch.
+        smallest_curvature: ``[R]``, met on the way; inf where none was.
+    """
+
+    x: Tensor
+    iterations: int
+    smallest_curvature: Tensor
+
+
+Approximate = Callable[[Tensor, Tensor, int], Attempt]
+"""``(b, goal, budget) -> Attempt``: down to the residual ``goal``, ``[R]``, in at most ``budget`` iterations."""
+
+
 class LinearSolver(ABC):
-    """``solve(operator, b)`` never raises for a hard system: it reports, and :func:`enforce` decides."""
+    """``solve(operator, b)`` never raises for a hard system: it reports, and :func:`enforce` decides.
+
+    Attributes:
+        tolerance: on ``‖b − A x‖ / ‖b‖``, of each row; None for the square root of the dtype's precision.
+        max_iterations: in all.
+    """
+
+    tolerance: float | None
+    max_iterations: int
 
     @abstractmethod
+    def prepare(self, operator: LinearOperator, like: Tensor) -> Approximate:
+        """What is done once for an operator, whatever the right-hand sides (rows shaped ``like``, ``[R, P]``)."""
+
     def solve(self, operator: LinearOperator, b: Tensor) -> Solution[Tensor]:
-        """Solve ``A_r x_r = b_r`` for each row of ``b``, ``[R, P]``."""
+        """Solve ``A_r x_r = b_r`` for each row of ``b``, ``[R, P]``.
 
-
-def relative_residual(operator: LinearOperator, x: Tensor, b: Tensor) -> Tensor:
-    """``‖b − A x‖ / ‖b‖`` a row, with the residual computed anew; 0 where ``b`` is 0."""
-    size = b.norm(dim=-1)
-    return (b - operator.matvec(x)).norm(dim=-1) / torch.where(size > 0, size, torch.ones_like(size))
+        Convergence is judged on the true residual: the one that a method updates on its way drifts in float32. A row
+        that missed the tolerance for that reason is solved again for what is left, as long as that halves it.
+        """
+        scale = b.abs().amax(-1, keepdim=True)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        unit = b / scale  # tiny rows would underflow in inner products
+        approximate = self.prepare(operator, unit)
+        tolerance = torch.finfo(b.dtype).eps ** 0.5 if self.tolerance is None else self.tolerance
+        size = unit.norm(dim=-1)
+        goal = tolerance * size
+        x, left, missed = torch.zeros_like(unit), unit, size
+        smallest = torch.full_like(size, torch.inf)
+        wanted = missed > goal
+        iterations = 0
+        while iterations < self.max_iterations and bool(wanted.any()):
+            attempt = approximate(torch.where(wanted.unsqueeze(-1), left, 0.0), goal, self.max_iterations - iterations)
+            iterations += attempt.iterations
+            smallest = torch.minimum(smallest, attempt.smallest_curvature)
+            x = x + attempt.x
+            left = unit - operator.matvec(x)
+            before, missed = missed, left.norm(dim=-1)
+            wanted = wanted & (missed > goal) & (missed < before / 2) & (smallest > 0)
+        report = SolveReport(
+            solver=type(self).__name__.lower(),
+            converged=(missed <= goal) & ~(smallest <= 0),
+            residual=missed / torch.where(size > 0, size, torch.ones_like(size)),
+            iterations=iterations,
+            smallest_curvature=smallest,
+            tolerance=tolerance,
+            dtype=b.dtype,
+        )
+        return Solution(x * scale, report)
 
 
 def enforce(report: SolveReport, what: str, on_unconverged: OnUnconverged = "raise") -> None:

@@ -2,59 +2,100 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from ...errors import LossStructureError
-from .base import LinearOperator, LinearSolver, Solution, SolveReport, relative_residual
+from ...errors import LossStructureError, NegativeCurvatureError
+from .base import Approximate, Attempt, LinearOperator, LinearSolver
+
+CHUNK = 2**14
+"""Columns of A that are turned to float64 at a time."""
+
+
+class LowRank(LinearOperator):
+    """``AᵀA`` for rows A: ``[R, r, P]``, a matrix of its own for each row of a vector; or ``[r, P]``, one for all."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self.lift(self.project(v))
+
+    def plus_identity(self, shift: float) -> LinearOperator:
+        return LowRankPlusIdentity(self, shift)
+
+    def project(self, v: Tensor) -> Tensor:
+        """A v: ``[R, P] -> [R, r]``."""
+        return v @ self.rows.mT if self.rows.dim() == 2 else (self.rows @ v.unsqueeze(-1)).squeeze(-1)
+
+    def lift(self, small: Tensor) -> Tensor:
+        """Aᵀ s: ``[R, r] -> [R, P]``."""
+        return small @ self.rows if self.rows.dim() == 2 else (self.rows.mT @ small.unsqueeze(-1)).squeeze(-1)
 
 
 class LowRankPlusIdentity(LinearOperator):
-    """``AᵀA + δ I`` for rows A, ``[R, r, P]`` with r ≪ P.
+    """``AᵀA + δ I`` with far fewer rows A than columns.
 
-    The inverse is exact, ``(v − Aᵀ(δI + AAᵀ)⁻¹A v) / δ`` (DESIGN: inner inverse ``"gram"``), and costs one
-    factorisation of an r × r matrix, kept for further right-hand sides. That small system is in float64 whatever the
-    dtype of A: its condition number is what limits float32.
+    The inverse is exact, ``(v − Aᵀ(δI + AAᵀ)⁻¹A v) / δ``, and costs one factorisation of an r × r matrix, kept for
+    further right-hand sides. That small system is in float64 whatever the dtype of A: its condition number is what
+    limits float32.
+
+    Raises:
+        NegativeCurvatureError: δ is nothing beside the largest eigenvalue of AAᵀ, or A is not finite.
     """
 
-    def __init__(self, rows: Tensor, delta: float) -> None:
-        if delta <= 0:
+    def __init__(self, low_rank: LowRank, delta: float) -> None:
+        if not delta > 0:
             raise ValueError(f"the multiple of the identity must be positive, got {delta}")
-        self.rows, self.delta = rows, delta
-        gram = (rows @ rows.mT).double()
-        self._factor = torch.linalg.cholesky(gram + delta * torch.eye(gram.shape[-1]).to(gram))
+        self.low_rank, self.delta = low_rank, delta
+        self._factor = _shifted_gram_factor(low_rank.rows, delta)
 
     def matvec(self, v: Tensor) -> Tensor:
-        return self._lift(self._project(v)) + self.delta * v
+        return self.low_rank.matvec(v) + self.delta * v
 
     def solve(self, v: Tensor) -> Tensor:
-        """The exact inverse applied to ``v``, ``[R, P]``."""
-        small = torch.cholesky_solve(self._project(v).double().unsqueeze(-1), self._factor).squeeze(-1)
-        return (v - self._lift(small.to(v.dtype))) / self.delta
+        """The inverse applied to ``v``, ``[R, P]``, as exactly as the dtype of A allows in one go."""
+        small = self._solve_small(self.low_rank.project(v).double())
+        return (v - self.low_rank.lift(small.to(v.dtype))) / self.delta
 
-    def _project(self, v: Tensor) -> Tensor:
-        return (self.rows @ v.unsqueeze(-1)).squeeze(-1)
+    def _solve_small(self, s: Tensor) -> Tensor:
+        if self._factor.dim() == 2:
+            return torch.cholesky_solve(s.mT, self._factor).mT
+        return torch.cholesky_solve(s.unsqueeze(-1), self._factor).squeeze(-1)
 
-    def _lift(self, small: Tensor) -> Tensor:
-        return (self.rows.mT @ small.unsqueeze(-1)).squeeze(-1)
+
+def _shifted_gram_factor(rows: Tensor, delta: float) -> Tensor:
+    """Cholesky factor of ``AAᵀ + δI`` in float64."""
+    shifted = delta * torch.eye(rows.shape[-2], dtype=torch.float64, device=rows.device)
+    for part in rows.split(CHUNK, dim=-1):
+        wide: Tensor = part.double()
+        shifted = shifted + wide @ wide.mT
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    if bool(failed.any()) or not bool(factor.isfinite().all()):
+        raise NegativeCurvatureError(
+            f"AAᵀ + δI has no Cholesky factor with δ = {delta:.3g} and entries up to {float(shifted.abs().max()):.3g}. "
+            "Use a larger regulariser (proximal, l2 or damping), or look for values that are not finite"
+        )
+    return factor
 
 
+@dataclass(frozen=True)
 class Gram(LinearSolver):
-    """The exact inverse of a :class:`LowRankPlusIdentity`."""
+    """The exact inverse of a :class:`LowRankPlusIdentity`.
 
-    def solve(self, operator: LinearOperator, b: Tensor) -> Solution[Tensor]:
+    Args:
+        tolerance: on ``‖b − A x‖ / ‖b‖``; from the dtype unless given.
+        max_iterations: goes at what rounding left over.
+    """
+
+    tolerance: float | None = None
+    max_iterations: int = 3
+
+    def prepare(self, operator: LinearOperator, like: Tensor) -> Approximate:
         if not isinstance(operator, LowRankPlusIdentity):
             raise LossStructureError("the gram solver needs an operator of low rank plus a multiple of the identity")
-        x = operator.solve(b)
-        residual = relative_residual(operator, x, b)
-        tolerance = torch.finfo(b.dtype).eps ** 0.5
-        report = SolveReport(
-            solver="gram",
-            converged=residual <= tolerance,
-            residual=residual,
-            iterations=1,
-            smallest_curvature=torch.full_like(residual, operator.delta),
-            tolerance=tolerance,
-            dtype=b.dtype,
-        )
-        return Solution(x, report)
+        curvature = torch.full_like(like[:, 0], operator.delta)
+        return lambda b, goal, budget: Attempt(operator.solve(b), 1, curvature)
