@@ -23,6 +23,7 @@ Identity = tuple[int, int, "tuple[int, ...] | None"]
 class Served:
     """One batch that a taskset served: which task it is, and what was in it.
 
+    ``serial`` counts the batches posted; ``first`` is that of the same task's first one, as far as is remembered.
     ``by_index`` says that the same batch is had again as ``taskset[key]`` and not from the description.
     """
 
@@ -33,6 +34,7 @@ class Served:
     content: Content
     by_index: bool = False
     serial: int = -1
+    first: int = -1
 
     def __post_init__(self) -> None:
         self.indices = _indices(self.description, self.content.length)
@@ -83,9 +85,10 @@ class Board:
     def post(self, served: Served) -> None:
         """Remember ``served`` as the newest."""
         name = served.identity, served.content.fingerprint
+        served.serial = served.first = next(self._serials)
         if name in self._entries:
+            served.first = self._entries[name].first
             self._remove(name)
-        served.serial = next(self._serials)
         self._entries[name] = served
         self._with_tensors[served] = None
         self._bytes += served.nbytes

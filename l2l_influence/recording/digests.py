@@ -30,7 +30,7 @@ def row_digests(tensor: Tensor) -> tuple[bytes, ...]:
     if tensor.dim() == 0 or tensor.numel() == 0:
         return ()
     # As plain bytes: numpy has no bfloat16, and the bytes do not change on the way from a device.
-    raw = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
     width = len(raw) // len(tensor)
     kind = _kind(tensor.dtype, tensor.shape[1:])
     return tuple(kind + _digest(raw[start : start + width]) for start in range(0, len(raw), width))

@@ -21,7 +21,7 @@ class TaskRecord:
     """What the draws of one task amount to. Rows, lr, steps and labels are of the last draw (that trained, if any)."""
 
     source: Source
-    serial: int
+    first: int
     taskset: int
     key: int
     indices: tuple[int, ...] | None
@@ -41,11 +41,11 @@ class TaskRecord:
         """A record without draws."""
         source = Source.of(served)
         classes = _classes(source.taskset, served.indices, served.content.labels)
-        return cls(source, served.serial, served.taskset_number, served.key, served.indices, classes)
+        return cls(source, served.first, served.taskset_number, served.key, served.indices, classes)
 
     def add(self, track: Track, found: Match) -> bool:
         """Count one draw; says whether it is now the one that the record is of."""
-        self.serial = min(self.serial, found.served.serial)
+        self.first = min(self.first, found.served.first)
         self.draws += 1
         self.trained += track.trained
         latest = track.trained or not self.trained

@@ -65,7 +65,7 @@ class Source:
 def random_state_kept() -> Iterator[None]:
     """Leave the generators of python, numpy and torch (with its current GPU) as they were."""
     python, array = random.getstate(), np.random.get_state()
-    initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    initialised = torch.cuda.is_initialized()
     devices = [torch.cuda.current_device()] if initialised else []
     try:
         with torch.random.fork_rng(devices=devices):

@@ -137,7 +137,7 @@ class Recording:
         self._adapted.put(found.served.identity, on_cpu, size, self.options.adapted_bytes)
 
     def _handed_out(self, ledger: Ledger) -> list[RecordedTask]:
-        in_order = sorted(ledger.records.items(), key=lambda item: item[1].serial)
+        in_order = sorted(ledger.records.items(), key=lambda item: item[1].first)
         return [
             RecordedTask(
                 id=number,

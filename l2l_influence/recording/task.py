@@ -57,8 +57,11 @@ class RecordedTask:
         If the loss saw other labels than were served, these are the labels that it saw.
 
         Raises:
+            LabelMismatchError: it saw others, and not always the same.
             TaskDataChangedError: the data were not kept, and the taskset no longer gives the same.
         """
+        if self.labels == "changed" and self.seen_labels is None:
+            raise self._mismatch("the labels of its support set")
         x, y = self._rows(self.support_rows)
         return x, (y if self.seen_labels is None else self.seen_labels)
 
@@ -71,12 +74,15 @@ class RecordedTask:
             TaskDataChangedError: the data were not kept, and the taskset no longer gives the same.
         """
         if self.labels == "changed":
-            raise LabelMismatchError(
-                f"The inner loss of task {self.id} (key {self.key} of taskset {self.taskset}) saw other labels than "
-                "the taskset served, so the labels of its query set cannot be known. Change labels inside the "
-                "taskset (in the data set or in a task transform), not after tasks.sample()."
-            )
+            raise self._mismatch("the labels of its query set")
         return self._rows(self.query_rows)
+
+    def _mismatch(self, unknown: str) -> LabelMismatchError:
+        return LabelMismatchError(
+            f"The inner loss of task {self.id} (key {self.key} of taskset {self.taskset}) saw other labels than "
+            f"the taskset served, so {unknown} cannot be known. Change labels inside the taskset (in the data set "
+            "or in a task transform), not after tasks.sample()."
+        )
 
     def _rows(self, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         tensors = self.read()
