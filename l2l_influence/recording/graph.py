@@ -5,7 +5,7 @@ Nothing here keeps a graph alive: a mark is an integer in the metadata of a node
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,35 +45,39 @@ def read_loss(loss: Tensor, known: set[int], stop: Callable[[], Iterable[Any]]) 
     Raises:
         RecordingError: the graph is too large to be searched.
     """
+    # A plain loss of an output is a few nodes above a mark; only else is it worth the time to look for the parameters.
+    root = getattr(loss, "grad_fn", None)  # what is no tensor is for learn2learn to refuse
+    nodes = _below(root, known, set(), FEW_NODES) or _below(root, known, set(stop()), MAX_NODES)
+    if nodes is None:
+        raise RecordingError(f"found no forward of the learner among the first {MAX_NODES} nodes of a loss's graph")
     reading = LossReading()
-    losses = []
-    for node, serials in _below(loss.grad_fn, known, stop):
+    for node, serials in nodes:
         reading.forwards |= serials
-        if not serials and _target(node) is not None:
-            losses.append(node)
-    for node in losses:
-        serial = _row_by_row(node, known)
-        if serial is not None:
-            reading.labels[serial] = _target(node).detach().cpu().clone()
+        target = None if serials else _target(node)
+        if target is not None and (serial := _row_by_row(node, known)) is not None:
+            reading.labels[serial] = target.detach().cpu().clone()
     return reading
 
 
-def _below(root: Any, known: set[int], stop: Callable[[], Iterable[Any]]) -> Iterator[tuple[Any, set[int]]]:
-    """The nodes that ``root`` depends on, each with the known serials on it; not what is below these or ``stop``."""
-    stack, seen = [root], set[Any]()
+def _below(root: Any, known: set[int], seen: set[Any], limit: int) -> list[tuple[Any, set[int]]] | None:
+    """The nodes that ``root`` depends on, each with the known serials on it; not those ``seen`` or below marks.
+
+    None if there are more than ``limit``.
+    """
+    nodes: list[tuple[Any, set[int]]] = []
+    stack = [root]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
-        if len(seen) == FEW_NODES:  # no plain loss of an output, so worth the time to look for the parameters
-            seen.update(stop())
-        if len(seen) > MAX_NODES:
-            raise RecordingError(f"found no forward of the learner among the first {MAX_NODES} nodes of a loss's graph")
+        if len(nodes) == limit:
+            return None
         seen.add(node)
         serials = _marks(node) & known
-        yield node, serials
+        nodes.append((node, serials))
         if not serials:
             stack.extend(parent for parent, _ in node.next_functions)
+    return nodes
 
 
 def _marks(node: Any) -> set[int]:

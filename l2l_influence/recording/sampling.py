@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,14 +35,13 @@ def seeded(seed: int) -> Iterator[None]:
 def read_tasks(taskset: Taskset, num_tasks: int | None, seed: int) -> list[tuple[Tensor, Tensor]]:
     """The first ``num_tasks`` tasks of a finite taskset, or as many draws from an infinite one: ``(x, y)`` batches.
 
-    The taskset itself is left as it was: a private one over the same data set and transforms is read, knowing the
-    descriptions of the tasks sampled so far.
+    The taskset itself is left as it was: a shallow copy is read, which knows the descriptions of the tasks sampled so
+    far and adds new ones only to its own.
     """
-    source = plain(taskset)
-    own = Taskset(source.dataset, source.task_transforms, source.num_tasks, source.task_collate)
-    own.sampled_descriptions = dict(source.sampled_descriptions)
+    own = copy.copy(plain(taskset))
+    own.sampled_descriptions = dict(own.sampled_descriptions)
     count = num_tasks or DEFAULT_COUNT
-    if source.num_tasks != -1:
-        count = min(count, source.num_tasks)
+    if own.num_tasks != -1:
+        count = min(count, own.num_tasks)
     with seeded(seed):
         return [tuple(own[i])[:2] for i in range(count)]

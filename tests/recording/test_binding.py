@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2l_influence.errors import AmbiguousTaskError, LabelMismatchError, NothingRecordedError, UnmatchedInputError
-from l2l_influence.recording import MAML, TaskDataset, recording_of
+from l2l_influence.recording import MAML, TaskDataset, graph, recording_of
 from l2l_influence.recording.matching import assign
 
 from .omniglot_loop import even_rows, fast_adapt, images, taskset
@@ -126,17 +126,25 @@ def test_outputs_in_tuples_and_dicts() -> None:
     assert (task.support_rows, task.query_rows) == ((0, 1, 2, 3, 4), (5, 6, 7, 8))
 
 
-def test_a_penalty_on_the_parameters_does_not_hide_the_support_set() -> None:
+def test_a_penalty_on_the_parameters_does_not_hide_the_support_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "MAX_NODES", 300)  # the graph of the parameters is not searched, so this is enough
     maml, tasks = linear(), wrapped()
     x, y = tasks[0]
     learner = maml.clone()
-    for _step in range(30):  # a graph of some thousand nodes
-        penalty = sum((parameter**2).sum() for parameter in learner.parameters())
+    for _step in range(30):
+        penalty = sum(_chain(parameter).sum() for parameter in learner.parameters())
         learner.adapt(0.01 * penalty + cross_entropy(learner(x[:5]) / 2, y[:5]) / 5)
     cross_entropy(learner(x[5:]), y[5:]).backward()
     (task,) = recording_of(maml).training_tasks()
     assert (task.support_rows, task.query_rows) == (tuple(range(5)), tuple(range(5, 20)))
     assert (task.steps, task.labels) == (30, "confirmed")
+
+
+def _chain(parameter: Tensor) -> Tensor:
+    """A graph of more nodes than the search goes through before it looks where the parameters begin."""
+    for _node in range(40):
+        parameter = parameter * 0.9
+    return parameter**2
 
 
 def test_equal_rows_are_given_out_in_order() -> None:

@@ -109,6 +109,7 @@ def test_errors_in_the_loop_pass_unchanged() -> None:
     with pytest.raises(IndexError):
         cross_entropy(learner(x), y + 5)
     assert not recording_of(maml).adapting
+    assert not recording_of(maml).failures
 
 
 def test_a_failed_adapt_is_as_learn2learns_and_leaves_nothing_broken(capfd: pytest.CaptureFixture[str]) -> None:

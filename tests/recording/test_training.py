@@ -165,6 +165,9 @@ def test_adapting_through_a_clones_loss_is_no_training() -> None:
     inner.adapt(cross_entropy(inner(x[:5]), y[:5]))
     outer.adapt(cross_entropy(inner(x[5:]), y[5:]))
     assert trained(maml) == []
+    cross_entropy(inner(x[7:]), y[7:]).backward()
+    (task,) = recording_of(maml).training_tasks()
+    assert task.query_rows == (7, 8, 9)
 
 
 def test_a_query_loss_between_adapt_calls_is_mentioned() -> None:
