@@ -6,8 +6,8 @@ packed again, and are only read: nothing is unpacked and nothing is written. Dif
 
 - Training, validation and test tasks draw from different characters (``filter_labels``). learn2learn splits the
   characters likewise but draws all tasks from all of them (vision/benchmarks/omniglot_benchmark.py, lines 43-61).
-- Each character of a task has a rotation of its own. learn2learn's ``RandomClassRotation`` gives all of them that of the
-  last one (vision/transforms.py, lines 56-57).
+- Each character of a task has a rotation of its own. learn2learn's ``RandomClassRotation`` gives all of them that of
+  the last one (vision/transforms.py, lines 56-57).
 - A label says its character's name when printed.
 """
 
@@ -106,7 +106,7 @@ class Omniglot(torch.utils.data.Dataset):
 def get_tasksets(
     root: Path, train_ways: int, train_samples: int, test_ways: int, test_samples: int, num_tasks: int
 ) -> Tasksets:
-    """Training, validation and test tasks, from characters split at random by Python's generator as learn2learn does."""
+    """Training, validation and test tasks, from characters split at random as learn2learn does."""
     omniglot = Omniglot(root)
     dataset = l2l.data.MetaDataset(omniglot, indices_to_labels=omniglot.labels)
     classes = list(dataset.labels)
