@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import UncoveredParameterError
 
@@ -23,16 +23,23 @@ class FunctionalModel:
     """``model(parameters, x) -> outputs`` for a private copy of ``module``.
 
     Trainable parameters are the argument; frozen ones (``requires_grad=False``) and buffers stay as they were when the
-    copy was made. Random layers (dropout, DropBlock) are switched off, with a warning, since a derivative of a random
-    function means nothing.
+    copy was made: each call works on clones of the buffers. Random layers (dropout, DropBlock) are switched off, with a
+    warning, since a derivative of a random function means nothing. Forward hooks belong to the model and are called.
 
     Args:
         module: the user's module, left untouched.
         batch_norm: ``"batch"`` normalises with the statistics of the batch at hand (transductive, MAML's convention);
             ``"running"`` with the recorded running statistics.
+
+    Raises:
+        UncoveredParameterError: the module has no trainable parameter, or is a learner's adapted clone.
     """
 
     def __init__(self, module: nn.Module, batch_norm: BatchNormMode = "batch") -> None:
+        if any(parameter.grad_fn is not None for parameter in module.parameters()):
+            raise UncoveredParameterError(
+                "the model's parameters were computed from others, as those of a MAML clone are: pass the meta-model"
+            )
         self._names = _sites(module)
         self.parameters = {
             name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad
@@ -42,10 +49,12 @@ class FunctionalModel:
         self._module = copy.deepcopy(module).requires_grad_(False)
         _silence_random_layers(self._module)
         _set_batch_norm(self._module, batch_norm)
+        self._buffers = dict(self._module.named_buffers())
 
     def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs, shape ``(n, ...)``, of the copy with ``parameters`` put in place of its own."""
-        placed = {site: value for name, value in parameters.items() for site in self._names[name]}
+        placed = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        placed |= {site: value for name, value in parameters.items() for site in self._names[name]}
         # Tied weights are named at each of their sites above. Letting torch tie them would visit a submodule that is
         # registered twice (learn2learn's OmniglotCNN) twice, and put the wrong tensors back.
         outputs = torch.func.functional_call(self._module, placed, (x,), tie_weights=False)
@@ -89,7 +98,7 @@ def _set_batch_norm(module: nn.Module, mode: BatchNormMode) -> None:
     if mode not in ("batch", "running"):
         raise ValueError(f'batch_norm must be "batch" or "running", not {mode!r}')
     for layer in module.modules():
-        if not isinstance(layer, _BatchNorm):
+        if not isinstance(layer, _NormBase):
             continue
         if mode == "running" and layer.running_mean is not None:
             layer.eval()

@@ -97,15 +97,16 @@ class Objective:
             LossStructureError: the criterion is not convex in the outputs.
         """
         root = self.output_curvature_root(lam, theta, z)
-        return self._map(self._pull_back_rows, 1)(lam, theta, *z, root)
+        # A loop over tasks, mapped over rows: mapping both makes convolutions' weight gradients twice as slow.
+        return torch.stack([self._pull_back_rows(lam, *task) for task in zip(theta, *z, root, strict=True)])
 
     def output_curvature_root(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
         """R_j with R_j R_jᵀ = ∂²(w_j ℓ_j)/∂outputs_j²: shape ``[B, n, C, C]``.
 
         Raises:
-            LossStructureError: the criterion is not convex in the outputs.
+            LossStructureError: the criterion is not convex in the outputs, or its curvature is not finite.
         """
-        return _convex_root(self._map(self._output_curvature)(lam, theta, *z))
+        return _convex_root(self._map(self._output_curvature)(lam, theta, *z), z.w)
 
     def pull_back_outputs(self, lam: Tensor, theta: Tensor, z: Samples, by_outputs: Tensor) -> tuple[Tensor, Tensor]:
         """(∂outputs/∂(λ, θ))ᵀ times ``by_outputs``, ``[B, n, C]``, as its λ and θ parts."""
@@ -189,10 +190,13 @@ def _gradient_along(value: Callable[..., Tensor], along: int, by: int) -> Callab
     return grad(directional, argnums=by)
 
 
-def _convex_root(curvature: Tensor) -> Tensor:
+def _convex_root(curvature: Tensor, w: Tensor) -> Tensor:
     """R with ``R Rᵀ = curvature`` for symmetric positive semi-definite ``[..., C, C]``, in float64 inside."""
+    if not bool(curvature.isfinite().all()):
+        raise LossStructureError("the criterion's curvature is not finite: look for infinite or NaN outputs and losses")
     values, vectors = torch.linalg.eigh(curvature.double())
-    rounding = 100 * torch.finfo(curvature.dtype).eps * values.abs().amax()
+    # Confident predictions have next to no curvature; what is left of it is the rounding of terms as large as w.
+    rounding = 100 * torch.finfo(curvature.dtype).eps * torch.maximum(values.abs().amax(), w.abs().amax())
     if bool((values < -rounding).any()):
         raise LossStructureError(
             "the criterion is not convex in the model's outputs, so Gauss–Newton curvature is not defined for it: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -31,19 +32,24 @@ class InnerProblem:
     layout: Layout
     part: Layout
 
+    @cached_property
+    def positions(self) -> slice | Tensor:
+        """Where θ lies in λ."""
+        return self.layout.positions(self.part)
+
     @property
     def prior(self) -> Tensor:
         """The entries of λ that θ starts from, ``[Q]``."""
-        return self.lam[self.layout.positions(self.part)]
+        return self.lam[self.positions]
 
     def restrict(self, v: Tensor) -> Tensor:
         """The θ entries of λ-space vectors: ``[B, P] -> [B, Q]``."""
-        return v[:, self.layout.positions(self.part)]
+        return v[:, self.positions]
 
     def embed(self, u: Tensor) -> Tensor:
         """θ-space vectors as λ-space vectors, zero elsewhere: ``[B, Q] -> [B, P]``."""
         out = u.new_zeros(len(u), self.layout.size)
-        out[:, self.layout.positions(self.part)] = u
+        out[:, self.positions] = u
         return out
 
 

@@ -40,7 +40,8 @@ def minimise(
     """Minimise each row's function, to the tolerance or until nothing more is gained.
 
     Piecewise smooth functions (ReLU, max-pooling) often have their minimum on a kink, where no gradient vanishes and
-    Newton steps zigzag: the search ends when, over a few steps, no row's value or gradient falls noticeably.
+    Newton steps zigzag: a row's search ends when, over a few steps, neither its value nor its gradient falls much. A row
+    that has ended stays where it is, so that what becomes of it does not depend on the others.
 
     Args:
         value: ``[B, Q] -> [B]``.
@@ -52,36 +53,37 @@ def minimise(
         tolerance: relative to ``scale``.
         max_iterations: Newton steps.
     """
-    point, slope = start, gradient(start)
+    point, slope, at = start, gradient(start), value(start)
     best, smallest = point, slope.norm(dim=-1)
-    progress = _Progress(value(point), smallest)
+    progress = _Progress(at, smallest)
+    active = smallest > tolerance * scale
     iterations = 0
-    while iterations < max_iterations and bool((smallest > tolerance * scale).any()):
+    while iterations < max_iterations and bool(active.any()):
         iterations += 1
-        step = _descent(direction(point, slope), slope)
-        moved = _line_search(value, point, step, slope)
-        if torch.equal(moved, point):
-            break
-        point, slope = moved, gradient(moved)
+        step = torch.where(active.unsqueeze(-1), _descent(direction(point, slope), slope), 0.0)
+        length, at = _line_search(value, point, at, step, slope)
+        point = point + length.unsqueeze(-1) * step
+        slope = gradient(point)
         size = slope.norm(dim=-1)
         best = torch.where((size < smallest).unsqueeze(-1), point, best)
         smallest = torch.minimum(size, smallest)
-        if iterations % PATIENCE == 0 and progress.stalled(value(point), smallest, smallest > tolerance * scale):
-            break
+        active = active & (length > 0) & (smallest > tolerance * scale)
+        if iterations % PATIENCE == 0:
+            active = active & progress.gained(at, smallest)
     return Minimum(best, smallest / torch.where(scale > 0, scale, torch.ones_like(scale)), iterations)
 
 
 class _Progress:
-    """Whether the last few steps gained anything."""
+    """Which rows gained anything by the last few steps."""
 
     def __init__(self, value: Tensor, slope: Tensor) -> None:
         self._first, self._value, self._slope = value, value, slope
 
-    def stalled(self, value: Tensor, slope: Tensor, unfinished: Tensor) -> bool:
+    def gained(self, value: Tensor, slope: Tensor) -> Tensor:
         lower = self._value - value > 1e-3 * (self._first - value)
         flatter = slope < 0.5 * self._slope
         self._value, self._slope = value, slope
-        return not bool(((lower | flatter) & unfinished).any())
+        return lower | flatter
 
 
 def _descent(step: Tensor, slope: Tensor) -> Tensor:
@@ -89,16 +91,18 @@ def _descent(step: Tensor, slope: Tensor) -> Tensor:
     return torch.where(downhill.unsqueeze(-1), step, -slope)
 
 
-def _line_search(value: Callable[[Tensor], Tensor], point: Tensor, step: Tensor, slope: Tensor) -> Tensor:
-    """Halve each row's step until its value falls enough; a row that never does stays where it is."""
-    at = value(point)
+def _line_search(
+    value: Callable[[Tensor], Tensor], point: Tensor, at: Tensor, step: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Halve each row's step until its value falls enough: the lengths, 0 where it never does, and the values there."""
     expected = SUFFICIENT_DECREASE * (step * slope).sum(-1)
     # Next to the minimum the decrease drowns in rounding: a value equal to within rounding is accepted there.
     rounding = 10 * torch.finfo(at.dtype).eps * at.abs()
     length = torch.ones_like(at)
     for _ in range(HALVINGS):
-        refused = ~(value(point + length.unsqueeze(-1) * step) <= at + length * expected + rounding)
+        there = value(point + length.unsqueeze(-1) * step)
+        refused = step.any(-1) & ~(there <= at + length * expected + rounding)  # NaN is refused
         if not bool(refused.any()):
-            return point + length.unsqueeze(-1) * step
+            return length, there
         length = torch.where(refused, length / 2, length)
-    return point + torch.where(refused, 0.0, length).unsqueeze(-1) * step
+    return torch.where(refused, 0.0, length), torch.where(refused, at, there)

@@ -59,6 +59,8 @@ class Proximal(InnerKind):
             return -CG(tolerance=1e-2, max_iterations=100).solve(InnerHessian(problem, theta, self.delta), slope).value
 
         scale = gradient(prior.expand_as(problem.start)).norm(dim=-1)
+        # λ may already be the minimiser: a gradient that moves θ by less than its rounding is none.
+        scale = scale.clamp_min(torch.finfo(lam.dtype).eps / tolerance * self.delta * float(prior.norm()))
         return minimise(value, gradient, direction, problem.start, scale, tolerance, self.max_iterations)
 
 
