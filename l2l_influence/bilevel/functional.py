@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
 
 from ..errors import UncoveredParameterError
 
@@ -57,7 +59,8 @@ class FunctionalModel:
         placed |= {site: value for name, value in parameters.items() for site in self._names[name]}
         # Tied weights are named at each of their sites above. Letting torch tie them would visit a submodule that is
         # registered twice (learn2learn's OmniglotCNN) twice, and put the wrong tensors back.
-        outputs = torch.func.functional_call(self._module, placed, (x,), tie_weights=False)
+        with _NoDropout():
+            outputs = torch.func.functional_call(self._module, placed, (x,), tie_weights=False)
         if not isinstance(outputs, Tensor):
             raise UncoveredParameterError(f"the model must return one tensor, not {type(outputs).__name__}")
         return outputs
@@ -87,11 +90,25 @@ def _silence_random_layers(module: nn.Module) -> None:
     for layer in _random_layers(module):
         layer.eval()
     if active:
-        warnings.warn(
-            f"{', '.join(sorted(active))} is switched off while influences are computed: "
-            "training was random there, the analysis is not",
-            stacklevel=3,
-        )
+        _warn_of_randomness(", ".join(sorted(active)), stacklevel=4)
+
+
+def _warn_of_randomness(name: str, stacklevel: int) -> None:
+    message = f"{name} is switched off while influences are computed: training was random there, the analysis is not"
+    warnings.warn(message, stacklevel=stacklevel)
+
+
+class _NoDropout(TorchFunctionMode):
+    """Switches off the dropout that a module calls as a function, with its own training flag."""
+
+    FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self.FUNCTIONS and kwargs.get("training"):
+            _warn_of_randomness(func.__name__, stacklevel=3)
+            kwargs["training"] = False
+        return func(*args, **kwargs)
 
 
 def _set_batch_norm(module: nn.Module, mode: BatchNormMode) -> None:
