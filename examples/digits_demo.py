@@ -1,0 +1,8 @@
+"""Which training tasks harm a meta-learner? The same as ``l2l-influence demo``; ``--help`` lists options."""
+
+import sys
+
+from l2l_influence.cli import main
+
+if __name__ == "__main__":
+    main(["demo", *sys.argv[1:]])

@@ -1,0 +1,42 @@
+"""What the command line offers. Needs the extra ``demo``; `cli` makes sure of that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._version import __version__
+
+application = typer.Typer(
+    help="Influence functions for meta-learning with learn2learn.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@application.callback()
+def about(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    """Influence functions for meta-learning with learn2learn."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@application.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report, pictures and scores.")] = Path("l2l-influence-demo"),
+    seed: Annotated[int, typer.Option(help="Of tasks, training and groups.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say only where the files are.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Far less training, for a first look; figures mean less.")
+    ] = False,
+) -> None:
+    """Find the training tasks with wrong labels, on handwritten digits, in under three minutes."""
+    from .demo import run_demo  # imports torch and learn2learn, which takes seconds that --help need not wait for
+
+    run_demo(out, seed=seed, quiet=quiet, quick=quick)

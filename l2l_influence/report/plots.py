@@ -1,0 +1,219 @@
+"""The one place that draws. Figures are objects of their own: nothing here touches matplotlib's global state.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; what colour says is said by shape or text too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..influence import TaskScores
+
+BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A"
+INK = "#222222"
+SERIES = (
+    (BLUE, "-", 5),
+    (VERMILION, "-", 2.5),
+    (GREEN, "--", 1.6),
+    (GREY, ":", 1.6),
+)  # wide lines lie under narrow ones
+DPI = 130
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Predicted against true changes, one point a removed group.
+
+    Attributes:
+        title: above the panel.
+        predicted, true: the changes, equally long; ``predicted`` in any unit.
+        note: shown in a corner, such as the correlation.
+        same_unit: whether predictions are in the unit of the truth, so that the diagonal means something.
+    """
+
+    title: str
+    predicted: ArrayLike
+    true: ArrayLike
+    note: str
+    same_unit: bool = True
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One outcome: its name, a loss and an accuracy (0 … 1), and whether it is the one to look at."""
+
+    name: str
+    loss: float
+    accuracy: float
+    highlighted: bool = False
+
+
+def draw_ranking(
+    scores: TaskScores,
+    path: str | Path | None = None,
+    marked: Collection[int] = (),
+    marked_name: str = "marked",
+) -> Figure:
+    """All tasks from the most harmful to the most helpful, one bar each.
+
+    Args:
+        scores: the ranking.
+        path: where to save the picture.
+        marked: ids of tasks to bring out.
+        marked_name: what these tasks are.
+    """
+    figure, axes = _new(9, 3.6)
+    ranks = np.array([row.rank for row in scores])
+    values = np.array([row.score for row in scores])
+    chosen = np.array([row.task in set(marked) for row in scores], dtype=bool)
+    axes.bar(ranks[~chosen], values[~chosen], width=1.0, color=BLUE, label="other tasks" if marked else None)
+    if chosen.any():
+        axes.bar(ranks[chosen], values[chosen], width=1.0, color=VERMILION, label=f"{marked_name} ({chosen.sum()})")
+        axes.plot(ranks[chosen], np.zeros(chosen.sum()), "|", color=INK, markersize=6, markeredgewidth=0.8)
+        axes.legend(frameon=False, loc="upper right")
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set_xlim(0.5, len(scores) + 0.5)
+    axes.set_xlabel("rank: 1 = most harmful")
+    axes.set_ylabel("influence score\n(predicted fall of the test loss\nif the task is removed)")
+    axes.set_title(f"{len(scores)} training tasks by influence on the test tasks", loc="left")
+    return _saved(figure, path)
+
+
+def draw_detection(curves: Mapping[str, ArrayLike], target: str, path: str | Path | None = None) -> Figure:
+    """How many of the tasks looked for are found after checking the first k of each ranking.
+
+    Args:
+        curves: by name of the ranking, the share found after 1 … n checked.
+        target: what is looked for.
+        path: where to save the picture.
+    """
+    figure, axes = _new(6, 4)
+    for (name, curve), (colour, line, width) in zip(curves.items(), SERIES, strict=False):
+        found = 100 * np.asarray(curve, dtype=float)
+        checked = 100 * np.arange(1, len(found) + 1) / len(found)
+        axes.plot(np.r_[0, checked], np.r_[0, found], line, color=colour, linewidth=width, label=name)
+    axes.set_xlabel("tasks checked, from the top of the ranking (%)")
+    axes.set_ylabel(f"{target} found (%)")
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 104)
+    axes.legend(frameon=False, loc="lower right")
+    axes.set_title(f"Finding the {target}", loc="left")
+    return _saved(figure, path)
+
+
+def draw_predictions(rows: Mapping[str, Sequence[Panel]], path: str | Path | None = None) -> Figure:
+    """Predicted against true change of the mean test loss: a row of panels for each way of drawing the groups."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(panels) for panels in rows.values())
+    figure = Figure(figsize=(3.5 * columns, 3.4 * len(rows)), layout="constrained")
+    strips = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for strip, (name, panels) in zip(strips, rows.items(), strict=True):
+        strip.suptitle(name, x=0.01, ha="left", fontweight="bold", fontsize=10)
+        for axes, panel in zip(strip.subplots(1, columns, sharey=True, squeeze=False)[0], panels, strict=False):
+            _scatter(axes, panel)
+        strip.axes[0].set_ylabel("true change of the test loss")
+    return _saved(figure, path)
+
+
+def draw_comparison(bars: Sequence[Bar], path: str | Path | None = None) -> Figure:
+    """Test loss and accuracy of several outcomes beside each other."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.55 * len(bars) + 1.1), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _bars(left, bars, [bar.loss for bar in bars], "test loss after adaptation (less is better)", "{:.3f}".format)
+    _bars(right, bars, [100 * bar.accuracy for bar in bars], "test accuracy (%)", "{:.1f}".format)
+    lowest = min(100 * bar.accuracy for bar in bars)
+    right.set_xlim(max(0.0, lowest - 5), 101)
+    left.set_yticks(range(len(bars)), [bar.name for bar in bars])
+    left.invert_yaxis()
+    return _saved(figure, path)
+
+
+def draw_task(
+    support: tuple[ArrayLike, ArrayLike],
+    query: tuple[ArrayLike, ArrayLike],
+    title: str,
+    path: str | Path | None = None,
+) -> Figure:
+    """A task's images: a row for each label, its support images on the left, its query images on the right.
+
+    Args:
+        support, query: images ``(n, height, width)`` and labels ``(n,)``.
+        title: above the picture.
+        path: where to save it.
+    """
+    from matplotlib.figure import Figure
+
+    sides = [(np.asarray(x), np.asarray(y)) for x, y in (support, query)]
+    labels = np.unique(np.concatenate([y for _, y in sides]))
+    shots = max(int((y == label).sum()) for _, y in sides for label in labels)
+    figure = Figure(figsize=(0.5 * (2 * shots + 2), 0.52 * len(labels) + 0.75), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    grid = figure.subplots(len(labels), 2 * shots + 1, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.05})
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, label in zip(grid, labels, strict=True):
+        row[0].text(-0.2, 0.5, f"label {label}", transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+        for start, (x, y) in zip((0, shots + 1), sides, strict=True):
+            for axes, image in zip(row[start : start + shots], x[y == label], strict=False):
+                axes.imshow(image, cmap="gray_r", interpolation="nearest")
+    grid[0, shots // 2].set_title("support: adapt to this", fontsize=8)
+    grid[0, shots + 1 + shots // 2].set_title("query: then get this right", fontsize=8)
+    return _saved(figure, path)
+
+
+def _scatter(axes: Axes, panel: Panel) -> None:
+    axes.plot(panel.predicted, panel.true, "o", color=BLUE, markersize=5.5, markeredgecolor="white")
+    axes.margins(0.1, 0.2)
+    if panel.same_unit:
+        axes.set_xlim(axes.get_xlim())  # the diagonal shall not stretch the axes
+        axes.set_ylim(axes.get_ylim())
+        axes.axline((0, 0), slope=1, linestyle="--", color=GREY, linewidth=1.2, label="prediction = truth")
+        axes.legend(frameon=False, fontsize=7, loc="lower right")
+    axes.axhline(0, color=GREY, linewidth=0.6)
+    axes.set_title(panel.title, fontsize=9, loc="left")
+    axes.set_xlabel("predicted change of the test loss" if panel.same_unit else "prediction (no unit)", fontsize=8)
+    axes.text(0.03, 0.97, panel.note, transform=axes.transAxes, va="top", fontsize=8, color=INK)
+    axes.tick_params(labelsize=7)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
+    _bare(axes)
+
+
+def _bars(axes: Axes, bars: Sequence[Bar], values: Sequence[float], label: str, text: Callable[[float], str]) -> None:
+    colours = [GREEN if bar.highlighted else GREY for bar in bars]
+    drawn = axes.barh(range(len(bars)), values, color=colours, height=0.7)
+    axes.bar_label(drawn, [text(value) for value in values], padding=3, fontsize=8)
+    axes.margins(x=0.14)
+    axes.set_xlabel(label)
+    _bare(axes)
+
+
+def _new(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    _bare(axes)
+    return figure, axes
+
+
+def _bare(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _saved(figure: Figure, path: str | Path | None) -> Figure:
+    if path is not None:
+        figure.savefig(path, dpi=DPI)
+    return figure
