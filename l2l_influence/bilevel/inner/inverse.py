@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ...errors import LossStructureError
-from ..solvers import CG, Dense, Gram, LinearOperator, LinearSolver, LowRank
+from ..solvers import CG, Dense, Gram, LinearOperator, LinearSolver, LowRank, Stored
 from .base import InnerProblem
 
 GRAM_LIMIT = 200
@@ -37,7 +37,7 @@ def _cg(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) ->
 
 
 def _dense(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
-    return InnerHessian(problem, theta, delta), Dense(tolerance=max(tolerance, 1e-6))
+    return Stored(InnerHessian(problem, theta, delta), theta), Dense(tolerance=max(tolerance, 1e-6))
 
 
 INVERSES: dict[str, Callable[[InnerProblem, Tensor, float, float], System]] = {

@@ -40,7 +40,7 @@ def minimise(
     """Minimise each row's function, to the tolerance or until nothing more is gained.
 
     Piecewise smooth functions (ReLU, max-pooling) often have their minimum on a kink, where no gradient vanishes and
-    Newton steps zigzag: a row's search ends when, over a few steps, neither its value nor its gradient falls much. A row
+    Newton steps zigzag: a search ends when, over a few steps, neither its value nor its gradient falls much. A row
     that has ended stays where it is, so that what becomes of it does not depend on the others.
 
     Args:
@@ -74,15 +74,18 @@ def minimise(
 
 
 class _Progress:
-    """Which rows gained anything by the last few steps."""
+    """Which rows gained anything by the last few steps, in proportion to all that was gained since the first few (these
+    do not count: from far off they gain so much that everything later would look like nothing)."""
 
     def __init__(self, value: Tensor, slope: Tensor) -> None:
-        self._first, self._value, self._slope = value, value, slope
+        self._reference: Tensor | None = None
+        self._value, self._slope = value, slope
 
     def gained(self, value: Tensor, slope: Tensor) -> Tensor:
-        lower = self._value - value > 1e-3 * (self._first - value)
+        reference = value if self._reference is None else self._reference
+        lower = self._value - value > 1e-3 * (reference - value)
         flatter = slope < 0.5 * self._slope
-        self._value, self._slope = value, slope
+        self._reference, self._value, self._slope = reference, value, slope
         return lower | flatter
 
 
@@ -95,13 +98,15 @@ def _line_search(
     value: Callable[[Tensor], Tensor], point: Tensor, at: Tensor, step: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Halve each row's step until its value falls enough: the lengths, 0 where it never does, and the values there."""
-    expected = SUFFICIENT_DECREASE * (step * slope).sum(-1)
-    # Next to the minimum the decrease drowns in rounding: a value equal to within rounding is accepted there.
-    rounding = 10 * torch.finfo(at.dtype).eps * at.abs()
+    promised = (step * slope).sum(-1)
+    # Next to the minimum the decrease drowns in the rounding of the values, and the step itself is to be trusted.
+    eps = torch.finfo(at.dtype).eps
+    resolution = eps ** (2 / 3) * at.abs()
+    rounding = torch.where(-promised < resolution, resolution, 10 * eps * at.abs())
     length = torch.ones_like(at)
     for _ in range(HALVINGS):
         there = value(point + length.unsqueeze(-1) * step)
-        refused = step.any(-1) & ~(there <= at + length * expected + rounding)  # NaN is refused
+        refused = step.any(-1) & ~(there <= at + SUFFICIENT_DECREASE * length * promised + rounding)  # NaN is refused
         if not bool(refused.any()):
             return length, there
         length = torch.where(refused, length / 2, length)

@@ -2,7 +2,7 @@
 
 from .base import LinearOperator, LinearSolver, Solution, SolveReport, enforce
 from .cg import CG
-from .dense import Dense
+from .dense import Dense, Stored
 from .gram import Gram, LowRank, LowRankPlusIdentity
 from .neumann import Neumann
 
@@ -23,6 +23,7 @@ __all__ = [
     "Neumann",
     "Solution",
     "SolveReport",
+    "Stored",
     "enforce",
     "solver_for",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,3 +33,21 @@ class Dense(LinearSolver):
             return Attempt(x.to(b.dtype), 1, values[:, 0].to(b.dtype))
 
         return attempt
+
+
+class Stored(LinearOperator):
+    """An operator whose matrices are built when first needed, and kept."""
+
+    def __init__(self, operator: LinearOperator, like: Tensor) -> None:
+        self._operator, self._like = operator, like
+
+    @cached_property
+    def matrices(self) -> Tensor:
+        """``[R, P, P]``."""
+        return self._operator.dense(self._like)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return (self.matrices @ v.unsqueeze(-1)).squeeze(-1)
+
+    def dense(self, like: Tensor) -> Tensor:
+        return self.matrices
