@@ -89,7 +89,7 @@ def test_gauss_newton_hessian_equals_dense_algebra(theta_keys):
     weights = [1.0, 2.0, 0.5]
     reference = Reference(classification, lam, theta_keys, DELTA)
     expected = torch.zeros(reference.layout.size, reference.layout.size, dtype=torch.float64)
-    for weight, task in zip(weights, tasks):
+    for weight, task in zip(weights, tasks, strict=True):
         theta = reference.solve(reference.lam, task)
         z = reference.chain(task, theta)
         outputs = torch.autograd.functional.jacobian(
@@ -115,7 +115,7 @@ def test_gamma_hessian_equals_dense_algebra(theta_keys):
         theta = reference.solve(reference.lam, task)
         joint = reference.joint_hessian(task, theta)
         cross = reference.theta_jacobian(task, theta).T @ joint[size:, :size]
-        slope = torch.autograd.functional.jacobian(lambda t: reference.outer(task)(reference.lam, t), theta)
+        slope = torch.autograd.functional.jacobian(lambda t, task=task: reference.outer(task)(reference.lam, t), theta)
         expected += joint[:size, :size] + cross + cross.T + slope.abs().sum() * torch.eye(size, dtype=torch.float64)
     found = dense(problem(theta_keys).total_hessian(lam, tasks, "gamma"), size)
     assert relative(found, expected) < 1e-8

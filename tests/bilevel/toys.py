@@ -1,7 +1,7 @@
 """Small float64 problems, and the dense algebra that the core is checked against.
 
-The reference knows nothing of the package: it builds every matrix from ``torch.autograd.functional`` on plain functions
-of flat vectors, one task at a time.
+The reference knows nothing of the package: it builds each matrix from reverse-mode Jacobians of plain functions of flat
+vectors, one task at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.functional import hessian, jacobian
+from torch.func import jacrev
 
 from l2l_influence.bilevel import Layout, Task
 
@@ -84,28 +84,28 @@ class Reference:
         inner = self.inner(task)
         theta = lam[self.where].clone()
         for _ in range(20):
-            slope = jacobian(lambda t: inner(lam, t), theta)
+            slope = jacrev(inner, 1)(lam, theta)
             if slope.norm() < 1e-12:
                 return theta
-            theta = theta - torch.linalg.solve(hessian(lambda t: inner(lam, t), theta), slope)
+            theta = theta - torch.linalg.solve(jacrev(jacrev(inner, 1), 1)(lam, theta), slope)
         raise AssertionError("the reference's Newton iteration did not converge")
 
     def theta_jacobian(self, task: Task, theta: Tensor) -> Tensor:
         """dθ/dλ = −H_in⁻¹ ∂_θ∂_λ L_I, dense."""
-        blocks = hessian(self.inner(task), (self.lam, theta))
-        return -torch.linalg.solve(blocks[1][1], blocks[1][0])
+        cross, curved = jacrev(jacrev(self.inner(task), 1), (0, 1))(self.lam, theta)
+        return -torch.linalg.solve(curved, cross)
 
     def chain(self, task: Task, theta: Tensor) -> Tensor:
         """Z = [I; dθ/dλ], dense."""
         return torch.cat([torch.eye(self.layout.size, dtype=torch.float64), self.theta_jacobian(task, theta)])
 
     def joint_hessian(self, task: Task, theta: Tensor) -> Tensor:
-        blocks = hessian(self.outer(task), (self.lam, theta))
+        blocks = jacrev(jacrev(self.outer(task), (0, 1)), (0, 1))(self.lam, theta)
         return torch.cat([torch.cat(list(row), dim=1) for row in blocks])
 
     def total_loss(self, lam: Tensor, tasks: list[Task], weights: Tensor, l2: float) -> Tensor:
         """L_Total with every inner problem re-optimised."""
-        terms = [w * self.outer(t)(lam, self.solve(lam, t)) for w, t in zip(weights, tasks)]
+        terms = [w * self.outer(t)(lam, self.solve(lam, t)) for w, t in zip(weights, tasks, strict=True)]
         return sum(terms, torch.zeros((), dtype=torch.float64)) + 0.5 * l2 * lam.square().sum()
 
 
