@@ -54,9 +54,10 @@ class Objective:
         """∂_θ L, shape ``[B, Q]``."""
         return self._map(grad(self._value, argnums=1))(lam, theta, *z)
 
-    def gradient_theta_rows(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
-        """∂_θ L with a λ of its own for each task, ``[B, P]``: shape ``[B, Q]``."""
-        return vmap(grad(self._value, argnums=1))(lam, theta, *z)
+    def gradient_theta_of_one(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+        """∂_θ L of one task, ``[Q]``, all arguments without the leading ``B``; the caller maps it over tasks."""
+        by_theta: Tensor = grad(self._value, argnums=1)(lam, theta, *z)
+        return by_theta
 
     # ---- second derivatives -----------------------------------------------------------------------------------
 
