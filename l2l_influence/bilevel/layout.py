@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import prod
-from typing import Union
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from ..errors import TaskShapeError
 Named = Mapping[str, Tensor]
 """Named tensors, as ``module.named_parameters()`` gives them."""
 
-Vector = Union[Named, Tensor]
+Vector = Named | Tensor
 """What a public function takes for a vector in parameter space: named tensors, or one flat vector in key order."""
 
 
@@ -45,7 +44,7 @@ class Layout:
     def unravel(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of ``flat``, shape ``(size,)``, under their names."""
         parts = flat.split(self.sizes)
-        return {key: part.view(shape) for (key, shape), part in zip(self.shapes.items(), parts)}
+        return {key: part.view(shape) for (key, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def flatten(self, vector: Vector) -> Tensor:
         """``vector`` as a detached flat tensor, whether it came as named tensors or flat already."""
@@ -75,7 +74,7 @@ class Layout:
     def positions(self, part: Layout) -> slice | Tensor:
         """Where the entries of ``part`` (made by :meth:`keep`) lie in this layout's vector."""
         spans, start = [], 0
-        for key, size in zip(self.shapes, self.sizes):
+        for key, size in zip(self.shapes, self.sizes, strict=True):
             if key in part.shapes:
                 spans.append(torch.arange(start, start + size))
             start += size

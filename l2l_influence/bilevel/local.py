@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,6 +112,11 @@ class LocalProblem:
             total += rows.sum(0)
         return total
 
+    def subset(self, positions: list[int]) -> LocalProblem:
+        """The same problem on some of its tasks, at their own weights."""
+        tasks = _Chosen(self.tasks, positions)
+        return LocalProblem(self.settings, self.lam, tasks, [self.weights[i] for i in positions])
+
     def at(self, position: int) -> SolvedBatch:
         """One task as a batch of one."""
         return self._solve([position])
@@ -146,3 +152,16 @@ class LocalProblem:
         prior = self.lam[self.settings.layout.positions(self.settings.part)]
         part = self.settings.part
         return torch.stack([prior if task.start is None else part.flatten(task.start) for task in batch.tasks])
+
+
+class _Chosen(Sequence[Task]):
+    """Some of a sequence's tasks, read when needed."""
+
+    def __init__(self, tasks: Sequence[Task], positions: list[int]) -> None:
+        self._tasks, self._positions = tasks, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._tasks[self._positions[i]]

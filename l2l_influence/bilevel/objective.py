@@ -149,20 +149,21 @@ class Objective:
         def outputs(lam: Tensor, theta: Tensor) -> Tensor:
             return self._outputs(lam, theta, x, y, w)
 
-        at, along = jvp(outputs, (lam, theta), (v_lam, v_theta))
+        at, along, *_ = jvp(outputs, (lam, theta), (v_lam, v_theta))
         curved = jvp(grad(self._output_loss(lam, theta, x, y, w)), (at,), (along,))[1]
-        return vjp(outputs, lam, theta)[1](curved)
+        by_lam, by_theta = vjp(outputs, lam, theta)[1](curved)
+        return by_lam, by_theta
 
     def _pull_back(
         self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, by_outputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        outputs, pull_back = vjp(lambda lam, theta: self._outputs(lam, theta, x, y, w), lam, theta)
+        outputs, pull_back, *_ = vjp(lambda lam, theta: self._outputs(lam, theta, x, y, w), lam, theta)
         return pull_back(by_outputs.reshape(outputs.shape))
 
     def _pull_back_theta(
         self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, by_outputs: Tensor
     ) -> Tensor:
-        outputs, pull_back = vjp(lambda theta: self._outputs(lam, theta, x, y, w), theta)
+        outputs, pull_back, *_ = vjp(lambda theta: self._outputs(lam, theta, x, y, w), theta)
         return pull_back(by_outputs.reshape(outputs.shape))[0]
 
     def _output_curvature(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ class Objective:
         return vmap(lambda e: jvp(slope, (flat,), (e.expand_as(flat),))[1], out_dims=2)(directions)
 
     def _pull_back_rows(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, root: Tensor) -> Tensor:
-        outputs, pull_back = vjp(lambda theta: self._outputs(lam, theta, x, y, w), theta)
+        outputs, pull_back, *_ = vjp(lambda theta: self._outputs(lam, theta, x, y, w), theta)
         n, c = root.shape[:2]
         # One cotangent a row: column k of sample j's root, zero at the other samples.
         cotangents = torch.einsum("ij,jck->jkic", torch.eye(n).to(root), root).reshape(n * c, *outputs.shape)

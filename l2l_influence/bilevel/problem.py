@@ -104,7 +104,13 @@ class BilevelProblem:
         return hessian.influence(solved.batch.weight * solved.total_gradient()[0])
 
     def query_influence(
-        self, lam: Named, tasks: Sequence[Task], k: int, j: int, kind: str | Curvature = "gauss-newton", weights: Weights = None
+        self,
+        lam: Named,
+        tasks: Sequence[Task],
+        k: int,
+        j: int,
+        kind: str | Curvature = "gauss-newton",
+        weights: Weights = None,
     ) -> dict[str, Tensor]:
         """instance-IF of query sample ``j`` of task ``k`` (Thm 4.5 with the total derivative, as Alg. 5 has it)."""
         hessian = self.total_hessian(lam, tasks, kind, weights)
@@ -182,9 +188,7 @@ class TotalHessian:
             NegativeCurvatureError, NotConvergedError: the solve cannot be trusted.
         """
         rows = self._layout.flatten(v).unsqueeze(0)
-        solution = self.solve_rows(
-            rows, solver, damping=damping, tolerance=tolerance, on_unconverged=on_unconverged
-        )
+        solution = self.solve_rows(rows, solver, damping=damping, tolerance=tolerance, on_unconverged=on_unconverged)
         return Solution(self._layout.like(solution.value[0], v), solution.report)
 
     def solve_rows(

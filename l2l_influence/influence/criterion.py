@@ -53,9 +53,9 @@ def _separate(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         # the curvature of its softmax, where the likelihood alone, linear in log-probabilities, has none.
         return partial(F.cross_entropy, weight=loss.weight, ignore_index=loss.ignore_index, reduction="none")
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        separate = copy.deepcopy(loss)
+        separate: Any = copy.deepcopy(loss)
         separate.reduction = "none"
-        return separate
+        return cast(Callable[..., Tensor], separate)
     if loss is F.nll_loss:
         return partial(F.cross_entropy, reduction="none")
     return partial(loss, reduction="none") if _has_reduction(loss) else loss

@@ -72,9 +72,7 @@ def read_test_tasks(
     """
     if not isinstance(source, Taskset):
         chosen = list(source)[:num_tasks]
-        return [
-            task if isinstance(task, Task) else make_task(task[0], task[1], reduction, like) for task in chosen
-        ]
+        return [task if isinstance(task, Task) else make_task(task[0], task[1], reduction, like) for task in chosen]
     cut = split or split_as_recorded(recorded)
     return [make_task(*cut(x, y), reduction, like) for x, y in read_tasks(source, num_tasks, seed)]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from learn2learn.algorithms.base_learner import BaseLearner
+from torch import Tensor
 
 
-def edited_state(learner: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def edited_state(learner: BaseLearner, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``learner.state_dict()``, copied, with ``parameters`` of ``learner.module`` in place of its own.
 
     A parameter that the state_dict holds under several names (tied weights, a submodule registered twice) is replaced

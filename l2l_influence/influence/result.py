@@ -84,7 +84,9 @@ class TaskScores(Sequence[TaskScore]):
         if len(shown) < len(self._rows):
             lines.insert(count, ("…",) * len(COLUMNS))
         widths = [max(len(line[i]) for line in [COLUMNS, *lines]) for i in range(len(COLUMNS))]
-        text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [COLUMNS, *lines]]
+        text = [
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [COLUMNS, *lines]
+        ]
         head = f"{len(self)} training tasks, scored on the mean loss of the test tasks ({self.test_loss:.4f})"
         return "\n".join([head, READING, *self.notes, "", *text])
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task, Unrolled
 from ..bilevel.functional import BatchNormMode
@@ -28,7 +29,7 @@ class Options:
 
     loss: Callable[..., Tensor]
     reduction: Reduction | None = None
-    inner: InnerName = "proximal"
+    inner: InnerName = "unrolled"
     proximal: float | Literal["auto"] = "auto"
     inner_solver: str = "auto"
     inner_tolerance: float = 0.1
@@ -46,7 +47,7 @@ class Study:
         problem: the bilevel problem; ``local`` is it at λ* on the recorded tasks.
     """
 
-    def __init__(self, maml: nn.Module, tasks: Taskset | None, options: Options) -> None:
+    def __init__(self, maml: BaseLearner, tasks: Taskset | None, options: Options) -> None:
         self.recorded: list[RecordedTask] = recording_of(maml).training_tasks(tasks)
         self.options = options
         criterion, self.reduction = take_apart(options.loss, options.reduction)
@@ -76,9 +77,7 @@ class Study:
         self, source: Taskset | Sequence[Any], num_tasks: int | None, split: Split | None, seed: int
     ) -> LocalProblem:
         """Test tasks at λ*, under the same losses and inner kind."""
-        tasks: list[Task] = read_test_tasks(
-            source, num_tasks, split, self.recorded, self.reduction, self._like, seed
-        )
+        tasks: list[Task] = read_test_tasks(source, num_tasks, split, self.recorded, self.reduction, self._like, seed)
         if not tasks:
             raise InfluenceError("there are no test tasks to score against")
         return self.problem.at(self.lam, tasks)
@@ -91,6 +90,8 @@ class Study:
     def _inner_kind(self) -> InnerKind:
         options = self.options
         if options.inner == "unrolled":
+            if options.proximal != "auto":
+                raise ValueError("proximal= is the strength of the proximal inner problem: pass inner='proximal' too")
             return Unrolled(*self._adaptation())
         if options.inner != "proximal":
             raise ValueError(f"inner must be 'proximal' or 'unrolled', not {options.inner!r}")

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
+from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..bilevel import TotalHessian
-from ..bilevel.hessians import Curvature
 from ..bilevel.functional import BatchNormMode
+from ..bilevel.hessians import Curvature
 from ..bilevel.local import GIB, LocalProblem
 from ..bilevel.solvers import LinearSolver, SolveReport
 from ..bilevel.solvers.base import OnUnconverged
@@ -23,7 +24,7 @@ from .edit import edited_state
 from .result import TaskScore, TaskScores
 from .study import InnerName, Options, Study
 
-RELATIVE_DAMPING = 1e-3
+RELATIVE_DAMPING = 1e-2
 """``damping="auto"`` is this times the largest eigenvalue of the total Hessian."""
 
 
@@ -38,15 +39,19 @@ class TaskInfluence:
         tasks: the training :class:`~l2l_influence.TaskDataset`; None for all tasks that were trained on.
         loss: the loss of the loop: a torch loss module or function, or ``loss(outputs, y)`` with one value a sample.
         reduction: ``"mean"`` or ``"sum"``, where it cannot be read off the loss.
-        inner: ``"proximal"``, the paper's inner problem; or ``"unrolled"``, the loop's own gradient steps.
-        proximal: δ of the inner problem; ``"auto"`` is 1/(lr·K) for a mean loss, n/(lr·K) for a sum of n samples.
-        inner_solver: ``"auto"``, ``"gram"``, ``"cg"`` or ``"dense"`` (see :class:`~l2l_influence.bilevel.Proximal`).
-        inner_tolerance: largest relative gradient at which an inner problem counts as solved. The search goes on as far
-            as it can whatever this is; with ReLU or max-pooling the minimum tends to lie on a kink, where a few per
-            cent are left. What was reached stands in the result's notes.
-        hessian: kind of total Hessian: ``"gauss-newton"`` or ``"gamma"`` (the paper's).
+        inner: ``"unrolled"``, the loop's own gradient steps; or ``"proximal"``, the paper's inner problem. The first
+            agrees better with retraining a learner that takes gradient steps, and is faster.
+        proximal: δ of the proximal inner problem; ``"auto"`` is 1/(lr·K) for a mean loss, n/(lr·K) for a sum of n
+            samples.
+        inner_solver: for the proximal kind: ``"auto"``, ``"gram"``, ``"cg"`` or ``"dense"`` (see
+            :class:`~l2l_influence.bilevel.Proximal`).
+        inner_tolerance: for the proximal kind: largest relative gradient at which an inner problem counts as solved.
+            With ReLU or max-pooling the minimum tends to lie on a kink, where a few per cent are left. What was reached
+            stands in the result's notes.
+        hessian: kind of total Hessian: ``"sketch"`` (a sampled Gauss–Newton matrix; ``Sketch(draws=…, seed=…)`` to set
+            it up), ``"gauss-newton"`` or ``"gamma"`` (the paper's).
         l2: δ_o, the outer regulariser, for an objective in which the average task has weight 1.
-        damping: added to l2 when solving; ``"auto"`` is a thousandth of the largest eigenvalue of the Hessian.
+        damping: added to l2 when solving; ``"auto"`` is a hundredth of the largest eigenvalue of the Hessian.
         batch_norm: ``"batch"`` statistics, as MAML trains, or ``"running"``.
         tolerance: relative residual of the outer solve.
         solver: of the outer system; conjugate gradients, or the exact one of a sketch, unless given.
@@ -57,16 +62,16 @@ class TaskInfluence:
 
     def __init__(
         self,
-        maml: nn.Module,
+        maml: BaseLearner,
         tasks: Taskset | None = None,
         loss: Callable[..., Tensor] | None = None,
         *,
         reduction: Reduction | None = None,
-        inner: InnerName = "proximal",
+        inner: InnerName = "unrolled",
         proximal: float | Literal["auto"] = "auto",
         inner_solver: str = "auto",
         inner_tolerance: float = 0.1,
-        hessian: str | Curvature = "gauss-newton",
+        hessian: str | Curvature = "sketch",
         l2: float = 1e-3,
         damping: float | Literal["auto"] = "auto",
         batch_norm: BatchNormMode = "batch",
@@ -79,9 +84,7 @@ class TaskInfluence:
         if loss is None:
             raise TypeError("pass the loss of your training loop, for example loss=nn.CrossEntropyLoss()")
         self._maml, self._tasks = maml, tasks
-        self._options = Options(
-            loss, reduction, inner, proximal, inner_solver, inner_tolerance, l2, batch_norm, memory
-        )
+        self._options = Options(loss, reduction, inner, proximal, inner_solver, inner_tolerance, l2, batch_norm, memory)
         self._kind, self._damping = hessian, damping
         self._solver, self._tolerance = solver, tolerance
         self._on_unconverged = on_unconverged

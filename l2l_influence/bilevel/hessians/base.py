@@ -33,8 +33,8 @@ class OverTasks(LinearOperator):
         total = torch.zeros_like(v)
         for at in self._local.solved():
             weight = at.batch.weight
-            for row, out in zip(v, total):
-                out += weight @ self._curvature.product(at, row.expand(len(weight), -1))
+            for row, out in zip(v, total, strict=True):
+                out += weight @ self._curvature.product(at, row.repeat(len(weight), 1))
         return total
 
 

@@ -8,7 +8,7 @@ distribution gives, for any convex criterion and with less variance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,13 +18,20 @@ from ..solvers import LinearOperator
 from ..solvers.gram import LowRank
 from .base import Curvature
 
+MOST_ROWS = 4096
+"""The Gram matrix of the rows is factorised: beyond this that, not the tasks, takes the time."""
+
 
 @dataclass(frozen=True)
 class Sketch(Curvature):
     """``H ≈ Σ_i (c_i / m) Σ_m s_im s_imᵀ``.
 
+    The samples of all tasks are kept side by side. Where they would not fit the problem's memory (or ``MOST_ROWS``),
+    fewer are drawn from each task, and then from fewer tasks, with the weight of the others: more tasks say more about
+    the sum than more samples of one.
+
     Args:
-        draws: m, samples a task.
+        draws: m, samples a task, at most.
         seed: of the draws; the same seed gives the same matrix, whatever the batches.
     """
 
@@ -36,8 +43,18 @@ class Sketch(Curvature):
         return torch.einsum("bmp,bm->bp", rows, torch.einsum("bmp,bp->bm", rows, v))
 
     def operator(self, local: LocalProblem) -> LinearOperator:
-        scaled = [at.batch.weight.sqrt().view(-1, 1, 1) * self.rows(at) for at in local.solved()]
-        return LowRank(torch.cat([rows.flatten(0, 1) for rows in scaled]))
+        count = len(local.tasks)
+        most = max(1, min(MOST_ROWS, local.settings.memory // local.lam.nbytes))
+        fitting = replace(self, draws=max(1, min(self.draws, most // count)))
+        if count <= most:
+            return LowRank(fitting.weighted_rows(local))
+        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:most].sort().values
+        return LowRank(fitting.weighted_rows(local.subset(chosen.tolist())) * (count / most) ** 0.5)
+
+    def weighted_rows(self, local: LocalProblem) -> Tensor:
+        """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``."""
+        rows = [at.batch.weight.sqrt().view(-1, 1, 1) * self.rows(at) for at in local.solved()]
+        return torch.cat([some.flatten(0, 1) for some in rows])
 
     def rows(self, at: SolvedBatch) -> Tensor:
         """``s / √m``, ``[B, m, P]``."""

@@ -74,18 +74,16 @@ def minimise(
 
 
 class _Progress:
-    """Which rows gained anything by the last few steps, in proportion to all that was gained since the first few (these
-    do not count: from far off they gain so much that everything later would look like nothing)."""
+    """Which rows gained anything by the last few steps: a value noticeably lower, in proportion to all that was gained
+    since the start, or a gradient half as large."""
 
     def __init__(self, value: Tensor, slope: Tensor) -> None:
-        self._reference: Tensor | None = None
-        self._value, self._slope = value, slope
+        self._first, self._value, self._slope = value, value, slope
 
     def gained(self, value: Tensor, slope: Tensor) -> Tensor:
-        reference = value if self._reference is None else self._reference
-        lower = self._value - value > 1e-3 * (reference - value)
+        lower = self._value - value > 1e-4 * (self._first - value)
         flatter = slope < 0.5 * self._slope
-        self._reference, self._value, self._slope = reference, value, slope
+        self._value, self._slope = value, slope
         return lower | flatter
 
 
