@@ -35,7 +35,7 @@ class Sketch(Curvature):
         seed: of the draws; the same seed gives the same matrix, whatever the batches.
     """
 
-    draws: int = 8
+    draws: int = 16
     seed: int = 0
 
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
