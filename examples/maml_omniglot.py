@@ -163,7 +163,7 @@ def main(
     print('Meta Test Accuracy', meta_test_accuracy / meta_batch_size)
 
     scores = TaskInfluence(maml, tasksets.train, loss=loss, inner='unrolled', hessian='sketch').scores(tasksets.test)  # influence
-    print(scores, 'Written to', scores.to_csv(out / 'scores.csv'))  # influence
+    print(scores, scores.to_csv(out / 'scores.csv'), sep='\n\nall of them in ')  # influence
 
 
 if __name__ == '__main__':
