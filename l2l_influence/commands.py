@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -17,14 +18,19 @@ application = typer.Typer(
 )
 
 
-@application.callback()
-def about(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-) -> None:
-    """Influence functions for meta-learning with learn2learn."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@application.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Influence functions for meta-learning with learn2learn."""
 
 
 @application.command()
@@ -37,6 +43,8 @@ def demo(
     ] = False,
 ) -> None:
     """Find the training tasks with wrong labels, on handwritten digits, in under three minutes."""
+    # What torch says to those who write code with it says nothing to those who watch the demo.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     from .demo import run_demo  # imports torch and learn2learn, which takes seconds that --help need not wait for
 
     run_demo(out, seed=seed, quiet=quiet, quick=quick)

@@ -28,15 +28,15 @@ class Screen:
         """A line that is shown also when quiet."""
         self._last.print(text)
 
-    def preformatted(self, text: str) -> None:
-        """Text whose columns must stay in line; what is too wide is cut."""
-        self._console.print(text, markup=False, no_wrap=True, overflow="ellipsis", crop=True)
+    def plain(self, text: str) -> None:
+        """Text that stands as it is; square brackets in it are no markup."""
+        self._console.print(text, markup=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table, its first column text and the others numbers."""
         table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
         for position, column in enumerate(columns):
-            table.add_column(column, justify="left" if position == 0 else "right")
+            table.add_column(column, justify="left" if position == 0 else "right", no_wrap=position == 0)
         for row in rows:
             table.add_row(*row)
         self._console.print(table)
@@ -58,21 +58,27 @@ def detection_rows(detections: Sequence[Detection], wrong: int, total: int) -> l
 
 def outcome_rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
     """Cells of the comparison."""
-    return [[o.name, f"{o.loss:.3f}", f"{100 * o.accuracy:.1f} %", f"{o.seconds:.2f} s"] for o in outcomes]
+    return [[o.name, f"{o.loss:.3f}", f"{100 * o.accuracy:.1f} %", f"{o.seconds:.1f} s"] for o in outcomes]
 
 
 def prediction_rows(predictions: Sequence[Prediction]) -> list[list[str]]:
     """Cells of the faithfulness table."""
     return [
-        [p.name, *map(_signed, (p.each, p.mean, p.linear)), f"{p.slope:.2g}" if p.in_loss_units else "–"]
+        [p.name, *map(signed, (p.each, p.mean, p.linear)), size(p.slope) if p.in_loss_units else "–"]
         for p in predictions
     ]
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}"
+def signed(value: float) -> str:
+    """A correlation."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def size(value: float) -> str:
+    """A ratio of sizes."""
+    return f"{value:.1f}" if abs(value) < 10 else f"{value:.0f}"
 
 
 DETECTION_COLUMNS = ("ranking", "wrong tasks in the first fifth", "AUC")
 OUTCOME_COLUMNS = ("meta-parameters", "test loss", "test accuracy", "time")
-PREDICTION_COLUMNS = ("prediction by", "single test tasks", "mean, rank", "mean, linear", "true/predicted size")
+PREDICTION_COLUMNS = ("prediction by", "each test task", "mean: rank", "mean: linear", "true size / predicted")

@@ -64,7 +64,7 @@ class Outcome:
     name: str
     loss: float
     accuracy: float
-    seconds: float | None = None
+    seconds: float
     edited: bool = False
 
 

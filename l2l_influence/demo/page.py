@@ -18,6 +18,8 @@ from .console import (
     detection_rows,
     outcome_rows,
     prediction_rows,
+    signed,
+    size,
 )
 from .findings import GRADIENTS, INFLUENCE, LOSS, Detection, Outcome, Prediction, Study
 from .run import Run
@@ -36,6 +38,11 @@ class Findings:
     outcomes: list[Outcome]
     predictions: Mapping[str, Sequence[Prediction]]
     seconds: float
+
+    @property
+    def edited(self) -> Outcome:
+        """The outcome of the edit that the demo is about."""
+        return next(outcome for outcome in self.outcomes if outcome.edited)
 
     @property
     def wrong_ids(self) -> set[int]:
@@ -86,8 +93,8 @@ def _panels(predictions: Sequence[Prediction]) -> list[Panel]:
 
 
 def _panel_note(prediction: Prediction) -> str:
-    size = f"\ntrue size {prediction.slope:.2g} × predicted" if prediction.in_loss_units else ""
-    return f"rank correlation {prediction.mean:+.2f}{size}"
+    sizes = f"\ntrue size {size(prediction.slope)} × predicted" if prediction.in_loss_units else ""
+    return f"rank correlation {signed(prediction.mean)}{sizes}"
 
 
 def _worst_task(found: Findings) -> Figure:
@@ -115,9 +122,7 @@ def _score_rows(found: Findings, count: int = 10) -> list[list[str]]:
 
 
 def _highlights(found: Findings) -> dict[str, str]:
-    by_name = {o.name: o for o in found.outcomes}
-    outcomes = list(by_name.values())
-    trained, edited, retrained = outcomes[0], next(o for o in outcomes if o.edited), outcomes[-1]
+    trained, edited, retrained = found.outcomes[0], found.edited, found.outcomes[-1]
     matched = list(found.predictions.values())[-1]
     influence, loss = matched[0], matched[-1]
     return {
@@ -125,6 +130,6 @@ def _highlights(found: Findings) -> dict[str, str]:
         "influence ranking",
         f"{trained.loss:.2f} → {edited.loss:.2f}": f"test loss by editing, in {edited.seconds:.1f} s; retraining from "
         f"scratch reaches {retrained.loss:.2f} in {retrained.seconds:.0f} s",
-        f"{influence.each:+.2f} against {loss.each:+.2f}": "rank correlation of predicted with true effects, influence "
-        "against ranking by loss, where counting wrong tasks does not help",
+        f"{signed(influence.each)} / {signed(loss.each)}": "rank correlation of predicted with true effects, by "
+        "influence / by loss, for groups with equally many wrong tasks",
     }

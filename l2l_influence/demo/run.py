@@ -36,7 +36,7 @@ class Scale:
     """
 
     iterations: int = 420
-    retrain_steps: int = 100
+    retrain_steps: int = 60
     groups: int = 16
     test_tasks: int = 100
 

@@ -75,6 +75,8 @@ def random_groups(strata: Sequence[Sequence[int]], count: int, share: float = 0.
         seed: of the draw.
     """
     total = sum(len(stratum) for stratum in strata)
+    if sorted(position for stratum in strata for position in stratum) != list(range(total)):
+        raise ValueError("the strata must hold each position once, from 0 to the number of tasks less one")
     rng = np.random.default_rng(seed)
     groups = np.zeros((count, total), dtype=bool)
     for group in groups:

@@ -10,10 +10,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._version import __version__
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LIBRARIES = ("l2l-influence", "torch", "learn2learn", "numpy", "scikit-learn")
+LIBRARIES = ("torch", "learn2learn", "numpy", "scikit-learn")
 
 
 def write_page(path: str | Path, template: str, **values: Any) -> Path:
@@ -41,8 +43,8 @@ def embed(figure: Figure) -> str:
 
 
 def versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
-    """Versions that belong to a result: Python, and the libraries that are installed."""
-    found = {"Python": platform.python_version()}
+    """Versions that belong to a result: this package, Python, and the libraries that are installed."""
+    found = {"l2l-influence": __version__, "Python": platform.python_version()}
     for library in libraries:
         try:
             found[library] = version(library)

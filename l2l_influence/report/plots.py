@@ -5,7 +5,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; what col
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,11 +132,22 @@ def draw_comparison(bars: Sequence[Bar], path: str | Path | None = None) -> Figu
 
     figure = Figure(figsize=(9, 0.55 * len(bars) + 1.1), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _bars(left, bars, [bar.loss for bar in bars], "test loss after adaptation (less is better)", "{:.3f}".format)
-    _bars(right, bars, [100 * bar.accuracy for bar in bars], "test accuracy (%)", "{:.1f}".format)
-    lowest = min(100 * bar.accuracy for bar in bars)
-    right.set_xlim(max(0.0, lowest - 5), 101)
-    left.set_yticks(range(len(bars)), [bar.name for bar in bars])
+    rows, colours = range(len(bars)), [GREEN if bar.highlighted else GREY for bar in bars]
+    drawn = left.barh(rows, [bar.loss for bar in bars], color=colours, height=0.7)
+    left.bar_label(drawn, [f"{bar.loss:.3f}" for bar in bars], padding=3, fontsize=8)
+    left.set_xlabel("test loss after adaptation (less is better)")
+    # Points, not bars: the axis does not start at zero.
+    percent = [100 * bar.accuracy for bar in bars]
+    right.scatter(percent, rows, color=colours, s=60)
+    for value, row in zip(percent, rows, strict=True):
+        right.annotate(f"{value:.1f}", (value, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
+    right.grid(axis="y", color="#E6E6E6")
+    right.set_axisbelow(True)
+    right.set_xlabel("test accuracy in % (more is better)")
+    for axes in (left, right):
+        axes.margins(x=0.16)
+        _bare(axes)
+    left.set_yticks(rows, [bar.name for bar in bars])
     left.invert_yaxis()
     return _saved(figure, path)
 
@@ -188,15 +199,6 @@ def _scatter(axes: Axes, panel: Panel) -> None:
     axes.text(0.03, 0.97, panel.note, transform=axes.transAxes, va="top", fontsize=8, color=INK)
     axes.tick_params(labelsize=7)
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
-    _bare(axes)
-
-
-def _bars(axes: Axes, bars: Sequence[Bar], values: Sequence[float], label: str, text: Callable[[float], str]) -> None:
-    colours = [GREEN if bar.highlighted else GREY for bar in bars]
-    drawn = axes.barh(range(len(bars)), values, color=colours, height=0.7)
-    axes.bar_label(drawn, [text(value) for value in values], padding=3, fontsize=8)
-    axes.margins(x=0.14)
-    axes.set_xlabel(label)
     _bare(axes)
 
 

@@ -1,0 +1,59 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import l2l_influence
+from l2l_influence.cli import main
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits_demo.py"
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    return int(end.value.code or 0)
+
+
+def test_says_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("rich", "sklearn") else real(name))
+    with pytest.raises(SystemExit, match=r"needs rich, scikit-learn.*pip install 'l2l-influence\[demo\]'"):
+        main(["demo"])
+
+
+def test_help_names_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    assert "demo" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == l2l_influence.__version__
+
+
+def test_an_unknown_option_is_an_error() -> None:
+    assert run("demo", "--no-such-option") == 2
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_demo_passes_its_options_on(script: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(
+        "l2l_influence.demo.run_demo", lambda out, seed, quiet, quick: calls.append((out, seed, quiet, quick))
+    )
+    options = ["--out", str(tmp_path), "--seed", "5", "--quiet"]
+    if script:
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *options])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+        assert not end.value.code
+    else:
+        assert run("demo", *options) == 0
+    assert calls == [(tmp_path, 5, True, False)]
