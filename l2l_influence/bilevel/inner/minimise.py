@@ -75,15 +75,18 @@ def minimise(
 
 class _Progress:
     """Which rows gained anything by the last few steps: a value noticeably lower, in proportion to all that was gained
-    since the start, or a gradient half as large."""
+    since the first few (from far off, these gain so much that the rest would look like nothing), or a gradient half as
+    large."""
 
     def __init__(self, value: Tensor, slope: Tensor) -> None:
-        self._first, self._value, self._slope = value, value, slope
+        self._reference: Tensor | None = None
+        self._value, self._slope = value, slope
 
     def gained(self, value: Tensor, slope: Tensor) -> Tensor:
-        lower = self._value - value > 1e-4 * (self._first - value)
+        reference = value if self._reference is None else self._reference
+        lower = self._value - value > 1e-3 * (reference - value)
         flatter = slope < 0.5 * self._slope
-        self._value, self._slope = value, slope
+        self._reference, self._value, self._slope = reference, value, slope
         return lower | flatter
 
 
