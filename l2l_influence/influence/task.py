@@ -114,8 +114,8 @@ class TaskInfluence:
         test = study.test_problem(test_tasks, num_tasks, split, seed)
         gradient = test.total_gradient() / len(test.tasks)
         value, report = self._solve(hessian, gradient, damping)
-        rows = self._rows(study, value)
-        return TaskScores(rows, _mean_loss(test), self._notes(study, len(test.tasks), damping, report))
+        rows, residual = self._rows(study, value)
+        return TaskScores(rows, _mean_loss(test), self._notes(study, residual, len(test.tasks), damping, report))
 
     def influence(self, task: int) -> dict[str, Tensor]:
         """task-IF −(δ_o I + H)⁻¹ c_k g_k (Thm 4.3) of the task with that id, named as ``maml.module``'s parameters."""
@@ -168,24 +168,26 @@ class TaskInfluence:
         )
         return solution.value[0], solution.report
 
-    def _rows(self, study: Study, value: Tensor) -> list[TaskScore]:
-        count = len(study.recorded)
+    def _rows(self, study: Study, value: Tensor) -> tuple[list[TaskScore], float]:
+        """A row for each training task, most harmful first, and the largest inner residual met on the way."""
+        count, residual = len(study.recorded), 0.0
         score, loss = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
         with tqdm(total=count, desc="scores", unit="task", disable=self._silent) as bar:
             for solved in study.local.solved():
                 gradient = solved.batch.weight.unsqueeze(-1) * solved.total_gradient()
                 score[solved.batch.index] = -(gradient @ value).double().cpu()
                 loss[solved.batch.index] = solved.outer_loss().double().cpu()
+                residual = max(residual, float(solved.solution.residual.max()))
                 bar.update(len(solved.batch.index))
         order = score.argsort(descending=True, stable=True).tolist()
-        return [
+        rows = [
             TaskScore(rank, task.id, task.key, task.classes, task.trained, float(loss[at]), float(score[at]))
             for rank, at in enumerate(order, start=1)
             for task in [study.recorded[at]]
         ]
+        return rows, residual
 
-    def _notes(self, study: Study, test_tasks: int, damping: float, report: SolveReport) -> list[str]:
-        residual = max(float(solved.solution.residual.max()) for solved in study.local.solved())
+    def _notes(self, study: Study, residual: float, test_tasks: int, damping: float, report: SolveReport) -> list[str]:
         inner = "the loop's own gradient steps" if study.proximal is None else f"proximal, δ = {study.proximal:.4g}"
         return [
             f"inner: {inner}; largest relative residual {residual:.1e}",

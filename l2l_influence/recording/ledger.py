@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from learn2learn.data.transforms import LoadData
 from torch import Tensor
 
 from .board import Identity, Served
@@ -136,13 +137,28 @@ def _split(rows: TaskRecord | Match) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _classes(taskset: Any, indices: tuple[int, ...] | None, labels: Tensor | None) -> tuple[Hashable, ...] | None:
-    """The data set's labels of the samples, in the order of the labels that the task gave them."""
-    known = getattr(getattr(taskset, "dataset", None), "indices_to_labels", None)
+    """The data set's labels of the samples, in the order of the labels that the task gave them.
+
+    None where they are not known, or do not go with the task's labels one to one.
+    """
+    known = getattr(_indexed_by(taskset), "indices_to_labels", None)
     if indices is None or known is None or labels is None or labels.numel() != len(indices):
         return None
     if not all(index in known for index in indices):  # a lookup in a defaultdict would add to it
         return None
-    votes: dict[Hashable, list[float]] = {}
-    for index, label in zip(indices, labels.reshape(-1).tolist(), strict=True):
-        votes.setdefault(known[index], []).append(label)
-    return tuple(sorted(votes, key=lambda name: sorted(votes[name])[len(votes[name]) // 2]))
+    pairs = set(zip(labels.reshape(-1).tolist(), (known[index] for index in indices), strict=True))
+    if not len(pairs) == len({label for label, _ in pairs}) == len({name for _, name in pairs}):
+        return None
+    return tuple(name for _, name in sorted(pairs, key=lambda pair: pair[0]))
+
+
+def _indexed_by(taskset: Any) -> Any:
+    """The data set that a task description's indices refer to: the one that its rows are loaded from.
+
+    learn2learn's benchmarks give the taskset a filtered data set, and load from the whole.
+    """
+    transforms = getattr(taskset, "task_transforms", None)
+    for transform in transforms if isinstance(transforms, (list, tuple)) else ():
+        if isinstance(transform, LoadData):
+            return transform.dataset
+    return getattr(taskset, "dataset", None)

@@ -201,3 +201,48 @@ def test_a_fresh_taskset_can_be_pickled() -> None:
     assert len(tasks) == 6
     assert tasks.sampled_descriptions is tasks._plain.sampled_descriptions
     assert [task.key for task in recorded([tasks[2]]).training_tasks(tasks)] == [2]
+
+
+def test_classes_of_a_filtered_taskset_are_those_of_the_whole_data_set() -> None:
+    """learn2learn's benchmarks sample from a filtered data set and load from the whole one."""
+    data = l2l.data.MetaDataset(images())
+    filtered = l2l.data.FilteredMetaDataset(data, labels=list(range(106, 112)))
+    transforms = [
+        l2l.data.transforms.FusedNWaysKShots(data, n=3, k=2, filter_labels=filtered.labels),
+        l2l.data.transforms.LoadData(data),
+        l2l.data.transforms.RemapLabels(data),
+    ]
+    tasks = TaskDataset(l2l.data.Taskset(filtered, transforms, num_tasks=4))
+    maml = MAML(nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), lr=0.1)
+    for i in range(4):
+        x, y = tasks[i]
+        learner = maml.clone()
+        learner.adapt(nn.functional.cross_entropy(learner(x[::2]), y[::2]))
+        nn.functional.cross_entropy(learner(x[1::2]), y[1::2]).backward()
+    for task in recording_of(maml).training_tasks():
+        labels = tasks[task.key][1].tolist()
+        assert task.classes is not None and task.indices is not None
+        assert [task.classes[label] for label in labels] == [int(data[index][1]) for index in task.indices]
+
+
+def test_classes_that_do_not_go_with_the_labels_are_not_named() -> None:
+    """A task that mixes classes under one label has no class names, rather than wrong ones."""
+    data = l2l.data.MetaDataset(images())
+
+    def two_by_two(description: object) -> list[l2l.data.DataDescription]:
+        return [l2l.data.DataDescription(i) for i in (0, 1, 6, 7)]
+
+    class Coarse:
+        def __call__(self, rows: list[l2l.data.DataDescription]) -> list[l2l.data.DataDescription]:
+            for row in rows:
+                row.transforms.append(lambda sample: (sample[0], 0))
+            return rows
+
+    tasks = TaskDataset(l2l.data.Taskset(data, [two_by_two, l2l.data.transforms.LoadData(data), Coarse()], num_tasks=1))
+    maml = MAML(nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), lr=0.1)
+    x, y = tasks[0]
+    learner = maml.clone()
+    learner.adapt(nn.functional.cross_entropy(learner(x[::2]), y[::2]))
+    nn.functional.cross_entropy(learner(x[1::2]), y[1::2]).backward()
+    (task,) = recording_of(maml).training_tasks()
+    assert task.indices == (0, 1, 6, 7) and task.classes is None
