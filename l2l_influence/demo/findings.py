@@ -105,10 +105,10 @@ class Study:
 def rank(run: Run) -> Study:
     """Influence scores of all training tasks, beside two simpler rankings."""
     begin = time.perf_counter()
-    hook = _hook(run, "sketch")
+    hook = TaskInfluence(run.maml, run.tasks, nn.CrossEntropyLoss(), l2=run.l2, progress=False)
     scores = hook.scores(run.digits.test, len(run.digits.test))
     seconds = time.perf_counter() - begin
-    baseline = _hook(run, "gamma")
+    baseline = TaskInfluence(run.maml, run.tasks, nn.CrossEntropyLoss(), hessian="gamma", l2=run.l2, progress=False)
     gradients = baseline.scores(run.digits.test, len(run.digits.test))
     losses, _ = run.full_batch.evaluate(run.full_batch.parameters, run.train)
     rankings = [
@@ -182,12 +182,6 @@ def retrainings(run: Run) -> int:
 
 def _in_order(strata: list[list[int]]) -> list[list[int]]:
     return [sorted(stratum) for stratum in strata]
-
-
-def _hook(run: Run, hessian: str) -> TaskInfluence:
-    return TaskInfluence(
-        run.maml, run.tasks, nn.CrossEntropyLoss(), inner="unrolled", hessian=hessian, l2=run.l2, progress=False
-    )
 
 
 def _by_index(run: Run, scores: TaskScores) -> Floats:

@@ -199,6 +199,7 @@ def _scatter(axes: Axes, panel: Panel) -> None:
     axes.text(0.03, 0.97, panel.note, transform=axes.transAxes, va="top", fontsize=8, color=INK)
     axes.tick_params(labelsize=7)
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
+    axes.xaxis.get_offset_text().set_fontsize(7)
     _bare(axes)
 
 
