@@ -162,7 +162,7 @@ def main(
     print('Meta Test Error', meta_test_error / meta_batch_size)
     print('Meta Test Accuracy', meta_test_accuracy / meta_batch_size)
 
-    scores = TaskInfluence(maml, tasksets.train, loss=loss, inner='unrolled', hessian='sketch').scores(tasksets.test)  # influence
+    scores = TaskInfluence(maml, tasksets.train, loss=loss).scores(tasksets.test)  # influence
     print(scores, scores.to_csv(out / 'scores.csv'), sep='\n\nall of them in ')  # influence
 
 
