@@ -16,7 +16,7 @@ from .layout import Layout, Named, Vector
 from .local import GIB, LocalProblem, Settings, SolvedBatch
 from .loss import PerSampleLoss
 from .objective import Objective
-from .solvers import LinearSolver, Solution, enforce, solver_for
+from .solvers import LinearOperator, LinearSolver, Solution, enforce, solver_for
 from .solvers.base import OnUnconverged
 from .task import Task, check_weights
 
@@ -162,6 +162,7 @@ class TotalHessian:
         self.local, self.l2, self.kind = local, l2, kind
         self.operator = curvature(kind).operator(local)
         self._layout = local.settings.layout
+        self._systems: dict[float, LinearOperator] = {}
 
     def __matmul__(self, v: Vector) -> Vector:
         return self._layout.like(self.operator.matvec(self._layout.flatten(v).unsqueeze(0))[0], v)
@@ -202,7 +203,10 @@ class TotalHessian:
     ) -> Solution[Tensor]:
         """As :meth:`solve`, for right-hand sides ``[R, P]`` at once."""
         shift = self.l2 + damping
-        system = self.operator.plus_identity(shift)
+        # A sketch's system holds a factorisation, which further right-hand sides can use.
+        if shift not in self._systems:
+            self._systems[shift] = self.operator.plus_identity(shift)
+        system = self._systems[shift]
         solution = (solver or solver_for(system, tolerance or torch.finfo(rows.dtype).eps ** 0.6)).solve(system, rows)
         report = replace(solution.report, shift=shift)
         enforce(report, f"the outer system (l2·I + H) x = v with the {self.kind} Hessian", on_unconverged)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .. import TaskInfluence, TaskScores
@@ -198,13 +197,10 @@ def _scored_tests(run: Run) -> int:
 
 def _for_each_test_task(run: Run, hook: TaskInfluence) -> Floats:
     """``(N, T)`` scores on each of the first T test tasks."""
-    study, hessian, damping = hook._study()
-    test = study.test_problem(run.digits.test, _scored_tests(run), None, 0)
-    gradients = torch.cat([rows for _, rows in test.total_gradients()])
-    solved = hessian.solve_rows(gradients, damping=damping, tolerance=1e-2).value
-    scores = np.zeros((len(run.weights), len(gradients)))
-    for batch, rows in study.local.total_gradients():
-        scores[[study.recorded[at].key for at in batch.index]] = -(rows @ solved.T).double().numpy()
+    keys = {row.task: row.key for row in hook.scores(run.digits.test, 1)}
+    tasks, matrix = hook.score_matrix(run.digits.test, _scored_tests(run))
+    scores = np.zeros((len(run.weights), matrix.shape[1]))
+    scores[[keys[task] for task in tasks]] = matrix.numpy()
     return scores
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from ..bilevel.local import GIB, LocalProblem
 from ..bilevel.solvers import LinearSolver, SolveReport
 from ..bilevel.solvers.base import OnUnconverged
 from ..bilevel.solvers.neumann import largest_eigenvalue
+from ..recording import RecordedTask
 from .criterion import Reduction
 from .data import Split
 from .edit import edited_state
@@ -113,9 +115,30 @@ class TaskInfluence:
         study, hessian, damping = self._study()
         test = study.test_problem(test_tasks, num_tasks, split, seed)
         gradient = test.total_gradient() / len(test.tasks)
-        value, report = self._solve(hessian, gradient, damping)
-        rows, residual = self._rows(study, value)
-        return TaskScores(rows, _mean_loss(test), self._notes(study, residual, len(test.tasks), damping, report))
+        values, report = self._solve(hessian, gradient.unsqueeze(0), damping)
+        found = self._score(study, values)
+        notes = self._notes(study, found.residual, len(test.tasks), damping, report)
+        return TaskScores(_rows(study.recorded, found), _mean_loss(test), notes)
+
+    def score_matrix(
+        self,
+        test_tasks: Taskset | Sequence[Any],
+        num_tasks: int | None = None,
+        *,
+        split: Split | None = None,
+        seed: int = 0,
+    ) -> tuple[list[int], Tensor]:
+        """Scores on each test task by itself: the training tasks' ids, and IS of shape ``(training, test)``, float64.
+
+        The arguments are those of :meth:`scores`, whose score is the mean of a row. All test tasks are solved together.
+        """
+        study, hessian, damping = self._study()
+        test = study.test_problem(test_tasks, num_tasks, split, seed)
+        gradients = study.local.lam.new_empty(len(test.tasks), study.local.lam.numel())
+        for batch, rows in test.total_gradients():
+            gradients[batch.index] = rows
+        values, _ = self._solve(hessian, gradients, damping)
+        return [task.id for task in study.recorded], self._score(study, values).scores
 
     def influence(self, task: int) -> dict[str, Tensor]:
         """task-IF −(δ_o I + H)⁻¹ c_k g_k (Thm 4.3) of the task with that id, named as ``maml.module``'s parameters."""
@@ -140,7 +163,7 @@ class TaskInfluence:
         for task in tasks:
             solved = study.local.at(study.position(task))
             gradient += solved.batch.weight[0] * solved.total_gradient()[0]
-        return -self._solve(hessian, gradient, damping)[0]
+        return -self._solve(hessian, gradient.unsqueeze(0), damping)[0][0]
 
     def _study(self) -> tuple[Study, TotalHessian, float]:
         """The run at the learner's present parameters; kept until these, or the recording, change."""
@@ -158,34 +181,30 @@ class TaskInfluence:
         like = study.local.lam.unsqueeze(0)
         return RELATIVE_DAMPING * float(largest_eigenvalue(hessian.operator, like, 8))
 
-    def _solve(self, hessian: TotalHessian, gradient: Tensor, damping: float) -> tuple[Tensor, SolveReport]:
+    def _solve(self, hessian: TotalHessian, gradients: Tensor, damping: float) -> tuple[Tensor, SolveReport]:
+        """(δ_o I + H)⁻¹ of each row, ``[R, P]``."""
         solution = hessian.solve_rows(
-            gradient.unsqueeze(0),
+            gradients,
             self._solver,
             damping=damping,
             tolerance=self._tolerance,
             on_unconverged=self._on_unconverged,
         )
-        return solution.value[0], solution.report
+        return solution.value, solution.report
 
-    def _rows(self, study: Study, value: Tensor) -> tuple[list[TaskScore], float]:
-        """A row for each training task, most harmful first, and the largest inner residual met on the way."""
+    def _score(self, study: Study, values: Tensor) -> _Found:
+        """One pass over the training tasks: −⟨value, c_k g_k⟩ for each of the solved query vectors, ``[R, P]``."""
         count, residual = len(study.recorded), 0.0
-        score, loss = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        scores = torch.zeros(count, len(values), dtype=torch.float64)
+        losses = torch.zeros(count, dtype=torch.float64)
         with tqdm(total=count, desc="scores", unit="task", disable=self._silent) as bar:
             for solved in study.local.solved():
-                gradient = solved.batch.weight.unsqueeze(-1) * solved.total_gradient()
-                score[solved.batch.index] = -(gradient @ value).double().cpu()
-                loss[solved.batch.index] = solved.outer_loss().double().cpu()
+                gradients = solved.batch.weight.unsqueeze(-1) * solved.total_gradient()
+                scores[solved.batch.index] = -(gradients @ values.T).double().cpu()
+                losses[solved.batch.index] = solved.outer_loss().double().cpu()
                 residual = max(residual, float(solved.solution.residual.max()))
                 bar.update(len(solved.batch.index))
-        order = score.argsort(descending=True, stable=True).tolist()
-        rows = [
-            TaskScore(rank, task.id, task.key, task.classes, task.trained, float(loss[at]), float(score[at]))
-            for rank, at in enumerate(order, start=1)
-            for task in [study.recorded[at]]
-        ]
-        return rows, residual
+        return _Found(scores, losses, residual)
 
     def _notes(self, study: Study, residual: float, test_tasks: int, damping: float, report: SolveReport) -> list[str]:
         inner = "the loop's own gradient steps" if study.proximal is None else f"proximal, δ = {study.proximal:.4g}"
@@ -194,6 +213,26 @@ class TaskInfluence:
             f"outer: {self._kind} Hessian, l2 {study.problem.l2:.3g} + damping {damping:.3g}; {report}",
             f"test tasks: {test_tasks}",
         ]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Scores ``[N, R]`` and losses ``[N]`` of the training tasks, and the largest inner residual met on the way."""
+
+    scores: Tensor
+    losses: Tensor
+    residual: float
+
+
+def _rows(recorded: Sequence[RecordedTask], found: _Found) -> list[TaskScore]:
+    """A row for each training task, most harmful first."""
+    score = found.scores[:, 0]
+    order = score.argsort(descending=True, stable=True).tolist()
+    return [
+        TaskScore(rank, task.id, task.key, task.classes, task.trained, float(found.losses[at]), float(score[at]))
+        for rank, at in enumerate(order, start=1)
+        for task in [recorded[at]]
+    ]
 
 
 def _mean_loss(test: LocalProblem) -> float:

@@ -177,6 +177,20 @@ def test_group_removal_is_the_sum_of_its_members():
     assert torch.allclose(moves[0] + moves[1], moves[2], rtol=1e-9, atol=0)
 
 
+def test_scores_on_each_test_task_average_to_the_scores_on_all():
+    batches = [(x.double(), y) for x, y in classification_batches(5, 0)]
+    test = pairs([(x.double(), y) for x, y in classification_batches(3, 1)])
+    maml, tasks = train(nn.Linear(4, 3, dtype=torch.float64), batches, nn.CrossEntropyLoss())
+    hook = TaskInfluence(maml, tasks, nn.CrossEntropyLoss())
+    ids, matrix = hook.score_matrix(test)
+    assert matrix.shape == (5, 3)
+    for task, mean in zip(ids, matrix.mean(1).tolist(), strict=True):
+        assert hook.scores(test).values[task] == pytest.approx(mean, rel=1e-9)
+    for at, pair in enumerate(test):
+        alone = hook.scores([pair]).values
+        assert [alone[task] for task in ids] == pytest.approx(matrix[:, at].tolist(), rel=1e-9)
+
+
 def test_a_taskset_is_read_without_a_trace():
     data = l2l.data.MetaDataset(torch.utils.data.TensorDataset(torch.randn(60, 4), torch.arange(60) // 12))
 
