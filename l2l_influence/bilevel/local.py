@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .inner import InnerKind, InnerMap, InnerProblem
 from .layout import Layout
@@ -27,6 +28,7 @@ class Settings:
         layout, part: of λ and of θ.
         kind: how θ_i(λ) is defined.
         memory: bytes that kept inner solutions, and one batch's work, may take each.
+        progress: whether a pass over the tasks shows a bar; None for only on a terminal.
     """
 
     inner: Objective
@@ -35,6 +37,7 @@ class Settings:
     part: Layout
     kind: InnerKind
     memory: int = GIB
+    progress: bool | None = False
 
 
 @dataclass(frozen=True)
@@ -95,14 +98,18 @@ class LocalProblem:
         self._kept: dict[int, SolvedBatch] = {}
         self._kept_bytes = 0
 
-    def solved(self) -> Iterator[SolvedBatch]:
-        """All tasks, a batch at a time, in an order that is the same on each pass."""
-        for number, index in enumerate(self._plan):
-            yield self._kept.get(number) or self._solve_and_keep(number, index)
+    def solved(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
+        """All tasks, a batch at a time, in an order that is the same on each pass; ``purpose`` names its bar."""
+        progress = self.settings.progress
+        hidden = None if progress is None else not progress
+        with tqdm(total=len(self.tasks), desc=purpose, unit="task", leave=False, disable=hidden) as bar:
+            for number, index in enumerate(self._plan):
+                yield self._kept.get(number) or self._solve_and_keep(number, index)
+                bar.update(len(index))
 
     def total_gradients(self) -> Iterator[tuple[TaskBatch, Tensor]]:
         """c_i g_i a batch at a time, ``[B, P]``: the gradient of L_Total is their sum over tasks (plus δ_o λ)."""
-        for solved in self.solved():
+        for solved in self.solved("gradients"):
             yield solved.batch, solved.batch.weight.unsqueeze(-1) * solved.total_gradient()
 
     def total_gradient(self) -> Tensor:

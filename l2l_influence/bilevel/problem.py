@@ -40,6 +40,7 @@ class BilevelProblem:
             Gauss–Newton part (exact when outputs are linear in θ), ``"auto"`` to pick by size.
         inner_tolerance: relative residual of inner solves; from the dtype unless given.
         memory: bytes that kept inner solutions may take.
+        progress: show a bar for each pass over the tasks; None for only on a terminal.
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class BilevelProblem:
         inner_solver: str = "cg",
         inner_tolerance: float | None = None,
         memory: int = GIB,
+        progress: bool | None = False,
     ) -> None:
         if l2 < 0:
             raise ValueError(f"the outer regulariser l2 must not be negative, got {l2}")
         self.inner_loss, self.outer_loss, self.l2 = inner_loss, outer_loss, float(l2)
         self.theta_keys = theta_keys
-        self.memory = memory
+        self.memory, self.progress = memory, progress
         self.kind = (
             proximal
             if isinstance(proximal, InnerKind)
@@ -130,7 +132,7 @@ class BilevelProblem:
         part = layout.keep(self.theta_keys or layout.shapes)
         inner = Objective(self.inner_loss, layout, part)
         outer = Objective(self.outer_loss, layout, part)
-        return Settings(inner, outer, layout, part, self.kind, self.memory), layout
+        return Settings(inner, outer, layout, part, self.kind, self.memory, self.progress), layout
 
 
 class InnerSolution:

@@ -36,6 +36,7 @@ class Options:
     l2: float = 1e-3
     batch_norm: BatchNormMode = "batch"
     memory: int = GIB
+    progress: bool | None = None
 
 
 class Study:
@@ -57,7 +58,7 @@ class Study:
         kind = self._inner_kind()
         self.proximal = kind.delta if isinstance(kind, Proximal) else None
         loss = ModelLoss(model, criterion)
-        self.problem = BilevelProblem(loss, loss, kind, options.l2, memory=options.memory)
+        self.problem = BilevelProblem(loss, loss, kind, options.l2, memory=options.memory, progress=options.progress)
         warm = isinstance(kind, Proximal)
         self.local = self.problem.at(
             self.lam, RecordedTasks(self.recorded, self.reduction, self._like, warm), self._weights()

@@ -10,7 +10,6 @@ import torch
 from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
 from torch import Tensor
-from tqdm import tqdm
 
 from ..bilevel import TotalHessian
 from ..bilevel.functional import BatchNormMode
@@ -86,11 +85,12 @@ class TaskInfluence:
         if loss is None:
             raise TypeError("pass the loss of your training loop, for example loss=nn.CrossEntropyLoss()")
         self._maml, self._tasks = maml, tasks
-        self._options = Options(loss, reduction, inner, proximal, inner_solver, inner_tolerance, l2, batch_norm, memory)
+        self._options = Options(
+            loss, reduction, inner, proximal, inner_solver, inner_tolerance, l2, batch_norm, memory, progress
+        )
         self._kind, self._damping = hessian, damping
         self._solver, self._tolerance = solver, tolerance
         self._on_unconverged = on_unconverged
-        self._silent = None if progress is None else not progress
         self._last: tuple[object, Study, TotalHessian, float] | None = None
 
     def scores(
@@ -197,13 +197,11 @@ class TaskInfluence:
         count, residual = len(study.recorded), 0.0
         scores = torch.zeros(count, len(values), dtype=torch.float64)
         losses = torch.zeros(count, dtype=torch.float64)
-        with tqdm(total=count, desc="scores", unit="task", disable=self._silent) as bar:
-            for solved in study.local.solved():
-                gradients = solved.batch.weight.unsqueeze(-1) * solved.total_gradient()
-                scores[solved.batch.index] = -(gradients @ values.T).double().cpu()
-                losses[solved.batch.index] = solved.outer_loss().double().cpu()
-                residual = max(residual, float(solved.solution.residual.max()))
-                bar.update(len(solved.batch.index))
+        for solved in study.local.solved("scores"):
+            gradients = solved.batch.weight.unsqueeze(-1) * solved.total_gradient()
+            scores[solved.batch.index] = -(gradients @ values.T).double().cpu()
+            losses[solved.batch.index] = solved.outer_loss().double().cpu()
+            residual = max(residual, float(solved.solution.residual.max()))
         return _Found(scores, losses, residual)
 
     def _notes(self, study: Study, residual: float, test_tasks: int, damping: float, report: SolveReport) -> list[str]:

@@ -31,7 +31,7 @@ class OverTasks(LinearOperator):
 
     def matvec(self, v: Tensor) -> Tensor:
         total = torch.zeros_like(v)
-        for at in self._local.solved():
+        for at in self._local.solved("Hessian product"):
             weight = at.batch.weight
             for row, out in zip(v, total, strict=True):
                 out += weight @ self._curvature.product(at, row.repeat(len(weight), 1))

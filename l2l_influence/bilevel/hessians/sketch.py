@@ -53,7 +53,7 @@ class Sketch(Curvature):
 
     def weighted_rows(self, local: LocalProblem) -> Tensor:
         """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``."""
-        rows = [at.batch.weight.sqrt().view(-1, 1, 1) * self.rows(at) for at in local.solved()]
+        rows = [at.batch.weight.sqrt().view(-1, 1, 1) * self.rows(at) for at in local.solved("Hessian sketch")]
         return torch.cat([some.flatten(0, 1) for some in rows])
 
     def rows(self, at: SolvedBatch) -> Tensor:

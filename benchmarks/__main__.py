@@ -1,0 +1,92 @@
+"""What recording and scoring cost, in units of plain learn2learn training over the same tasks.
+
+``python -m benchmarks [--quick] [--out FILE]`` prints a table and writes JSON. Every figure is a ratio of things that
+are run side by side, in turns, in this process; images are random, since only time is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import learn2learn as l2l
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from l2l_influence import MAML, TaskDataset, TaskInfluence
+
+WAYS = 5
+MODELS = {"OmniglotFC": lambda: l2l.vision.models.OmniglotFC(784, WAYS), "OmniglotCNN": l2l.vision.models.OmniglotCNN}
+KINDS = ("gamma", "sketch")
+
+
+def taskset(count: int) -> l2l.data.Taskset:
+    """5-way 1-shot tasks (and one query image a class) of random images."""
+    images = torch.rand(50 * 20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    data = l2l.data.MetaDataset(torch.utils.data.TensorDataset(images, torch.arange(50).repeat_interleave(20)))
+    transforms = [
+        l2l.data.transforms.FusedNWaysKShots(data, n=WAYS, k=2),
+        l2l.data.transforms.LoadData(data),
+        l2l.data.transforms.RemapLabels(data),
+    ]
+    return l2l.data.Taskset(data, transforms, num_tasks=count)
+
+
+def epoch(maml: l2l.algorithms.MAML, tasks: l2l.data.Taskset) -> None:
+    """A second-order MAML step on each task, as learn2learn's example has it."""
+    loss, optimizer = nn.CrossEntropyLoss(), torch.optim.Adam(maml.parameters(), 3e-3)
+    for i in range(len(tasks)):
+        x, y = tasks[i]
+        learner = maml.clone()
+        learner.adapt(loss(learner(x[::2]), y[::2]))
+        optimizer.zero_grad()
+        loss(learner(x[1::2]), y[1::2]).backward()
+        optimizer.step()
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def measure(name: str, count: int, repeats: int) -> list[dict[str, object]]:
+    """Ratios to a plain epoch: the median over ``repeats`` turns, each turn running everything once."""
+    ratios: dict[str, list[float]] = {}
+    for _ in tqdm(range(repeats), desc=name, unit="turn", disable=None):
+        plain_tasks, recorded_tasks = taskset(count), TaskDataset(taskset(count))
+        plain, recorded = l2l.algorithms.MAML(MODELS[name](), lr=0.5), MAML(MODELS[name](), lr=0.5)
+        base = seconds(lambda: epoch(plain, plain_tasks))  # noqa: B023
+        ratios.setdefault("epoch with recording", []).append(seconds(lambda: epoch(recorded, recorded_tasks)) / base)  # noqa: B023
+        for kind in KINDS:
+            hook = TaskInfluence(recorded, recorded_tasks, nn.CrossEntropyLoss(), hessian=kind, progress=False)
+            took = seconds(lambda: hook.scores(taskset(20)))  # noqa: B023
+            ratios.setdefault(f"scores of all tasks, {kind}", []).append(took / base)
+    return [
+        {"model": name, "tasks": count, "what": what, "ratio to a plain epoch": round(statistics.median(found), 3)}
+        for what, found in ratios.items()
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few tasks, one turn")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks.json"), help="where the JSON goes")
+    options = parser.parse_args(arguments)
+    count, repeats = (20, 1) if options.quick else (200, 3)
+    rows = [row for name in MODELS for row in measure(name, count, repeats)]
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
+    options.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1), encoding="utf-8")
+    for row in rows:
+        print("  ".join(str(cell).ljust(28) for cell in row.values()))
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
