@@ -12,6 +12,7 @@ import torch
 from learn2learn.data import Taskset
 from torch import Tensor
 
+from .reading import random_state_kept
 from .tasks import plain
 
 DEFAULT_COUNT = 100
@@ -20,16 +21,11 @@ DEFAULT_COUNT = 100
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's random numbers inside, and put all three back afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with random_state_kept():
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+        yield
 
 
 def read_tasks(taskset: Taskset, num_tasks: int | None, seed: int) -> list[tuple[Tensor, Tensor]]:
