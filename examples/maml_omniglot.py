@@ -8,7 +8,7 @@ Demonstrates how to:
 
 A port of learn2learn's examples/vision/maml_omniglot.py (learn2learn/ beside this file holds the original and its
 licence). The five lines that record training and rank its tasks end in "# influence"; what else is new gets the data
-from this machine (omniglot_data.py) and the settings from the command line.
+from local files (omniglot_data.py) and the settings from the command line.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Bilevel problems: inner solutions, total derivatives, solvers. Knows torch and nothing of learn2learn."""
 
 from .functional import FunctionalModel
+from .hessians import Sketch
 from .inner import Proximal, Unrolled
 from .layout import Layout
 from .loss import ModelLoss
@@ -18,6 +19,7 @@ __all__ = [
     "ModelLoss",
     "Neumann",
     "Proximal",
+    "Sketch",
     "Solution",
     "SolveReport",
     "Task",

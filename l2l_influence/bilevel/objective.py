@@ -37,10 +37,6 @@ class Objective:
         """L per task, shape ``[B]``."""
         return self._map(self._value)(lam, theta, *z)
 
-    def sample_losses(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
-        """ℓ per task and sample, without the weights, shape ``[B, n]``."""
-        return self._map(self._losses)(lam, theta, *z)
-
     # ---- first derivatives ------------------------------------------------------------------------------------
 
     def gradient(self, lam: Tensor, theta: Tensor, z: Samples) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ from learn2learn.data import Taskset
 from torch import Tensor
 
 from ..bilevel import Task
+from ..bilevel.layout import Named
 from ..bilevel.task import Pair
-from ..errors import RecordingError
+from ..errors import RecordingError, TaskShapeError
 from ..recording import RecordedTask
 from ..recording.sampling import read_tasks
 from .criterion import Reduction
@@ -24,8 +25,9 @@ Split = Callable[[Tensor, Tensor], tuple[Pair, Pair]]
 class RecordedTasks(Sequence[Task]):
     """Recorded tasks, converted when they are read, so that only one batch of them is in memory at a time."""
 
-    def __init__(self, recorded: Sequence[RecordedTask], reduction: Reduction, like: Tensor, warm: bool) -> None:
-        self._recorded, self._reduction, self._like, self._warm = recorded, reduction, like, warm
+    def __init__(self, recorded: Sequence[RecordedTask], reduction: Reduction, lam: Named, warm: bool) -> None:
+        self._recorded, self._reduction, self._lam, self._warm = recorded, reduction, lam, warm
+        self._like = next(iter(lam.values()))
 
     def __len__(self) -> int:
         return len(self._recorded)
@@ -36,10 +38,14 @@ class RecordedTasks(Sequence[Task]):
     def __getitem__(self, position: slice) -> RecordedTasks: ...
     def __getitem__(self, position: int | slice) -> Task | RecordedTasks:
         if isinstance(position, slice):
-            return RecordedTasks(self._recorded[position], self._reduction, self._like, self._warm)
+            return RecordedTasks(self._recorded[position], self._reduction, self._lam, self._warm)
         recorded = self._recorded[position]
-        start = recorded.adapted if self._warm else None
+        start = self._start(recorded) if self._warm else None
         return make_task(recorded.support, recorded.query, self._reduction, self._like, start)
+
+    def _start(self, recorded: RecordedTask) -> dict[str, Tensor] | None:
+        """The adapted values of the trainable parameters; what was frozen is no part of θ."""
+        return None if recorded.adapted is None else {name: recorded.adapted[name] for name in self._lam}
 
 
 def make_task(
@@ -64,17 +70,33 @@ def read_test_tasks(
     like: Tensor,
     seed: int,
 ) -> list[Task]:
-    """Test tasks from a taskset, or from a sequence of ``((x, y), (x, y))`` pairs or core tasks.
+    """Test tasks from a taskset, or from a sequence of ``(x, y)`` batches, ``((x, y), (x, y))`` pairs or core tasks.
 
     Raises:
-        RecordingError: a taskset's batches have to be split into support and query, and how cannot be read off the
-            recorded tasks.
+        RecordingError: batches have to be split into support and query, and how cannot be read off the recorded tasks.
+        TaskShapeError: an item of the sequence is none of these.
     """
-    if not isinstance(source, Taskset):
-        chosen = list(source)[:num_tasks]
-        return [task if isinstance(task, Task) else make_task(task[0], task[1], reduction, like) for task in chosen]
+    if num_tasks is not None and num_tasks < 1:
+        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
     cut = split or split_as_recorded(recorded)
-    return [make_task(*cut(x, y), reduction, like) for x, y in read_tasks(source, num_tasks, seed)]
+    items = read_tasks(source, num_tasks, seed) if isinstance(source, Taskset) else list(source)[:num_tasks]
+    return [item if isinstance(item, Task) else make_task(*_halves(item, cut), reduction, like) for item in items]
+
+
+def _halves(item: Any, cut: Split) -> tuple[Pair, Pair]:
+    """Support and query of a batch that is still to be cut, or of a pair that is cut already."""
+    if _is_pair(item):
+        return cut(*item)
+    if isinstance(item, (tuple, list)) and len(item) == 2 and all(_is_pair(half) for half in item):
+        return tuple(item[0]), tuple(item[1])
+    raise TaskShapeError(
+        "a test task must be a batch (x, y), a pair ((x, y), (x, y)) of support and query, or a bilevel Task; "
+        f"got {type(item).__name__}"
+    )
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(part, Tensor) for part in item)
 
 
 def split_as_recorded(recorded: Sequence[RecordedTask]) -> Split:

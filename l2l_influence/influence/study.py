@@ -15,7 +15,8 @@ from ..bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task, Unrolled
 from ..bilevel.functional import BatchNormMode
 from ..bilevel.inner import InnerKind, Proximal
 from ..bilevel.local import GIB, LocalProblem
-from ..errors import InfluenceError
+from ..bilevel.loss import Criterion
+from ..errors import InfluenceError, LossStructureError
 from ..recording import RecordedTask, recording_of
 from .criterion import Reduction, take_apart
 from .data import RecordedTasks, Split, read_test_tasks
@@ -61,8 +62,9 @@ class Study:
         self.problem = BilevelProblem(loss, loss, kind, options.l2, memory=options.memory, progress=options.progress)
         warm = isinstance(kind, Proximal)
         self.local = self.problem.at(
-            self.lam, RecordedTasks(self.recorded, self.reduction, self._like, warm), self._weights()
+            self.lam, RecordedTasks(self.recorded, self.reduction, self.lam, warm), self._weights()
         )
+        self._require_same_loss(model, criterion)
         self._position = {task.id: position for position, task in enumerate(self.recorded)}
 
     def position(self, task: int) -> int:
@@ -82,6 +84,22 @@ class Study:
         if not tasks:
             raise InfluenceError("there are no test tasks to score against")
         return self.problem.at(self.lam, tasks)
+
+    def _require_same_loss(self, model: FunctionalModel, criterion: Criterion) -> None:
+        """On a recorded task, the loss taken apart must be the loss that was given."""
+        task = self.local.tasks[0]
+        x, y = task.support
+        with torch.no_grad():
+            outputs = model(self.lam, x.to(self._like.device))
+            whole = self.options.loss(outputs, y.to(outputs.device))
+            samples = criterion(outputs, y.to(outputs.device))
+        found = samples.mean() if self.reduction == "mean" else samples.sum()
+        if whole.dim() == 0 and not torch.allclose(whole, found, rtol=1e-3, atol=1e-6):
+            raise LossStructureError(
+                f"the loss is {float(whole):.6g} on the support set of task {self.recorded[0].id}, but its samples' "
+                f"{self.reduction} is {float(found):.6g}: it weights samples unequally (class weights, ignore_index) "
+                "or is reduced otherwise. Pass a loss that returns one value a sample, and reduction="
+            )
 
     def _weights(self) -> Tensor:
         """c_i: how often each task was trained on, relative to the average."""
@@ -115,6 +133,10 @@ class Study:
         found = {(task.lr, task.steps) for task in self.recorded}
         if len(found) > 1:
             raise InfluenceError(
-                f"tasks were adapted with different (lr, steps): {sorted(found)}. Pass proximal=, a number"
+                f"tasks were adapted with different (lr, steps): {sorted(found)}. "
+                "Pass inner='proximal' and proximal=, a number"
             )
-        return found.pop()
+        lr, steps = found.pop()
+        if steps == 0:
+            raise InfluenceError("the loop never adapted its learners: there is no inner problem to differentiate")
+        return lr, steps

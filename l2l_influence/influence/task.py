@@ -18,7 +18,7 @@ from ..bilevel.local import GIB, LocalProblem
 from ..bilevel.solvers import LinearSolver, SolveReport
 from ..bilevel.solvers.base import OnUnconverged
 from ..bilevel.solvers.neumann import largest_eigenvalue
-from ..recording import RecordedTask
+from ..recording import RecordedTask, recording_of
 from .criterion import Reduction
 from .data import Split
 from .edit import edited_state
@@ -50,12 +50,13 @@ class TaskInfluence:
             With ReLU or max-pooling the minimum tends to lie on a kink, where a few per cent are left. What was reached
             stands in the result's notes.
         hessian: kind of total Hessian: ``"sketch"`` (a sampled Gauss–Newton matrix; ``Sketch(draws=…, seed=…)`` to set
-            it up), ``"gauss-newton"`` or ``"gamma"`` (the paper's).
+            it up, from ``l2l_influence.bilevel``), ``"gauss-newton"`` or ``"gamma"`` (the paper's).
         l2: δ_o, the outer regulariser, for an objective in which the average task has weight 1.
         damping: added to l2 when solving; ``"auto"`` is a hundredth of the largest eigenvalue of the Hessian.
         batch_norm: ``"batch"`` statistics, as MAML trains, or ``"running"``.
-        tolerance: relative residual of the outer solve.
-        solver: of the outer system; conjugate gradients, or the exact one of a sketch, unless given.
+        tolerance: relative residual of the outer solve, for the default solver.
+        solver: of the outer system, with a tolerance of its own; conjugate gradients, or the exact one of a sketch,
+            unless given.
         on_unconverged: ``"raise"`` or ``"warn"`` when the outer solve misses its tolerance.
         memory: bytes that kept inner solutions may take.
         progress: show a progress bar; None for only on a terminal.
@@ -91,7 +92,7 @@ class TaskInfluence:
         self._kind, self._damping = hessian, damping
         self._solver, self._tolerance = solver, tolerance
         self._on_unconverged = on_unconverged
-        self._last: tuple[object, Study, TotalHessian, float] | None = None
+        self._last: tuple[_State, Study, TotalHessian, float] | None = None
 
     def scores(
         self,
@@ -106,8 +107,8 @@ class TaskInfluence:
         Positive = harmful: the mean test loss is predicted to fall by the score if the task is removed and λ retrained.
 
         Args:
-            test_tasks: a learn2learn taskset (read without using random numbers of yours), or a sequence of
-                ``((x, y), (x, y))`` support and query pairs.
+            test_tasks: a learn2learn taskset (read without using random numbers of yours), or a sequence of ``(x, y)``
+                batches or ``((x, y), (x, y))`` support and query pairs.
             num_tasks: how many of them; all of a sequence, 100 of a taskset unless given.
             split: ``split(x, y) -> ((x, y), (x, y))`` for a taskset's batches; as in training unless given.
             seed: of the tasks drawn from a taskset that has not sampled them yet.
@@ -117,7 +118,7 @@ class TaskInfluence:
         gradient = test.total_gradient() / len(test.tasks)
         values, report = self._solve(hessian, gradient.unsqueeze(0), damping)
         found = self._score(study, values)
-        notes = self._notes(study, found.residual, len(test.tasks), damping, report)
+        notes = self._notes(study, hessian, found.residual, len(test.tasks), damping, report)
         return TaskScores(_rows(study.recorded, found), _mean_loss(test), notes)
 
     def score_matrix(
@@ -168,7 +169,7 @@ class TaskInfluence:
     def _study(self) -> tuple[Study, TotalHessian, float]:
         """The run at the learner's present parameters; kept until these, or the recording, change."""
         study = Study(self._maml, self._tasks, self._options)
-        state = (study.local.lam, [(task.id, task.trained) for task in study.recorded])
+        state = _state_of(self._maml, study)
         if self._last is not None and _same(self._last[0], state):
             return self._last[1:]
         hessian = TotalHessian(study.local, study.problem.l2, self._kind)
@@ -204,12 +205,24 @@ class TaskInfluence:
             residual = max(residual, float(solved.solution.residual.max()))
         return _Found(scores, losses, residual)
 
-    def _notes(self, study: Study, residual: float, test_tasks: int, damping: float, report: SolveReport) -> list[str]:
+    def _notes(
+        self,
+        study: Study,
+        hessian: TotalHessian,
+        residual: float,
+        test_tasks: int,
+        damping: float,
+        report: SolveReport,
+    ) -> list[str]:
+        first = study.proximal is None and any(task.first_order for task in study.recorded)
+        kind = hessian.operator.note or self._kind
         inner = "the loop's own gradient steps" if study.proximal is None else f"proximal, δ = {study.proximal:.4g}"
         return [
             f"inner: {inner}; largest relative residual {residual:.1e}",
-            f"outer: {self._kind} Hessian, l2 {study.problem.l2:.3g} + damping {damping:.3g}; {report}",
+            f"outer: {kind} Hessian, l2 {study.problem.l2:.3g} + damping {damping:.3g}; {report}",
             f"test tasks: {test_tasks}",
+            f"recording: {recording_of(self._maml).describe()}",
+            *(["the loop took first-order steps; the scores differentiate through them all the same"] if first else []),
         ]
 
 
@@ -237,5 +250,15 @@ def _mean_loss(test: LocalProblem) -> float:
     return sum(float(solved.outer_loss().sum()) for solved in test.solved()) / len(test.tasks)
 
 
-def _same(a: Any, b: Any) -> bool:
-    return a[1] == b[1] and torch.equal(a[0], b[0])
+_State = tuple[list[Tensor], list[tuple[Any, ...]]]
+
+
+def _state_of(maml: BaseLearner, study: Study) -> _State:
+    """All that an answer depends on: the learner's tensors, and how each task was used."""
+    tensors = [value.detach().clone() for value in maml.module.state_dict().values()]
+    uses = [(t.id, t.trained, t.lr, t.steps, t.support_rows, t.query_rows) for t in study.recorded]
+    return tensors, uses
+
+
+def _same(a: _State, b: _State) -> bool:
+    return a[1] == b[1] and all(torch.equal(x, y) for x, y in zip(a[0], b[0], strict=True))

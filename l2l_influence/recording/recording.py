@@ -44,6 +44,7 @@ class Recording:
         self._lifelines: dict[int, weakref.ref[Lifeline]] = {}
         self._over: deque[int] = deque()
         self._numbers = itertools.count()
+        self._ids: dict[Identity, int] = {}
 
     @property
     def tasks(self) -> list[RecordedTask]:
@@ -140,7 +141,7 @@ class Recording:
         in_order = sorted(ledger.records.items(), key=lambda item: item[1].first)
         return [
             RecordedTask(
-                id=number,
+                id=self._ids.setdefault(identity, len(self._ids)),
                 taskset=record.taskset,
                 key=record.key,
                 indices=record.indices,
@@ -157,7 +158,7 @@ class Recording:
                 seen_labels=record.seen_labels,
                 read=partial(self._read, identity, record.source),
             )
-            for number, (identity, record) in enumerate(in_order)
+            for identity, record in in_order
         ]
 
     def _read(self, identity: Identity, source: Source) -> tuple[Tensor, ...]:

@@ -24,7 +24,10 @@ def seeded(seed: int) -> Iterator[None]:
     with random_state_kept():
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        # torch.manual_seed would seed all devices, of which only the current one is put back.
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(seed)
         yield
 
 
@@ -36,7 +39,7 @@ def read_tasks(taskset: Taskset, num_tasks: int | None, seed: int) -> list[tuple
     """
     own = copy.copy(plain(taskset))
     own.sampled_descriptions = dict(own.sampled_descriptions)
-    count = num_tasks or DEFAULT_COUNT
+    count = DEFAULT_COUNT if num_tasks is None else num_tasks
     if own.num_tasks != -1:
         count = min(count, own.num_tasks)
     with seeded(seed):

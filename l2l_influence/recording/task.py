@@ -19,7 +19,7 @@ class RecordedTask:
     """A task as the training loop used it.
 
     Attributes:
-        id: number of the task in its recording, in order of first draw.
+        id: number of the task in its recording, in order of first draw; once handed out, it stays.
         taskset: number of the `TaskDataset` it came from.
         key: index in a finite taskset; for an infinite one the number of the draw.
         indices: the data set's sample index for each row served, or None if the taskset does not say.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 
 import learn2learn as l2l
@@ -19,6 +20,7 @@ from l2l_influence.errors import (
     NotConvergedError,
     NothingRecordedError,
     RecordingError,
+    TaskShapeError,
 )
 
 from .runs import ListedTasks, classification_batches, pairs, regression_batches, train
@@ -226,6 +228,74 @@ def test_the_hook_can_be_made_before_the_loop_and_follows_the_learner():
     first = hook.scores(pairs(batches)).values
     model.weight.data.mul_(1.5)
     assert hook.scores(pairs(batches)).values != first
+
+
+def test_batches_pairs_and_tasksets_are_the_same_test_tasks():
+    batches = regression_batches(3, seed=1)
+    maml, tasks = train(nn.Linear(3, 1, dtype=torch.float64), regression_batches(4, seed=0), nn.MSELoss())
+    hook = TaskInfluence(maml, tasks, nn.MSELoss())
+    expected = hook.scores(pairs(batches)).values
+    assert hook.scores(batches).values == hook.scores(ListedTasks(batches)).values == expected
+    with pytest.raises(TaskShapeError, match="a test task must be"):
+        hook.scores([batches[0][0]])
+    with pytest.raises(ValueError, match="at least 1"):
+        hook.scores(ListedTasks(batches), num_tasks=0)
+
+
+def test_a_loss_that_does_not_add_up_is_refused():
+    batches = classification_batches(3, 0)
+    maml, tasks = train(nn.Linear(4, 3), batches, nn.CrossEntropyLoss())
+    weighted = functools.partial(nn.functional.cross_entropy, weight=torch.tensor([1.0, 5.0, 9.0]))
+    for loss, reduction in (
+        (weighted, None),
+        (nn.CrossEntropyLoss(), "sum"),
+        (nn.CrossEntropyLoss(ignore_index=1), None),
+    ):
+        with pytest.raises(LossStructureError, match="unequally"):
+            TaskInfluence(maml, tasks, loss, reduction=reduction).scores(pairs(batches))
+
+
+def test_ids_stay_when_more_is_recorded():
+    batches, loss = classification_batches(4, 0), nn.CrossEntropyLoss()
+    maml, tasks = MAML(nn.Linear(4, 3), lr=0.1), TaskDataset(ListedTasks(batches))
+    hook = TaskInfluence(maml, tasks, loss)
+    served = [tasks[i] for i in range(4)]
+    keys = {}
+    for part in (served[2:], served[:2]):
+        for x, y in part:
+            learner = maml.clone()
+            learner.adapt(loss(learner(x[::2]), y[::2]))
+            loss(learner(x[1::2]), y[1::2]).backward()
+        found = {row.task: row.key for row in hook.scores(pairs(batches))}
+        assert found.items() >= keys.items()
+        keys = found
+    assert sorted(keys.values()) == [0, 1, 2, 3]
+
+
+def test_running_statistics_are_read_anew():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    batches = classification_batches(3, 0)
+    maml, tasks = train(model, batches, nn.CrossEntropyLoss())
+    hook = TaskInfluence(maml, tasks, nn.CrossEntropyLoss(), batch_norm="running")
+    before = hook.scores(pairs(batches)).values
+    model[1].running_var.mul_(9)
+    assert hook.scores(pairs(batches)).values != before
+
+
+@pytest.mark.parametrize("inner", ["proximal", "unrolled"])
+def test_frozen_parameters_are_no_part_of_the_analysis(inner):
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    model[0].requires_grad_(False)
+    maml, tasks = MAML(model, lr=0.1, allow_nograd=True), TaskDataset(ListedTasks(classification_batches(3, 0)))
+    for x, y in (tasks[i] for i in range(3)):
+        learner = maml.clone()
+        learner.adapt(nn.functional.cross_entropy(learner(x[::2]), y[::2]))
+        nn.functional.cross_entropy(learner(x[1::2]), y[1::2]).backward()
+    hook = TaskInfluence(maml, tasks, nn.CrossEntropyLoss(), inner=inner)
+    assert set(hook.influence(0)) == {"2.weight", "2.bias"}
+    edited = hook.remove([0])
+    assert torch.equal(edited["module.0.weight"], model[0].weight)
+    assert not torch.equal(edited["module.2.weight"], model[2].weight)
 
 
 def test_errors_say_what_to_do():

@@ -1,4 +1,4 @@
-"""H_i = Zᵀ GGN(L_O) Z: positive semi-definite, and the default."""
+"""H_i = Zᵀ GGN(L_O) Z: positive semi-definite, solved by conjugate gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sampled Gauss–Newton matrix in one pass over the tasks, solved in the number of samples (DESIGN: kind ``sketch``).
+"""A sampled Gauss–Newton matrix in one pass over the tasks, solved in the number of samples.
 
 For task i draw pseudo-residuals c_j = R_j ε_j at its query outputs, R_j R_jᵀ being the curvature of the weighted
 criterion there and ε_j independent random signs. Then ``s = Zᵀ Σ_j (∂outputs_j)ᵀ c_j``, one total gradient that reuses
@@ -47,9 +47,10 @@ class Sketch(Curvature):
         most = max(1, min(MOST_ROWS, local.settings.memory // local.lam.nbytes))
         fitting = replace(self, draws=max(1, min(self.draws, most // count)))
         if count <= most:
-            return LowRank(fitting.weighted_rows(local))
+            return LowRank(fitting.weighted_rows(local), f"sketch ({fitting.draws} draws of all {count} tasks)")
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:most].sort().values
-        return LowRank(fitting.weighted_rows(local.subset(chosen.tolist())) * (count / most) ** 0.5)
+        rows = fitting.weighted_rows(local.subset(chosen.tolist())) * (count / most) ** 0.5
+        return LowRank(rows, f"sketch (1 draw of {most} of {count} tasks, as memory allows)")
 
     def weighted_rows(self, local: LocalProblem) -> Tensor:
         """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``."""

@@ -11,7 +11,7 @@ from ..solvers import CG, Dense, Gram, LinearOperator, LinearSolver, LowRank, St
 from .base import InnerProblem
 
 GRAM_LIMIT = 200
-"""Up to this many outputs a task (n·C), the Gram matrix is the cheapest exact inverse (DESIGN §4)."""
+"""Up to this many outputs a task (n·C), the Gram matrix is the cheapest exact inverse."""
 
 System = tuple[LinearOperator, LinearSolver]
 

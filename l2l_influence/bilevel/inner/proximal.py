@@ -68,7 +68,8 @@ class Proximal(InnerKind):
 class ProximalMap(InnerMap):
     """The minimiser and its Jacobian dθ/dλ = −H_in⁻¹ (∂_θ∂_λ Σℓ − δ E), E being the rows of I that θ starts from.
 
-    ``residual`` is ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖. ``reports`` holds the last report of H_in⁻¹.
+    ``residual`` is ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖. ``report`` is the last report of H_in⁻¹,
+    ``inverse_name`` what "auto" picked.
     """
 
     def __init__(self, problem: InnerProblem, minimum: Minimum, delta: float, inverse: str, tolerance: float) -> None:

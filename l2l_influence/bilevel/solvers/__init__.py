@@ -9,7 +9,7 @@ from .neumann import Neumann
 
 def solver_for(operator: LinearOperator, tolerance: float) -> LinearSolver:
     """The solver to take when none was asked for: the exact one where the operator has one, else CG."""
-    return Gram() if isinstance(operator, LowRankPlusIdentity) else CG(tolerance=tolerance)
+    return Gram(tolerance) if isinstance(operator, LowRankPlusIdentity) else CG(tolerance=tolerance)
 
 
 __all__ = [

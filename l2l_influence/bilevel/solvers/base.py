@@ -23,7 +23,13 @@ OnUnconverged = Literal["raise", "warn"]
 
 
 class LinearOperator(ABC):
-    """Symmetric operators, one a row."""
+    """Symmetric operators, one a row.
+
+    Attributes:
+        note: what a reader of results should know of it, in a few words.
+    """
+
+    note: str = ""
 
     @abstractmethod
     def matvec(self, v: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ CHUNK = 2**14
 class LowRank(LinearOperator):
     """``AᵀA`` for rows A: ``[R, r, P]``, a matrix of its own for each row of a vector; or ``[r, P]``, one for all."""
 
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
+    def __init__(self, rows: Tensor, note: str = "") -> None:
+        self.rows, self.note = rows, note
 
     def matvec(self, v: Tensor) -> Tensor:
         return self.lift(self.project(v))
