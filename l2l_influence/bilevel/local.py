@@ -62,6 +62,10 @@ class SolvedBatch:
         """g_i = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O (Thm 4.1), ``[B, P]``; without the task weights c_i."""
         return self.pull_back(*self.outer_gradient)
 
+    def weighted_gradient(self) -> Tensor:
+        """c_i g_i, ``[B, P]``: the gradient of L_Total is their sum over tasks (plus δ_o λ)."""
+        return self.batch.weight.unsqueeze(-1) * self.total_gradient()
+
     def outer_loss(self) -> Tensor:
         """L_O, ``[B]``."""
         return self.outer.value(self.lam, self.solution.theta, self.batch.query)
@@ -107,18 +111,6 @@ class LocalProblem:
                 yield self._kept.get(number) or self._solve_and_keep(number, index)
                 bar.update(len(index))
 
-    def total_gradients(self) -> Iterator[tuple[TaskBatch, Tensor]]:
-        """c_i g_i a batch at a time, ``[B, P]``: the gradient of L_Total is their sum over tasks (plus δ_o λ)."""
-        for solved in self.solved("gradients"):
-            yield solved.batch, solved.batch.weight.unsqueeze(-1) * solved.total_gradient()
-
-    def total_gradient(self) -> Tensor:
-        """Σ_i c_i g_i, ``[P]``."""
-        total = torch.zeros_like(self.lam)
-        for _, rows in self.total_gradients():
-            total += rows.sum(0)
-        return total
-
     def subset(self, positions: list[int]) -> LocalProblem:
         """The same problem on some of its tasks, at their own weights."""
         tasks = _Chosen(self.tasks, positions)
@@ -156,9 +148,13 @@ class LocalProblem:
         return SolvedBatch(batch, settings.kind.solve(problem), self.lam, settings.outer)
 
     def _start(self, batch: TaskBatch) -> Tensor:
-        prior = self.lam[self.settings.layout.positions(self.settings.part)]
         part = self.settings.part
-        return torch.stack([prior if task.start is None else part.flatten(task.start) for task in batch.tasks])
+        return torch.stack([self._prior if task.start is None else part.flatten(task.start) for task in batch.tasks])
+
+    @cached_property
+    def _prior(self) -> Tensor:
+        """The entries of λ that θ starts from, ``[Q]``."""
+        return self.lam[self.settings.layout.positions(self.settings.part)]
 
 
 class _Chosen(Sequence[Task]):

@@ -41,9 +41,6 @@ class Objective:
 
     def gradient(self, lam: Tensor, theta: Tensor, z: Samples) -> tuple[Tensor, Tensor]:
         """``(∂_λ L, ∂_θ L)``, shapes ``[B, P]`` and ``[B, Q]``."""
-        if not self.direct:
-            by_theta = self.gradient_theta(lam, theta, z)
-            return by_theta.new_zeros(len(by_theta), lam.numel()), by_theta
         return self._map(grad(self._value, argnums=(0, 1)))(lam, theta, *z)
 
     def gradient_theta(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
@@ -107,9 +104,6 @@ class Objective:
 
     def pull_back_outputs(self, lam: Tensor, theta: Tensor, z: Samples, by_outputs: Tensor) -> tuple[Tensor, Tensor]:
         """(∂outputs/∂(λ, θ))ᵀ times ``by_outputs``, ``[B, n, C]``, as its λ and θ parts."""
-        if not self.direct:
-            by_theta = self._map(self._pull_back_theta, 1)(lam, theta, *z, by_outputs)
-            return by_theta.new_zeros(len(by_theta), lam.numel()), by_theta
         return self._map(self._pull_back, 1)(lam, theta, *z, by_outputs)
 
     def output_count(self, lam: Tensor, theta: Tensor, z: Samples) -> int:
@@ -155,12 +149,6 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         outputs, pull_back, *_ = vjp(lambda lam, theta: self._outputs(lam, theta, x, y, w), lam, theta)
         return pull_back(by_outputs.reshape(outputs.shape))
-
-    def _pull_back_theta(
-        self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, by_outputs: Tensor
-    ) -> Tensor:
-        outputs, pull_back, *_ = vjp(lambda theta: self._outputs(lam, theta, x, y, w), theta)
-        return pull_back(by_outputs.reshape(outputs.shape))[0]
 
     def _output_curvature(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         """Hessian of the criterion by the outputs of each sample, ``[n, C, C]``; samples do not interact in it."""

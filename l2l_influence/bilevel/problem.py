@@ -73,8 +73,8 @@ class BilevelProblem:
         """This problem at λ on these tasks, as the flat, batched object that estimators work on."""
         if len(tasks) == 0:
             raise TaskShapeError("there are no tasks")
-        settings, layout = self._settings(lam)
-        return LocalProblem(settings, layout.flatten(lam), tasks, check_weights(weights, len(tasks)))
+        settings = self._settings(lam)
+        return LocalProblem(settings, settings.layout.flatten(lam), tasks, check_weights(weights, len(tasks)))
 
     def solve_inner(self, lam: Named, task: Task) -> InnerSolution:
         """θ(λ) of one task, with its residual and Jacobian products."""
@@ -103,7 +103,7 @@ class BilevelProblem:
         """
         hessian = self.total_hessian(lam, tasks, kind, weights)
         solved = hessian.local.at(_position(k, len(tasks), "task"))
-        return hessian.influence(solved.batch.weight * solved.total_gradient()[0])
+        return hessian.influence(solved.weighted_gradient()[0])
 
     def query_influence(
         self,
@@ -117,7 +117,7 @@ class BilevelProblem:
         """instance-IF of query sample ``j`` of task ``k`` (Thm 4.5 with the total derivative, as Alg. 5 has it)."""
         hessian = self.total_hessian(lam, tasks, kind, weights)
         solved = only_query(hessian.local.at(_position(k, len(tasks), "task")), j)
-        return hessian.influence(solved.batch.weight * solved.total_gradient()[0])
+        return hessian.influence(solved.weighted_gradient()[0])
 
     def remove(self, lam: Named, influence: Vector, level: Level = "task") -> dict[str, Tensor]:
         """λ after removal, to first order: ``λ − IF`` for a task or query sample, ``λ + IF`` for a support sample."""
@@ -127,12 +127,12 @@ class BilevelProblem:
         layout = Layout(lam)
         return layout.unravel(layout.flatten(lam) + signs[level] * layout.flatten(influence))
 
-    def _settings(self, lam: Named) -> tuple[Settings, Layout]:
+    def _settings(self, lam: Named) -> Settings:
         layout = Layout(lam)
         part = layout.keep(self.theta_keys or layout.shapes)
         inner = Objective(self.inner_loss, layout, part)
         outer = Objective(self.outer_loss, layout, part)
-        return Settings(inner, outer, layout, part, self.kind, self.memory, self.progress), layout
+        return Settings(inner, outer, layout, part, self.kind, self.memory, self.progress)
 
 
 class InnerSolution:

@@ -111,8 +111,8 @@ def rank(run: Run) -> Study:
     gradients = baseline.scores(run.digits.test, len(run.digits.test))
     losses, _ = run.full_batch.evaluate(run.full_batch.parameters, run.train)
     rankings = [
-        Ranking(INFLUENCE, _by_index(run, scores), _for_each_test_task(run, hook), True),
-        Ranking(GRADIENTS, _by_index(run, gradients), _for_each_test_task(run, baseline), True),
+        Ranking(INFLUENCE, _by_index(run, scores), _for_each_test_task(run, hook, scores), True),
+        Ranking(GRADIENTS, _by_index(run, gradients), _for_each_test_task(run, baseline, gradients), True),
         Ranking(LOSS, losses, np.tile(losses[:, None], _scored_tests(run)), False),
     ]
     return Study(hook, scores, rankings, seconds)
@@ -162,7 +162,7 @@ def predict(run: Run, study: Study, advance: Advance) -> dict[str, list[Predicti
     }
     results = {}
     for name, parts in strata.items():
-        groups = random_groups(_in_order(parts), run.scale.groups, seed=run.seed + 1)
+        groups = random_groups(parts, run.scale.groups, seed=run.seed + 1)
         removals = measure_removals(
             lambda tasks, start: run.full_batch.train(run.train, run.weights, tasks, start),
             lambda parameters: run.test_result(dict(parameters))[0],
@@ -179,10 +179,6 @@ def retrainings(run: Run) -> int:
     return 2 * (run.scale.groups + 1)
 
 
-def _in_order(strata: list[list[int]]) -> list[list[int]]:
-    return [sorted(stratum) for stratum in strata]
-
-
 def _by_index(run: Run, scores: TaskScores) -> Floats:
     """Scores in the order of the taskset; a task that was never drawn has none, for its removal changes nothing."""
     values = np.zeros(len(run.weights))
@@ -195,9 +191,9 @@ def _scored_tests(run: Run) -> int:
     return min(TEST_TASKS_SCORED, len(run.digits.test))
 
 
-def _for_each_test_task(run: Run, hook: TaskInfluence) -> Floats:
-    """``(N, T)`` scores on each of the first T test tasks."""
-    keys = {row.task: row.key for row in hook.scores(run.digits.test, 1)}
+def _for_each_test_task(run: Run, hook: TaskInfluence, named: TaskScores) -> Floats:
+    """``(N, T)`` scores on each of the first T test tasks, placed as ``named`` says."""
+    keys = {row.task: row.key for row in named}
     tasks, matrix = hook.score_matrix(run.digits.test, _scored_tests(run))
     scores = np.zeros((len(run.weights), matrix.shape[1]))
     scores[[keys[task] for task in tasks]] = matrix.numpy()

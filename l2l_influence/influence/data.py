@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from learn2learn.data import Taskset
@@ -32,13 +32,7 @@ class RecordedTasks(Sequence[Task]):
     def __len__(self) -> int:
         return len(self._recorded)
 
-    @overload
-    def __getitem__(self, position: int) -> Task: ...
-    @overload
-    def __getitem__(self, position: slice) -> RecordedTasks: ...
-    def __getitem__(self, position: int | slice) -> Task | RecordedTasks:
-        if isinstance(position, slice):
-            return RecordedTasks(self._recorded[position], self._reduction, self._lam, self._warm)
+    def __getitem__(self, position: Any) -> Any:
         recorded = self._recorded[position]
         start = self._start(recorded) if self._warm else None
         return make_task(recorded.support, recorded.query, self._reduction, self._like, start)

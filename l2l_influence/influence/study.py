@@ -17,7 +17,7 @@ from ..bilevel.inner import InnerKind, Proximal
 from ..bilevel.local import GIB, LocalProblem
 from ..bilevel.loss import Criterion
 from ..errors import InfluenceError, LossStructureError
-from ..recording import RecordedTask, recording_of
+from ..recording import RecordedTask
 from .criterion import Reduction, take_apart
 from .data import RecordedTasks, Split, read_test_tasks
 
@@ -49,8 +49,8 @@ class Study:
         problem: the bilevel problem; ``local`` is it at λ* on the recorded tasks.
     """
 
-    def __init__(self, maml: BaseLearner, tasks: Taskset | None, options: Options) -> None:
-        self.recorded: list[RecordedTask] = recording_of(maml).training_tasks(tasks)
+    def __init__(self, maml: BaseLearner, recorded: list[RecordedTask], options: Options) -> None:
+        self.recorded = recorded
         self.options = options
         criterion, self.reduction = take_apart(options.loss, options.reduction)
         model = FunctionalModel(maml.module, batch_norm=options.batch_norm)

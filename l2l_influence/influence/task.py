@@ -115,11 +115,11 @@ class TaskInfluence:
         """
         study, hessian, damping = self._study()
         test = study.test_problem(test_tasks, num_tasks, split, seed)
-        gradient = test.total_gradient() / len(test.tasks)
+        gradient, test_loss = _mean_gradient_and_loss(test)
         values, report = self._solve(hessian, gradient.unsqueeze(0), damping)
         found = self._score(study, values)
         notes = self._notes(study, hessian, found.residual, len(test.tasks), damping, report)
-        return TaskScores(_rows(study.recorded, found), _mean_loss(test), notes)
+        return TaskScores(_rows(study.recorded, found), test_loss, notes)
 
     def score_matrix(
         self,
@@ -136,42 +136,43 @@ class TaskInfluence:
         study, hessian, damping = self._study()
         test = study.test_problem(test_tasks, num_tasks, split, seed)
         gradients = study.local.lam.new_empty(len(test.tasks), study.local.lam.numel())
-        for batch, rows in test.total_gradients():
-            gradients[batch.index] = rows
+        for solved in test.solved("test tasks"):
+            gradients[solved.batch.index] = solved.weighted_gradient()
         values, _ = self._solve(hessian, gradients, damping)
         return [task.id for task in study.recorded], self._score(study, values).scores
 
     def influence(self, task: int) -> dict[str, Tensor]:
         """task-IF −(δ_o I + H)⁻¹ c_k g_k (Thm 4.3) of the task with that id, named as ``maml.module``'s parameters."""
-        study, _, _ = self._study()
-        return study.local.settings.layout.unravel(self._group_influence([task]))
+        ready = self._study()
+        return ready[0].local.settings.layout.unravel(self._group_influence(ready, [task]))
 
     def remove(self, tasks: Iterable[int]) -> dict[str, Tensor]:
         """The learner's state_dict with λ* − Σ IF_k: what training without these tasks is predicted to give.
 
         ``maml.load_state_dict(edited)`` applies it; ``maml`` itself is left as it is.
         """
-        study, _, _ = self._study()
-        layout = study.local.settings.layout
-        edited = layout.unravel(study.local.lam - self._group_influence(list(tasks)))
-        return edited_state(self._maml, edited)
+        ready = self._study()
+        local = ready[0].local
+        edited = local.lam - self._group_influence(ready, list(tasks))
+        return edited_state(self._maml, local.settings.layout.unravel(edited))
 
-    def _group_influence(self, tasks: list[int]) -> Tensor:
-        study, hessian, damping = self._study()
+    def _group_influence(self, ready: tuple[Study, TotalHessian, float], tasks: list[int]) -> Tensor:
+        study, hessian, damping = ready
         if len(set(tasks)) < len(tasks) or not tasks:
             raise ValueError(f"name at least one task, each once, got {tasks}")
         gradient = torch.zeros_like(study.local.lam)
         for task in tasks:
             solved = study.local.at(study.position(task))
-            gradient += solved.batch.weight[0] * solved.total_gradient()[0]
+            gradient += solved.weighted_gradient()[0]
         return -self._solve(hessian, gradient.unsqueeze(0), damping)[0][0]
 
     def _study(self) -> tuple[Study, TotalHessian, float]:
         """The run at the learner's present parameters; kept until these, or the recording, change."""
-        study = Study(self._maml, self._tasks, self._options)
-        state = _state_of(self._maml, study)
+        recorded = recording_of(self._maml).training_tasks(self._tasks)
+        state = _state_of(self._maml, recorded)
         if self._last is not None and _same(self._last[0], state):
             return self._last[1:]
+        study = Study(self._maml, recorded, self._options)
         hessian = TotalHessian(study.local, study.problem.l2, self._kind)
         self._last = (state, study, hessian, self._damping_of(hessian, study))
         return self._last[1:]
@@ -199,8 +200,7 @@ class TaskInfluence:
         scores = torch.zeros(count, len(values), dtype=torch.float64)
         losses = torch.zeros(count, dtype=torch.float64)
         for solved in study.local.solved("scores"):
-            gradients = solved.batch.weight.unsqueeze(-1) * solved.total_gradient()
-            scores[solved.batch.index] = -(gradients @ values.T).double().cpu()
+            scores[solved.batch.index] = -(solved.weighted_gradient() @ values.T).double().cpu()
             losses[solved.batch.index] = solved.outer_loss().double().cpu()
             residual = max(residual, float(solved.solution.residual.max()))
         return _Found(scores, losses, residual)
@@ -246,17 +246,22 @@ def _rows(recorded: Sequence[RecordedTask], found: _Found) -> list[TaskScore]:
     ]
 
 
-def _mean_loss(test: LocalProblem) -> float:
-    return sum(float(solved.outer_loss().sum()) for solved in test.solved()) / len(test.tasks)
+def _mean_gradient_and_loss(test: LocalProblem) -> tuple[Tensor, float]:
+    """Of the test tasks' outer losses: the mean total gradient, ``[P]``, and the mean, in one pass."""
+    gradient, loss = torch.zeros_like(test.lam), 0.0
+    for solved in test.solved("test tasks"):
+        gradient += solved.weighted_gradient().sum(0)
+        loss += float(solved.outer_loss().sum())
+    return gradient / len(test.tasks), loss / len(test.tasks)
 
 
 _State = tuple[list[Tensor], list[tuple[Any, ...]]]
 
 
-def _state_of(maml: BaseLearner, study: Study) -> _State:
+def _state_of(maml: BaseLearner, recorded: Sequence[RecordedTask]) -> _State:
     """All that an answer depends on: the learner's tensors, and how each task was used."""
     tensors = [value.detach().clone() for value in maml.module.state_dict().values()]
-    uses = [(t.id, t.trained, t.lr, t.steps, t.support_rows, t.query_rows) for t in study.recorded]
+    uses = [(t.id, t.trained, t.lr, t.steps, t.support_rows, t.query_rows) for t in recorded]
     return tensors, uses
 
 

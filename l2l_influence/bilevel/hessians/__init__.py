@@ -1,6 +1,6 @@
 """Kinds of total Hessian D²_λ L_Total (Def. 4.2), one a file, by the name that a user gives."""
 
-from .base import Curvature, OverTasks, ScaledIdentity
+from .base import Curvature
 from .gamma import Gamma
 from .gauss_newton import GaussNewton
 from .sketch import Sketch
@@ -21,4 +21,4 @@ def curvature(kind: str | Curvature) -> Curvature:
     return CURVATURES[kind]
 
 
-__all__ = ["CURVATURES", "Curvature", "OverTasks", "ScaledIdentity", "Sketch", "curvature"]
+__all__ = ["CURVATURES", "Curvature", "Sketch", "curvature"]

@@ -15,18 +15,25 @@ class Curvature(ABC):
     """One way to approximate D²_λ L_O^i. A new kind is a new file with one of these, named in ``CURVATURES``."""
 
     @abstractmethod
+    def operator(self, local: LocalProblem) -> LinearOperator:
+        """Σ_i c_i D²_λ L_O^i in this approximation, over all tasks."""
+
+
+class PerTask(Curvature):
+    """A curvature that is given by its products with each task's part."""
+
+    @abstractmethod
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
         """The curvature of each task of the batch times its row of ``v``: ``[B, P] -> [B, P]``."""
 
     def operator(self, local: LocalProblem) -> LinearOperator:
-        """Σ_i c_i times it, over all tasks."""
         return OverTasks(local, self)
 
 
 class OverTasks(LinearOperator):
     """``Σ_i c_i H_i``; all rows are right-hand sides of the one matrix."""
 
-    def __init__(self, local: LocalProblem, curvature: Curvature) -> None:
+    def __init__(self, local: LocalProblem, curvature: PerTask) -> None:
         self._local, self._curvature = local, curvature
 
     def matvec(self, v: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from ..local import LocalProblem, SolvedBatch
 from ..solvers import LinearOperator
-from .base import Curvature, ScaledIdentity
+from .base import PerTask, ScaledIdentity
 
 
-class Gamma(Curvature):
+class Gamma(PerTask):
     """``∂_λλ L_O + sym(2 (dθ/dλ)ᵀ ∂_θ∂_λ L_O) + ‖∂_θ L_O‖₁ I``.
 
     In plain MAML L_O has no direct λ, so only the last term is left: a multiple of the identity. Scores then rank tasks

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..local import SolvedBatch
-from .base import Curvature
+from .base import PerTask
 
 
-class GaussNewton(Curvature):
+class GaussNewton(PerTask):
     """Keeps the curvature of the criterion in the model's outputs and drops that of the outputs in (λ, θ)."""
 
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:

@@ -38,10 +38,6 @@ class Sketch(Curvature):
     draws: int = 16
     seed: int = 0
 
-    def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        rows = self.rows(at)
-        return torch.einsum("bmp,bm->bp", rows, torch.einsum("bmp,bp->bm", rows, v))
-
     def operator(self, local: LocalProblem) -> LinearOperator:
         count = len(local.tasks)
         most = max(1, min(MOST_ROWS, local.settings.memory // local.lam.nbytes))
