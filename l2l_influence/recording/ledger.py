@@ -139,17 +139,18 @@ def _split(rows: TaskRecord | Match) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _classes(taskset: Any, indices: tuple[int, ...] | None, labels: Tensor | None) -> tuple[Hashable, ...] | None:
     """The data set's labels of the samples, in the order of the labels that the task gave them.
 
-    None where they are not known, or do not go with the task's labels one to one.
+    A class goes by the label of its first row: rows that a task labels wrongly do not hide what it is made of. None
+    where the classes are not known, or two of them begin with one label.
     """
     known = getattr(_indexed_by(taskset), "indices_to_labels", None)
     if indices is None or known is None or labels is None or labels.numel() != len(indices):
         return None
     if not all(index in known for index in indices):  # a lookup in a defaultdict would add to it
         return None
-    pairs = set(zip(labels.reshape(-1).tolist(), (known[index] for index in indices), strict=True))
-    if not len(pairs) == len({label for label, _ in pairs}) == len({name for _, name in pairs}):
-        return None
-    return tuple(name for _, name in sorted(pairs, key=lambda pair: pair[0]))
+    first: dict[Hashable, float] = {}
+    for index, label in zip(indices, labels.reshape(-1).tolist(), strict=True):
+        first.setdefault(known[index], label)
+    return tuple(sorted(first, key=first.__getitem__)) if len(set(first.values())) == len(first) else None
 
 
 def _indexed_by(taskset: Any) -> Any:

@@ -42,6 +42,17 @@ def test_scores_of_single_test_tasks_average_to_those_of_their_mean(run: Run, st
         )
 
 
+def test_every_task_is_named_by_its_digits_in_the_order_of_its_support_labels(run: Run, study: Study) -> None:
+    data = run.digits.train.dataset
+    for row in study.scores:
+        description = run.digits.train.sampled_descriptions[row.key]
+        labels = run.digits.train[row.key][1].tolist()
+        support = {
+            label: data.indices_to_labels[at.index] for at, label in list(zip(description, labels, strict=True))[::2]
+        }
+        assert row.classes == tuple(support[label] for label in range(5))
+
+
 def test_removing_by_editing_moves_towards_retraining(run: Run, study: Study) -> None:
     outcomes = {outcome.name: outcome for outcome in compare(run, study, lambda: None)}
     trained, edited = outcomes["as trained, on all tasks"], outcomes["edited: the most harmful tasks"]
