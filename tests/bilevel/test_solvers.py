@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2l_influence.bilevel import CG, Dense, Neumann
-from l2l_influence.bilevel.solvers import Gram, LinearOperator, LowRank, enforce
+from l2l_influence.bilevel.solvers import ClosedForm, LinearOperator, LowRank, enforce
 from l2l_influence.bilevel.solvers.neumann import largest_eigenvalue
 from l2l_influence.errors import InfluenceError, LossStructureError, NegativeCurvatureError, NotConvergedError
 
@@ -78,14 +78,14 @@ def low_rank(count, rank, size, dtype=torch.float64):
 @given(rank=st.integers(1, 8), size=st.integers(1, 15), log=st.floats(-4, 2), seed=st.integers(0, 10**6))
 def test_gram_agrees_with_linalg_in_float64(rank, size, log, seed):
     rows, b, delta = randn(seed, 3, rank, size), randn(seed + 1, 3, size), 10**log
-    solution = Gram(tolerance=1e-9).solve(LowRank(rows).plus_identity(delta), b)
+    solution = ClosedForm(tolerance=1e-9).solve(LowRank(rows).plus_identity(delta), b)
     assert close(solution.value, rows.mT @ rows + delta * torch.eye(size, dtype=torch.float64), b) < 1e-8
     assert bool(solution.report.converged.all())
 
 
 def test_gram_with_one_matrix_for_all_rows():
     rows, b = randn(0, 4, 9), randn(1, 5, 9)
-    solution = Gram().solve(LowRank(rows).plus_identity(0.1), b)
+    solution = ClosedForm().solve(LowRank(rows).plus_identity(0.1), b)
     matrix = rows.T @ rows + 0.1 * torch.eye(9, dtype=torch.float64)
     assert close(solution.value, matrix.expand(5, 9, 9), b) < 1e-10
 
@@ -93,7 +93,7 @@ def test_gram_with_one_matrix_for_all_rows():
 def test_gram_with_more_columns_than_a_chunk(monkeypatch):
     monkeypatch.setattr("l2l_influence.bilevel.solvers.gram.CHUNK", 7)
     rows, b = low_rank(2, 3, 30), randn(1, 2, 30)
-    solution = Gram().solve(LowRank(rows).plus_identity(0.5), b)
+    solution = ClosedForm().solve(LowRank(rows).plus_identity(0.5), b)
     assert close(solution.value, rows.mT @ rows + 0.5 * torch.eye(30, dtype=torch.float64), b) < 1e-10
 
 
@@ -166,7 +166,7 @@ def test_float32_reports_say_what_is_true(solver, condition):
 @pytest.mark.parametrize("delta", [1.0, 1e-2, 1e-4, 1e-6])
 def test_gram_in_float32_reports_what_is_true(delta):
     rows, b = 10 * low_rank(3, 20, 4000, torch.float32), randn(1, 3, 4000).float()
-    solution = Gram(tolerance=1e-3).solve(LowRank(rows).plus_identity(delta), b)
+    solution = ClosedForm(tolerance=1e-3).solve(LowRank(rows).plus_identity(delta), b)
     matrices = rows.double().mT @ rows.double() + delta * torch.eye(4000, dtype=torch.float64)
     found = true_residual(matrices, solution.value, b)
     norm = torch.linalg.matrix_norm(rows.double(), 2) ** 2
@@ -263,8 +263,8 @@ def test_gram_refuses_what_it_cannot_factorise():
         LowRank(1e12 * torch.ones(1, 4, 3)).plus_identity(1e-9)
     with pytest.raises(ValueError, match="positive"):
         LowRank(torch.ones(1, 2, 3)).plus_identity(0.0)
-    with pytest.raises(LossStructureError, match="low rank"):
-        Gram().solve(Matrices(torch.eye(3).expand(1, 3, 3)), torch.ones(1, 3))
+    with pytest.raises(LossStructureError, match="its own inverse"):
+        ClosedForm().solve(Matrices(torch.eye(3).expand(1, 3, 3)), torch.ones(1, 3))
 
 
 # ---- Neumann -----------------------------------------------------------------------------------------------------

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ...errors import LossStructureError
-from ..solvers import CG, Dense, Gram, LinearOperator, LinearSolver, LowRank, Stored
+from ..solvers import CG, ClosedForm, Dense, LinearOperator, LinearSolver, LowRank, Stored
 from .base import InnerProblem
 
 GRAM_LIMIT = 200
 """Up to this many outputs a task (n·C), the Gram matrix is the cheapest exact inverse."""
 
 System = tuple[LinearOperator, LinearSolver]
+
+Inverse = Callable[[InnerProblem, Tensor, float, float], System]
+"""``(problem, theta, delta, tolerance)``: the inner Hessian at θ, and what to solve with. A function, or an object with
+settings of its own."""
 
 
 class InnerHessian(LinearOperator):
@@ -29,7 +33,7 @@ class InnerHessian(LinearOperator):
 
 def _gram(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
     rows = problem.objective.gauss_newton_factor(problem.lam, theta, problem.samples)
-    return LowRank(rows).plus_identity(delta), Gram()
+    return LowRank(rows).plus_identity(delta), ClosedForm()
 
 
 def _cg(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
@@ -40,19 +44,24 @@ def _dense(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float)
     return Stored(InnerHessian(problem, theta, delta), theta), Dense(tolerance=max(tolerance, 1e-6))
 
 
-INVERSES: dict[str, Callable[[InnerProblem, Tensor, float, float], System]] = {
+INVERSES: dict[str, Inverse] = {
     "gram": _gram,
     "cg": _cg,
     "dense": _dense,
 }
 
 
-def pick(name: str, problem: InnerProblem) -> str:
-    """Resolve ``"auto"``: gram where the outputs can be seen and are few, otherwise cg."""
-    if name != "auto":
-        if name not in INVERSES:
-            raise ValueError(f"inner_solver must be 'auto' or one of {sorted(INVERSES)}, not {name!r}")
-        return name
+def pick(inverse: str | Inverse, problem: InnerProblem) -> Inverse:
+    """The inverse of that name; ``"auto"`` is gram where the outputs can be seen and are few, otherwise cg."""
+    if not isinstance(inverse, str):
+        return inverse
+    name = _by_size(problem) if inverse == "auto" else inverse
+    if name not in INVERSES:
+        raise ValueError(f"inner_solver must be 'auto' or one of {sorted(INVERSES)}, not {name!r}")
+    return INVERSES[name]
+
+
+def _by_size(problem: InnerProblem) -> str:
     try:
         count = problem.objective.output_count(problem.lam, problem.start, problem.samples)
     except LossStructureError:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...errors import NotConvergedError
 from ..solvers import CG, LowRankPlusIdentity, SolveReport, enforce
 from .base import InnerKind, InnerMap, InnerProblem
-from .inverse import INVERSES, InnerHessian, pick
+from .inverse import InnerHessian, Inverse, pick
 from .minimise import Minimum, minimise
 
 
@@ -21,7 +21,7 @@ class Proximal(InnerKind):
     Args:
         delta: δ > 0.
         inverse: how H_in = ∂_θθ L_I is inverted: ``"gram"`` (its Gauss–Newton part, exactly), ``"cg"`` or ``"dense"``
-            (all of it), or ``"auto"``.
+            (all of it), or ``"auto"``; or an object with settings of its own.
         tolerance: largest ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖ that is accepted; from the dtype unless given. The search aims at
             a tenth of it, and ends earlier where nothing more is gained: networks with ReLU or max-pooling often have
             the minimum on a kink, where a few per cent is all that can be had.
@@ -29,7 +29,7 @@ class Proximal(InnerKind):
     """
 
     delta: float
-    inverse: str = "auto"
+    inverse: str | Inverse = "auto"
     tolerance: float | None = None
     max_iterations: int = 100
 
@@ -40,11 +40,10 @@ class Proximal(InnerKind):
     def solve(self, problem: InnerProblem) -> ProximalMap:
         finest = torch.finfo(problem.lam.dtype).eps ** 0.6
         accepted = self.tolerance or finest
-        name = pick(self.inverse, problem)
         aim = min(accepted, max(finest, accepted / 10))
         minimum = self._search(problem, aim)
         _require_minimum(minimum, accepted)
-        return ProximalMap(problem, minimum, self.delta, name, min(aim, 1e-4))
+        return ProximalMap(problem, minimum, self.delta, pick(self.inverse, problem), min(aim, 1e-4))
 
     def _search(self, problem: InnerProblem, tolerance: float) -> Minimum:
         objective, lam, samples, prior = problem.objective, problem.lam, problem.samples, problem.prior
@@ -68,16 +67,16 @@ class Proximal(InnerKind):
 class ProximalMap(InnerMap):
     """The minimiser and its Jacobian dθ/dλ = −H_in⁻¹ (∂_θ∂_λ Σℓ − δ E), E being the rows of I that θ starts from.
 
-    ``residual`` is ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖. ``report`` is the last report of H_in⁻¹,
-    ``inverse_name`` what "auto" picked.
+    ``residual`` is ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖, ``report`` the last report of H_in⁻¹.
     """
 
-    def __init__(self, problem: InnerProblem, minimum: Minimum, delta: float, inverse: str, tolerance: float) -> None:
+    def __init__(
+        self, problem: InnerProblem, minimum: Minimum, delta: float, inverse: Inverse, tolerance: float
+    ) -> None:
         self.theta, self.residual = minimum.point, minimum.residual
-        self.inverse_name = inverse
         self.report: SolveReport | None = None
         self._problem, self._delta = problem, delta
-        self._operator, self._solver = INVERSES[inverse](problem, self.theta, delta, tolerance)
+        self._operator, self._solver = inverse(problem, self.theta, delta, tolerance)
 
     def inverse(self, v: Tensor) -> Tensor:
         """H_in⁻¹ v, ``[B, Q] -> [B, Q]``.

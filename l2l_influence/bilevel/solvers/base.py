@@ -46,6 +46,20 @@ class LinearOperator(ABC):
         return torch.stack(columns, dim=2)
 
 
+class Invertible(LinearOperator):
+    """A positive definite operator that knows its own inverse.
+
+    Attributes:
+        floor: a lower bound of its eigenvalues.
+    """
+
+    floor: float
+
+    @abstractmethod
+    def inverse(self, v: Tensor) -> Tensor:
+        """``A⁻¹ v``, ``[R, P]``, as exactly as the dtype allows in one go."""
+
+
 class Shifted(LinearOperator):
     """``A + shift·I``."""
 

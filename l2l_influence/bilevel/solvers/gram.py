@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from ...errors import LossStructureError, NegativeCurvatureError
-from .base import Approximate, Attempt, LinearOperator, LinearSolver
+from ...errors import NegativeCurvatureError
+from .base import Invertible, LinearOperator
 
 CHUNK = 2**14
 """Columns of A that are turned to float64 at a time."""
@@ -35,7 +33,7 @@ class LowRank(LinearOperator):
         return small @ self.rows if self.rows.dim() == 2 else (self.rows.mT @ small.unsqueeze(-1)).squeeze(-1)
 
 
-class LowRankPlusIdentity(LinearOperator):
+class LowRankPlusIdentity(Invertible):
     """``AᵀA + δ I`` with far fewer rows A than columns.
 
     The inverse is exact, ``(v − Aᵀ(δI + AAᵀ)⁻¹A v) / δ``, and costs one factorisation of an r × r matrix, kept for
@@ -49,14 +47,14 @@ class LowRankPlusIdentity(LinearOperator):
     def __init__(self, low_rank: LowRank, delta: float) -> None:
         if not delta > 0:
             raise ValueError(f"the multiple of the identity must be positive, got {delta}")
-        self.low_rank, self.delta = low_rank, delta
+        self.low_rank, self.delta, self.floor = low_rank, delta, delta
+        self.note = low_rank.note
         self._factor = _shifted_gram_factor(low_rank.rows, delta)
 
     def matvec(self, v: Tensor) -> Tensor:
         return self.low_rank.matvec(v) + self.delta * v
 
-    def solve(self, v: Tensor) -> Tensor:
-        """The inverse applied to ``v``, ``[R, P]``, as exactly as the dtype of A allows in one go."""
+    def inverse(self, v: Tensor) -> Tensor:
         small = self._solve_small(self.low_rank.project(v).double())
         return (v - self.low_rank.lift(small.to(v.dtype))) / self.delta
 
@@ -80,22 +78,3 @@ def _shifted_gram_factor(rows: Tensor, delta: float) -> Tensor:
             "Use a larger regulariser (proximal, l2 or damping), or look for values that are not finite"
         )
     return factor
-
-
-@dataclass(frozen=True)
-class Gram(LinearSolver):
-    """The exact inverse of a :class:`LowRankPlusIdentity`.
-
-    Args:
-        tolerance: on ``‖b − A x‖ / ‖b‖``; from the dtype unless given.
-        max_iterations: goes at what rounding left over.
-    """
-
-    tolerance: float | None = None
-    max_iterations: int = 3
-
-    def prepare(self, operator: LinearOperator, like: Tensor) -> Approximate:
-        if not isinstance(operator, LowRankPlusIdentity):
-            raise LossStructureError("the gram solver needs an operator of low rank plus a multiple of the identity")
-        curvature = torch.full_like(like[:, 0], operator.delta)
-        return lambda b, goal, budget: Attempt(operator.solve(b), 1, curvature)
