@@ -158,7 +158,7 @@ def test_auto_picks_gram_for_few_outputs_and_cg_otherwise():
     def picked(solver, loss=None, task=case.tasks[0]):
         loss = loss or case.loss
         problem = BilevelProblem(loss, loss, 1000.0, 0.5, inner_solver=solver, inner_tolerance=0.9)
-        return problem.at(case.lam, [task]).at(0).solution.inverse_name
+        return problem.at(case.lam, [task]).at(0).solution.note
 
     rows = GRAM_LIMIT // WAYS + 1
     large = Task((randn(0, rows, 16), torch.arange(rows) % WAYS), case.tasks[0].query)

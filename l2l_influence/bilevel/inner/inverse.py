@@ -23,7 +23,8 @@ settings of its own."""
 class InnerHessian(LinearOperator):
     """``∂_θθ Σ_j w_j ℓ_j + δI`` of each task at its θ, one row a task."""
 
-    def __init__(self, problem: InnerProblem, theta: Tensor, delta: float) -> None:
+    def __init__(self, problem: InnerProblem, theta: Tensor, delta: float, note: str = "") -> None:
+        self.note = note
         self._problem, self._theta, self._delta = problem, theta, delta
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -33,15 +34,15 @@ class InnerHessian(LinearOperator):
 
 def _gram(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
     rows = problem.objective.gauss_newton_factor(problem.lam, theta, problem.samples)
-    return LowRank(rows).plus_identity(delta), ClosedForm()
+    return LowRank(rows, "gram").plus_identity(delta), ClosedForm()
 
 
 def _cg(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
-    return InnerHessian(problem, theta, delta), CG(tolerance=tolerance, max_iterations=1000)
+    return InnerHessian(problem, theta, delta, "cg"), CG(tolerance=tolerance, max_iterations=1000)
 
 
 def _dense(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
-    return Stored(InnerHessian(problem, theta, delta), theta), Dense(tolerance=max(tolerance, 1e-6))
+    return Stored(InnerHessian(problem, theta, delta), theta, "dense"), Dense(tolerance=max(tolerance, 1e-6))
 
 
 INVERSES: dict[str, Inverse] = {

@@ -67,7 +67,8 @@ class Proximal(InnerKind):
 class ProximalMap(InnerMap):
     """The minimiser and its Jacobian dθ/dλ = −H_in⁻¹ (∂_θ∂_λ Σℓ − δ E), E being the rows of I that θ starts from.
 
-    ``residual`` is ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖, ``report`` the last report of H_in⁻¹.
+    ``residual`` is ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖, ``report`` the last report of H_in⁻¹,
+    ``note`` says how it is inverted.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class ProximalMap(InnerMap):
         self.report: SolveReport | None = None
         self._problem, self._delta = problem, delta
         self._operator, self._solver = inverse(problem, self.theta, delta, tolerance)
+        self.note = self._operator.note
 
     def inverse(self, v: Tensor) -> Tensor:
         """H_in⁻¹ v, ``[B, Q] -> [B, Q]``.

@@ -38,8 +38,8 @@ class Dense(LinearSolver):
 class Stored(LinearOperator):
     """An operator whose matrices are built when first needed, and kept."""
 
-    def __init__(self, operator: LinearOperator, like: Tensor) -> None:
-        self._operator, self._like = operator, like
+    def __init__(self, operator: LinearOperator, like: Tensor, note: str = "") -> None:
+        self._operator, self._like, self.note = operator, like, note
 
     @cached_property
     def matrices(self) -> Tensor:
