@@ -1,0 +1,30 @@
+"""Operators that know their own inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import LossStructureError
+from .base import Approximate, Attempt, Invertible, LinearOperator, LinearSolver
+
+
+@dataclass(frozen=True)
+class ClosedForm(LinearSolver):
+    """The inverse of an :class:`Invertible`, refined by what rounding left over.
+
+    Args:
+        tolerance: on ``‖b − A x‖ / ‖b‖``; from the dtype unless given.
+        max_iterations: applications of the inverse.
+    """
+
+    tolerance: float | None = None
+    max_iterations: int = 3
+
+    def prepare(self, operator: LinearOperator, like: Tensor) -> Approximate:
+        if not isinstance(operator, Invertible):
+            raise LossStructureError(f"{type(operator).__name__} does not know its own inverse: choose another solver")
+        floor = torch.full_like(like[:, 0], operator.floor)
+        return lambda b, goal, budget: Attempt(operator.inverse(b), 1, floor)
