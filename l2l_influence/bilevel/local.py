@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .inner import InnerKind, InnerMap, InnerProblem
+from .inner import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .layout import Layout
-from .objective import Objective
+from .objective import Joint, Objective
 from .task import Samples, Task, TaskBatch, plan, stack
 
 GIB = 2**30
@@ -78,6 +78,31 @@ class SolvedBatch:
         """Zᵀ (by_λ, by_θ): ``[B, P]``, ``[B, Q] -> [B, P]``."""
         return by_lam + self.solution.vjp(by_theta)
 
+    @cached_property
+    def second(self) -> SecondDerivative:
+        """The Hessian of L_O(λ, θ_i(λ, w)) by λ and the support weights w, as products."""
+        return self.solution.second(self.outer, self.batch.query)
+
+    def hessian(self, v: Tensor) -> Tensor:
+        """Zᵀ ∇²L_O Z v, which leaves θ's own second derivatives out: ``[B, P] -> [B, P]``."""
+        query = self.batch.query
+        moved = Joint(v, self.push_forward(v), torch.zeros_like(query.w))
+        curved = self.outer.hessian(self.lam, self.solution.theta, query, moved)
+        return self.pull_back(curved.lam, curved.theta)
+
+    def query_slopes(self, v: Tensor) -> Tensor:
+        """⟨D_λ w_j ℓ_j, v⟩ of each query sample: ``[B, P] -> [B, n_q]``. Their sum over j is ⟨g_i, v⟩."""
+        return self.outer.losses_along(self.lam, self.solution.theta, self.batch.query, v, self.push_forward(v))
+
+    def support_slopes(self, v: Tensor) -> Tensor:
+        """w_j ∂⟨g_i, v⟩/∂w_j of each support sample: ``[B, P] -> [B, n_s]``."""
+        weight = self.batch.support.w
+        return weight * self.second(v, torch.zeros_like(weight))[1]
+
+    def gradient_by_support(self, e: Tensor) -> Tensor:
+        """Σ_j e_j w_j ∂g_i/∂w_j: ``[B, n_s] -> [B, P]``; minus D_λ P (Thm 4.7) for e = 1 at one sample."""
+        return self.second(torch.zeros(len(e), len(self.lam)).to(e), e * self.batch.support.w)[0]
+
     @property
     def nbytes(self) -> int:
         parts = (*self.batch.support, *self.batch.query)
@@ -113,8 +138,11 @@ class LocalProblem:
 
     def subset(self, positions: list[int]) -> LocalProblem:
         """The same problem on some of its tasks, at their own weights."""
-        tasks = _Chosen(self.tasks, positions)
-        return LocalProblem(self.settings, self.lam, tasks, [self.weights[i] for i in positions])
+        return self.with_tasks(_Chosen(self.tasks, positions), [self.weights[i] for i in positions])
+
+    def with_tasks(self, tasks: Sequence[Task], weights: list[float]) -> LocalProblem:
+        """The same problem on other tasks."""
+        return LocalProblem(self.settings, self.lam, tasks, weights)
 
     def at(self, position: int) -> SolvedBatch:
         """One task as a batch of one."""

@@ -7,16 +7,25 @@ vectors that multiply derivatives have a leading ``B`` as well. The mathematics 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 from ..errors import LossStructureError, TaskShapeError
+from .elementary import ElementaryNorms
 from .layout import Layout
 from .loss import ModelLoss, PerSampleLoss, criterion_of, outputs_of
 from .task import Samples
+
+
+class Joint(NamedTuple):
+    """A vector in the joint space of λ ``[B, P]``, θ ``[B, Q]`` and the sample weights w ``[B, n]``."""
+
+    lam: Tensor
+    theta: Tensor
+    w: Tensor
 
 
 class Objective:
@@ -37,6 +46,10 @@ class Objective:
         """L per task, shape ``[B]``."""
         return self._map(self._value)(lam, theta, *z)
 
+    def value_of_one(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+        """L of one task, all arguments without the leading ``B``; the caller maps it over tasks."""
+        return self._value(lam, theta, *z)
+
     # ---- first derivatives ------------------------------------------------------------------------------------
 
     def gradient(self, lam: Tensor, theta: Tensor, z: Samples) -> tuple[Tensor, Tensor]:
@@ -51,6 +64,10 @@ class Objective:
         """∂_θ L of one task, ``[Q]``, all arguments without the leading ``B``; the caller maps it over tasks."""
         by_theta: Tensor = grad(self._value, argnums=1)(lam, theta, *z)
         return by_theta
+
+    def losses_along(self, lam: Tensor, theta: Tensor, z: Samples, v_lam: Tensor, v_theta: Tensor) -> Tensor:
+        """⟨∂_(λ, θ) w_j ℓ_j, (v_λ, v_θ)⟩ of each sample: shape ``[B, n]``."""
+        return self._map(self._losses_along, 2)(lam, theta, *z, v_lam, v_theta)
 
     # ---- second derivatives -----------------------------------------------------------------------------------
 
@@ -75,6 +92,19 @@ class Objective:
         if not self.direct:
             return torch.zeros_like(v)
         return self._map(_gradient_along(self._value, 0, 0), 1)(lam, theta, *z, v)
+
+    # ---- in λ, θ and w together ----------------------------------------------------------------------------------
+
+    def hessian(self, lam: Tensor, theta: Tensor, z: Samples, along: Joint) -> Joint:
+        """∇²_(λ, θ, w) L times ``along``."""
+        return Joint(*self._map(_slope_along(self._value), 3)(lam, theta, *z, *along))
+
+    def third(self, lam: Tensor, theta: Tensor, z: Samples, x: Tensor, along: Joint) -> Joint:
+        """∇²_(λ, θ, w) ⟨∂_θ L, x⟩ times ``along``, for x in θ-space ``[B, Q]``, held fixed."""
+        along_theta = _along_theta(self._value)
+        with ElementaryNorms():
+            mapped = vmap(_slope_along(along_theta), in_dims=(None,) + (0,) * 8)
+            return Joint(*mapped(lam, theta, *z, x, *along))
 
     # ---- Gauss–Newton -----------------------------------------------------------------------------------------
 
@@ -133,6 +163,15 @@ class Objective:
         criterion = criterion_of(self._loss, self._lam_layout.unravel(lam), self._theta_layout.unravel(theta), x, y)
         return lambda outputs: (w * criterion(outputs)).sum()
 
+    def _losses_along(
+        self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, v_lam: Tensor, v_theta: Tensor
+    ) -> Tensor:
+        def weighted(lam: Tensor, theta: Tensor) -> Tensor:
+            return w * self._losses(lam, theta, x, y, w)
+
+        along: Tensor = jvp(weighted, (lam, theta), (v_lam, v_theta))[1]
+        return along
+
     def _gauss_newton(
         self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, v_lam: Tensor, v_theta: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -174,6 +213,26 @@ def _gradient_along(value: Callable[..., Tensor], along: int, by: int) -> Callab
         return torch.dot(grad(value, argnums=along)(*arguments[:-1]), arguments[-1])
 
     return grad(directional, argnums=by)
+
+
+JOINT = (0, 1, 4)
+"""Where λ, θ and w stand among the arguments of :meth:`Objective._value`."""
+
+
+def _slope_along(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """``∇_(λ, θ, w) ⟨∇_(λ, θ, w) function, (v_λ, v_θ, v_w)⟩``, the three v being the last arguments."""
+
+    def directional(*arguments: Tensor) -> Tensor:
+        slopes = grad(function, argnums=JOINT)(*arguments[:-3])
+        products = [torch.dot(slope, v) for slope, v in zip(slopes, arguments[-3:], strict=True)]
+        return products[0] + products[1] + products[2]
+
+    return grad(directional, argnums=JOINT)
+
+
+def _along_theta(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``⟨∂_θ function, x⟩``, x being the last argument."""
+    return lambda *arguments: torch.dot(grad(function, argnums=1)(*arguments[:-1]), arguments[-1])
 
 
 def _convex_root(curvature: Tensor, w: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -21,6 +22,7 @@ from .solvers.base import OnUnconverged
 from .task import Task, check_weights
 
 Level = Literal["task", "query", "support"]
+Removal = Literal["closed-form", "resolve"]
 Weights = Sequence[float] | Tensor | None
 
 
@@ -95,15 +97,24 @@ class BilevelProblem:
     # ---- influences -------------------------------------------------------------------------------------------
 
     def task_influence(
-        self, lam: Named, tasks: Sequence[Task], k: int, kind: str | Curvature = "gauss-newton", weights: Weights = None
+        self,
+        lam: Named,
+        tasks: Sequence[Task],
+        k: int,
+        kind: str | Curvature = "gauss-newton",
+        weights: Weights = None,
+        *,
+        leave_one_out: bool = False,
     ) -> dict[str, Tensor]:
         """task-IF of task ``k``: −(l2·I + H)⁻¹ c_k g_k (Thm 4.3), the derivative of λ* by the task's relative weight.
 
-        Removing the task moves λ* by −IF to first order.
+        Removing the task moves λ* by −IF to first order. With ``leave_one_out`` H is that of the other tasks, which is
+        closer to removal where the problem is convex, and may be indefinite where it is not.
         """
         hessian = self.total_hessian(lam, tasks, kind, weights)
-        solved = hessian.local.at(_position(k, len(tasks), "task"))
-        return hessian.influence(solved.weighted_gradient()[0])
+        position = _position(k, len(tasks), "task")
+        gradient = hessian.seen(position).weighted_gradient()[0]
+        return (hessian.without([position]) if leave_one_out else hessian).influence(gradient)
 
     def query_influence(
         self,
@@ -116,8 +127,36 @@ class BilevelProblem:
     ) -> dict[str, Tensor]:
         """instance-IF of query sample ``j`` of task ``k`` (Thm 4.5 with the total derivative, as Alg. 5 has it)."""
         hessian = self.total_hessian(lam, tasks, kind, weights)
-        solved = only_query(hessian.local.at(_position(k, len(tasks), "task")), j)
+        solved = only_query(hessian.seen(_position(k, len(tasks), "task")), j)
         return hessian.influence(solved.weighted_gradient()[0])
+
+    def support_influence(
+        self,
+        lam: Named,
+        tasks: Sequence[Task],
+        k: int,
+        j: int,
+        kind: str | Curvature = "gauss-newton",
+        weights: Weights = None,
+        *,
+        inner: Removal = "closed-form",
+    ) -> dict[str, Tensor]:
+        """instance-IF of support sample ``j`` of task ``k``: −(l2·I + H)⁻¹ c_k D_λ P (Thm 4.6–4.8).
+
+        P is the first-order change of the task's outer loss without the sample, so removal moves λ* by **+IF**. With
+        ``inner="resolve"`` c_k D_λ P is replaced by the change of the task's total gradient when its inner problem is
+        solved anew without the sample: one more inner solve, and much closer on small support sets.
+        """
+        hessian = self.total_hessian(lam, tasks, kind, weights)
+        at = hessian.seen(_position(k, len(tasks), "task"))
+        sample = _position(j, at.batch.support.w.shape[1], "support sample")
+        if inner == "resolve":
+            change = hessian.resolved_change(at, [sample])
+        elif inner == "closed-form":
+            change = -at.batch.weight * at.gradient_by_support(one_hot(at.batch.support.w, sample))[0]
+        else:
+            raise ValueError(f'inner must be "closed-form" or "resolve", not {inner!r}')
+        return hessian.influence(change)
 
     def remove(self, lam: Named, influence: Vector, level: Level = "task") -> dict[str, Tensor]:
         """λ after removal, to first order: ``λ − IF`` for a task or query sample, ``λ + IF`` for a support sample."""
@@ -162,9 +201,26 @@ class TotalHessian:
 
     def __init__(self, local: LocalProblem, l2: float, kind: str | Curvature) -> None:
         self.local, self.l2, self.kind = local, l2, kind
-        self.operator = curvature(kind).operator(local)
+        self.curvature = curvature(kind)
+        self.operator = self.curvature.operator(local)
         self._layout = local.settings.layout
         self._systems: dict[float, LinearOperator] = {}
+
+    def without(self, positions: Sequence[int]) -> TotalHessian:
+        """The Hessian of the other tasks."""
+        rest = copy.copy(self)
+        rest.operator, rest._systems = self.operator.without(positions), {}
+        return rest
+
+    def seen(self, position: int) -> SolvedBatch:
+        """One task as a batch of one, differentiated as this kind of Hessian does."""
+        return self.curvature.seen(self.local.at(position))
+
+    def resolved_change(self, at: SolvedBatch, samples: Sequence[int]) -> Tensor:
+        """c_i times the change of a task's total gradient when it is adapted without some support samples, ``[P]``."""
+        task = at.batch.tasks[0].without_support(samples)
+        anew = self.local.with_tasks([task], at.batch.weight.tolist())
+        return (self.curvature.seen(anew.at(0)).weighted_gradient() - at.weighted_gradient())[0]
 
     def __matmul__(self, v: Vector) -> Vector:
         return self._layout.like(self.operator.matvec(self._layout.flatten(v).unsqueeze(0))[0], v)
@@ -222,10 +278,15 @@ class TotalHessian:
 def only_query(solved: SolvedBatch, j: int) -> SolvedBatch:
     """The batch with its outer loss cut down to query sample ``j``, at its own weight."""
     query = solved.batch.query
-    weights = torch.zeros_like(query.w)
-    position = _position(j, query.w.shape[1], "query sample")
-    weights[:, position] = query.w[:, position]
-    return solved.with_query(query._replace(w=weights))
+    chosen = one_hot(query.w, _position(j, query.w.shape[1], "query sample"))
+    return solved.with_query(query._replace(w=chosen * query.w))
+
+
+def one_hot(like: Tensor, position: int) -> Tensor:
+    """1 at one sample of each task, 0 at the others, shaped ``like`` ``[B, n]``."""
+    chosen = torch.zeros_like(like)
+    chosen[:, position] = 1
+    return chosen
 
 
 def _position(k: int, count: int, what: str) -> int:

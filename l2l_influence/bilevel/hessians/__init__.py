@@ -1,14 +1,22 @@
 """Kinds of total Hessian D²_λ L_Total (Def. 4.2), one a file, by the name that a user gives."""
 
-from .base import Curvature
+from .base import Curvature, TaskSum
+from .direct import Direct, DirectFirstOrder
+from .exact import Exact, Hessian
 from .gamma import Gamma
 from .gauss_newton import GaussNewton
+from .identity import Identity
 from .sketch import Sketch
 
 CURVATURES: dict[str, Curvature] = {
-    "gamma": Gamma(),
+    "exact": Exact(),
+    "hessian": Hessian(),
     "gauss-newton": GaussNewton(),
     "sketch": Sketch(),
+    "gamma": Gamma(),
+    "direct": Direct(),
+    "direct-first-order": DirectFirstOrder(),
+    "identity": Identity(),
 }
 
 
@@ -21,4 +29,4 @@ def curvature(kind: str | Curvature) -> Curvature:
     return CURVATURES[kind]
 
 
-__all__ = ["CURVATURES", "Curvature", "Sketch", "curvature"]
+__all__ = ["CURVATURES", "Curvature", "Sketch", "TaskSum", "curvature"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..local import LocalProblem, SolvedBatch
-from ..solvers import LinearOperator
-from .base import PerTask, ScaledIdentity
+from .base import PerTask, ScaledIdentity, TaskSum
 
 
 class Gamma(PerTask):
@@ -23,10 +23,13 @@ class Gamma(PerTask):
         cross_transposed = at.outer.mixed_transposed(lam, theta, query, at.push_forward(v))
         return straight + cross + cross_transposed + self._scale(at).unsqueeze(-1) * v
 
-    def operator(self, local: LocalProblem) -> LinearOperator:
+    def operator(self, local: LocalProblem) -> TaskSum:
         if local.settings.outer.direct:
             return super().operator(local)
-        return ScaledIdentity(sum(float(at.batch.weight @ self._scale(at)) for at in local.solved()))
+        scales = torch.zeros(len(local.tasks), dtype=torch.float64)
+        for at in local.solved("Hessian"):
+            scales[at.batch.index] = (at.batch.weight * self._scale(at)).double().cpu()
+        return ScaledIdentity(scales)
 
     @staticmethod
     def _scale(at: SolvedBatch) -> Tensor:

@@ -8,15 +8,15 @@ distribution gives, for any convex criterion and with less variance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..local import LocalProblem, SolvedBatch
-from ..solvers import LinearOperator
-from ..solvers.gram import LowRank
-from .base import Curvature
+from ..solvers import LowRank
+from .base import Curvature, TaskSum
 
 MOST_ROWS = 4096
 """The Gram matrix of the rows is factorised: beyond this that, not the tasks, takes the time."""
@@ -38,20 +38,29 @@ class Sketch(Curvature):
     draws: int = 16
     seed: int = 0
 
-    def operator(self, local: LocalProblem) -> LinearOperator:
+    def operator(self, local: LocalProblem) -> TaskSum:
         count = len(local.tasks)
         most = max(1, min(MOST_ROWS, local.settings.memory // local.lam.nbytes))
         fitting = replace(self, draws=max(1, min(self.draws, most // count)))
         if count <= most:
-            return LowRank(fitting.weighted_rows(local), f"sketch ({fitting.draws} draws of all {count} tasks)")
+            note = f"sketch ({fitting.draws} draws of all {count} tasks)"
+            return fitting._sampled(local, range(count), note)
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:most].sort().values
-        rows = fitting.weighted_rows(local.subset(chosen.tolist())) * (count / most) ** 0.5
-        return LowRank(rows, f"sketch (1 draw of {most} of {count} tasks, as memory allows)")
+        note = f"sketch (1 draw of {most} of {count} tasks, as memory allows)"
+        return fitting._sampled(local, chosen.tolist(), note)
+
+    def _sampled(self, local: LocalProblem, positions: Sequence[int], note: str) -> TaskSum:
+        count = len(local.tasks)
+        some = local if len(positions) == count else local.subset(list(positions))
+        rows = self.weighted_rows(some) * (count / len(positions)) ** 0.5
+        return SampledRows(rows, torch.tensor(positions).repeat_interleave(self.draws), note)
 
     def weighted_rows(self, local: LocalProblem) -> Tensor:
         """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``."""
-        rows = [at.batch.weight.sqrt().view(-1, 1, 1) * self.rows(at) for at in local.solved("Hessian sketch")]
-        return torch.cat([some.flatten(0, 1) for some in rows])
+        rows = local.lam.new_empty(len(local.tasks), self.draws, local.lam.numel())
+        for at in local.solved("Hessian sketch"):
+            rows[at.batch.index] = at.batch.weight.sqrt().view(-1, 1, 1) * self.rows(at)
+        return rows.flatten(0, 1)
 
     def rows(self, at: SolvedBatch) -> Tensor:
         """``s / √m``, ``[B, m, P]``."""
@@ -70,3 +79,15 @@ class Sketch(Curvature):
         """±1, ``[m, n, C]``, from the seed and the task's position alone."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + position)
         return torch.randint(0, 2, (self.draws, *shape), generator=generator) * 2 - 1
+
+
+class SampledRows(LowRank, TaskSum):
+    """``SᵀS``, each row of S belonging to the task whose position is in ``owner``, ``[r]``."""
+
+    def __init__(self, rows: Tensor, owner: Tensor, note: str) -> None:
+        super().__init__(rows, note)
+        self._owner = owner
+
+    def without(self, positions: Sequence[int]) -> TaskSum:
+        kept = ~torch.isin(self._owner, torch.tensor(list(positions)))
+        return SampledRows(self.rows[kept.to(self.rows.device)], self._owner[kept], self.note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -53,16 +54,24 @@ class InnerProblem:
         return out
 
 
+SecondDerivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``(v, e) -> (by_lam, by_w)``: the Hessian of a function of (λ, w) times ``v`` ``[B, P]`` and ``e`` ``[B, n]``."""
+
+
 class InnerMap(ABC):
-    """θ_i(λ) of ``B`` tasks, and its Jacobian dθ/dλ as products.
+    """θ_i of ``B`` tasks as a function of λ and of the support samples' weights w, and its derivatives.
 
     Attributes:
+        problem: whose solution this is.
         theta: ``[B, Q]``.
         residual: ``[B]``, how far θ is from what it should be (its kind says in what unit).
+        note: what a reader of results should know of how it is differentiated, in a few words.
     """
 
+    problem: InnerProblem
     theta: Tensor
     residual: Tensor
+    note: str = ""
 
     @abstractmethod
     def jvp(self, v: Tensor) -> Tensor:
@@ -71,6 +80,18 @@ class InnerMap(ABC):
     @abstractmethod
     def vjp(self, u: Tensor) -> Tensor:
         """(dθ/dλ)ᵀ u: ``[B, Q] -> [B, P]``."""
+
+    @abstractmethod
+    def jvp_weights(self, e: Tensor) -> Tensor:
+        """(dθ/dw) e: ``[B, n] -> [B, Q]``. With e = −w_j at sample j, the change of θ without it (Thm 4.6)."""
+
+    @abstractmethod
+    def vjp_weights(self, u: Tensor) -> Tensor:
+        """(dθ/dw)ᵀ u: ``[B, Q] -> [B, n]``."""
+
+    @abstractmethod
+    def second(self, outer: Objective, query: Samples) -> SecondDerivative:
+        """The Hessian, as products, of ``L_O(λ, θ(λ, w))``, θ's own second derivatives included."""
 
     @property
     @abstractmethod

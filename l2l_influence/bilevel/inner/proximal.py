@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ...errors import NotConvergedError
+from ..objective import Joint, Objective
 from ..solvers import CG, LowRankPlusIdentity, SolveReport, enforce
-from .base import InnerKind, InnerMap, InnerProblem
+from ..task import Samples
+from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .inverse import InnerHessian, Inverse, pick
 from .minimise import Minimum, minimise
 
@@ -76,7 +78,7 @@ class ProximalMap(InnerMap):
     ) -> None:
         self.theta, self.residual = minimum.point, minimum.residual
         self.report: SolveReport | None = None
-        self._problem, self._delta = problem, delta
+        self.problem, self._delta = problem, delta
         self._operator, self._solver = inverse(problem, self.theta, delta, tolerance)
         self.note = self._operator.note
 
@@ -92,15 +94,51 @@ class ProximalMap(InnerMap):
         return solution.value
 
     def jvp(self, v: Tensor) -> Tensor:
-        problem = self._problem
+        problem = self.problem
         mixed = problem.objective.mixed(problem.lam, self.theta, problem.samples, v)
         return self.inverse(self._delta * problem.restrict(v) - mixed)
 
     def vjp(self, u: Tensor) -> Tensor:
-        problem = self._problem
-        x = self.inverse(u)
+        return self._through_lam(self.inverse(u))
+
+    def jvp_weights(self, e: Tensor) -> Tensor:
+        return -self.inverse(self._slope(e))
+
+    def vjp_weights(self, u: Tensor) -> Tensor:
+        return self._through_weights(self.inverse(u))
+
+    def second(self, outer: Objective, query: Samples) -> SecondDerivative:
+        """With x = H_in⁻¹ ∂_θ L_O held fixed, ∇²(L_O − ⟨x, ∂_θ L_I⟩) between [I; dθ/d(λ, w)] and its transpose."""
+        problem = self.problem
+        x = self.inverse(outer.gradient_theta(problem.lam, self.theta, query))
+        none = torch.zeros_like(query.w)
+
+        def product(v: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+            mixed = problem.objective.mixed(problem.lam, self.theta, problem.samples, v)
+            moved = self.inverse(self._delta * problem.restrict(v) - mixed - self._slope(e))
+            above = outer.hessian(problem.lam, self.theta, query, Joint(v, moved, none))
+            below = problem.objective.third(problem.lam, self.theta, problem.samples, x, Joint(v, moved, e))
+            back = self.inverse(above.theta - below.theta)
+            return above.lam - below.lam + self._through_lam(back), self._through_weights(back) - below.w
+
+        return product
+
+    def _slope(self, e: Tensor) -> Tensor:
+        """∂_θ Σ_j e_j ℓ_j."""
+        problem = self.problem
+        return problem.objective.gradient_theta(problem.lam, self.theta, problem.samples._replace(w=e))
+
+    def _through_lam(self, x: Tensor) -> Tensor:
+        """−(∂_θ∂_λ L_I)ᵀ x."""
+        problem = self.problem
         mixed = problem.objective.mixed_transposed(problem.lam, self.theta, problem.samples, x)
         return problem.embed(self._delta * x) - mixed
+
+    def _through_weights(self, x: Tensor) -> Tensor:
+        """−⟨∂_θ ℓ_j, x⟩ of each sample."""
+        problem, plain = self.problem, self.problem.samples._replace(w=torch.ones_like(self.problem.samples.w))
+        nothing = x.new_zeros(len(x), problem.lam.numel())
+        return -problem.objective.losses_along(problem.lam, self.theta, plain, nothing, x)
 
     @property
     def nbytes(self) -> int:

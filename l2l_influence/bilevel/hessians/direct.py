@@ -1,0 +1,46 @@
+"""Direct influence: the paper's baseline (Eq. 6 and 7), which leaves dθ/dλ out."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..inner import Carried, Constant
+from ..local import LocalProblem, SolvedBatch
+from .base import PerTask, ScaledIdentity, TaskSum
+
+
+class Direct(PerTask):
+    """∂_λλ L_O at fixed θ_i, with the gradient ∂_λ L_O, as the paper prints them.
+
+    In plain MAML L_O has no direct λ: both are identically zero, and a warning says so.
+    """
+
+    def seen(self, at: SolvedBatch) -> SolvedBatch:
+        return replace(at, solution=Constant(at.solution))
+
+    def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
+        return self.seen(at).hessian(v)
+
+    def operator(self, local: LocalProblem) -> TaskSum:
+        if local.settings.outer.direct:
+            return super().operator(local)
+        warnings.warn(
+            "the direct total Hessian and gradient (Eq. 6, 7) are identically zero: every parameter is adapted, so the "
+            "outer loss has no λ of its own. 'direct-first-order' is the reading that says something",
+            stacklevel=2,
+        )
+        return ScaledIdentity(torch.zeros(len(local.tasks)))
+
+
+class DirectFirstOrder(PerTask):
+    """∂_θθ L_O and ∂_θ L_O at θ_i in the place of λ's (dθ/dλ ≈ I), with the ∂_λ terms where there are any."""
+
+    def seen(self, at: SolvedBatch) -> SolvedBatch:
+        return replace(at, solution=Carried(at.solution))
+
+    def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
+        return self.seen(at).hessian(v)

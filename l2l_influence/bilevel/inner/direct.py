@@ -1,0 +1,68 @@
+"""Solutions whose dependence on λ is read more simply than it is, as "direct" and first-order methods do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..objective import Joint, Objective
+from ..task import Samples
+from .base import InnerMap, SecondDerivative
+
+
+class _Simplified(InnerMap):
+    """θ as another solution found it, with linear dependence on λ and on the sample weights."""
+
+    def __init__(self, solution: InnerMap) -> None:
+        self._solution = solution
+        self.problem, self.theta, self.residual = solution.problem, solution.theta, solution.residual
+
+    def second(self, outer: Objective, query: Samples) -> SecondDerivative:
+        """Zᵀ ∇²L_O Z: θ has no second derivatives here."""
+        lam, none = self.problem.lam, torch.zeros_like(query.w)
+
+        def product(v: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+            moved = Joint(v, self.jvp(v) + self.jvp_weights(e), none)
+            curved = outer.hessian(lam, self.theta, query, moved)
+            return curved.lam + self.vjp(curved.theta), self.vjp_weights(curved.theta)
+
+        return product
+
+    @property
+    def nbytes(self) -> int:
+        return self._solution.nbytes
+
+
+class Constant(_Simplified):
+    """dθ/dλ = 0: θ_i taken as a constant, as Eq. 6 and 7 read literally."""
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return torch.zeros_like(self.theta)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return u.new_zeros(len(u), self.problem.lam.numel())
+
+    def jvp_weights(self, e: Tensor) -> Tensor:
+        return torch.zeros_like(self.theta)
+
+    def vjp_weights(self, u: Tensor) -> Tensor:
+        return torch.zeros_like(self.problem.samples.w)
+
+
+class Carried(_Simplified):
+    """dθ/dλ = I on the adapted entries: θ_i carried along with λ, as first-order MAML has it.
+
+    The sample weights move θ as they do in the solution it wraps.
+    """
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return self.problem.restrict(v)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return self.problem.embed(u)
+
+    def jvp_weights(self, e: Tensor) -> Tensor:
+        return self._solution.jvp_weights(e)
+
+    def vjp_weights(self, u: Tensor) -> Tensor:
+        return self._solution.vjp_weights(u)
