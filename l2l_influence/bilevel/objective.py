@@ -40,6 +40,11 @@ class Objective:
         self._lam_layout, self._theta_layout = lam_layout, theta_layout
         self.direct = not (isinstance(loss, ModelLoss) and set(theta_layout.shapes) == set(lam_layout.shapes))
 
+    @property
+    def loss(self) -> PerSampleLoss:
+        """ℓ, for what needs more of it than its derivatives."""
+        return self._loss
+
     # ---- values -----------------------------------------------------------------------------------------------
 
     def value(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
