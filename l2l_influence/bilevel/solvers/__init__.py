@@ -1,11 +1,14 @@
 """Linear solvers, one a file, behind one small interface (:mod:`.base`)."""
 
-from .base import Invertible, LinearOperator, LinearSolver, Solution, SolveReport, enforce
+from .agreement import Agreement, agreement
+from .base import Invertible, LinearOperator, LinearSolver, OnUnconverged, Solution, SolveReport
 from .cg import CG
-from .closed_form import ClosedForm
+from .closed_form import ClosedForm, MultipleOfIdentity
 from .dense import Dense, Stored
 from .gram import LowRank, LowRankPlusIdentity
+from .minres import MINRES
 from .neumann import Neumann
+from .policy import OnIndefinite, Policy, enforce
 
 
 def solver_for(operator: LinearOperator, tolerance: float) -> LinearSolver:
@@ -14,6 +17,7 @@ def solver_for(operator: LinearOperator, tolerance: float) -> LinearSolver:
 
 
 __all__ = [
+    "Agreement",
     "CG",
     "ClosedForm",
     "Dense",
@@ -22,10 +26,16 @@ __all__ = [
     "LinearSolver",
     "LowRank",
     "LowRankPlusIdentity",
+    "MINRES",
+    "MultipleOfIdentity",
     "Neumann",
+    "OnIndefinite",
+    "OnUnconverged",
+    "Policy",
     "Solution",
     "SolveReport",
     "Stored",
+    "agreement",
     "enforce",
     "solver_for",
 ]

@@ -1,4 +1,4 @@
-"""What a linear operator is, what a solver gives back, and what happens when a solve did not work.
+"""What a linear operator is, what a solver does, and what it gives back.
 
 An operator says what the matrices are; a solver says how to invert them. Both work on rows: ``v`` is ``[R, P]`` and row
 ``r`` belongs to system ``r``. The systems may differ (one inner problem a task) or be the same (one outer Hessian, many
@@ -7,16 +7,13 @@ right-hand sides); a solver need not know.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-
-from ...errors import NegativeCurvatureError, NotConvergedError
 
 Value = TypeVar("Value")
 OnUnconverged = Literal["raise", "warn"]
@@ -27,13 +24,20 @@ class LinearOperator(ABC):
 
     Attributes:
         note: what a reader of results should know of it, in a few words.
+        shift: how much of its diagonal was put there to make it invertible: regulariser and damping.
     """
 
     note: str = ""
+    shift: float = 0.0
 
     @abstractmethod
     def matvec(self, v: Tensor) -> Tensor:
         """``[R, P] -> [R, P]``, row by row."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that keeping it takes, beyond what it was made from."""
+        return 0
 
     def plus_identity(self, shift: float) -> LinearOperator:
         """``A + shift·I``, in a form that can be solved as well as this one."""
@@ -64,10 +68,11 @@ class Shifted(LinearOperator):
     """``A + shift·I``."""
 
     def __init__(self, operator: LinearOperator, shift: float) -> None:
-        self.operator, self.shift = operator, shift
+        self.operator, self.note = operator, operator.note
+        self.shift, self._added = operator.shift + shift, shift
 
     def matvec(self, v: Tensor) -> Tensor:
-        return self.operator.matvec(v) + self.shift * v
+        return self.operator.matvec(v) + self._added * v
 
 
 @dataclass(frozen=True)
@@ -76,35 +81,47 @@ class SolveReport:
 
     Attributes:
         solver: its name.
-        converged: ``[R]`` bool: the true residual met the tolerance on positive curvature.
+        converged: ``[R]`` bool: the true residual met the tolerance, and the row was not refused.
+        refused: ``[R]`` bool: zero or negative curvature was met by a solver that has no meaning there.
         residual: ``[R]`` true relative residual ``‖b − A x‖ / ‖b‖`` (0 for b = 0).
         iterations: of the whole batch.
-        smallest_curvature: ``[R]`` smallest ``pᵀAp / pᵀp`` seen (or eigenvalue); None where a solver sees none.
+        smallest_curvature: ``[R]`` smallest ``pᵀAp / pᵀp`` seen (or eigenvalue), of A with all that was added to it;
+            inf where none was seen.
         tolerance: what was asked of ``residual``.
-        shift: what was added to the diagonal: regulariser and damping.
         dtype: of the right-hand sides.
+        shift: how much of A's diagonal was asked for: regulariser and damping.
+        damping: ``[R]``, what a :class:`~.policy.Policy` added to the diagonal on top of that; 0 where it did not.
     """
 
     solver: str
     converged: Tensor
+    refused: Tensor
     residual: Tensor
     iterations: int
-    smallest_curvature: Tensor | None
+    smallest_curvature: Tensor
     tolerance: float
     dtype: torch.dtype
-    shift: float = 0.0
+    shift: float
+    damping: Tensor
 
     @property
     def indefinite(self) -> bool:
-        """Whether zero or negative curvature was met in any row."""
-        return self.smallest_curvature is not None and bool((self.smallest_curvature <= 0).any())
+        """Whether any row was refused."""
+        return bool(self.refused.any())
 
     def __str__(self) -> str:
         verdict = "converged" if bool(self.converged.all()) else "NOT converged"
         return (
             f"{self.solver}: {verdict} in {self.iterations} iterations, relative residual "
-            f"{float(self.residual.max()):.1e} (asked {self.tolerance:.1e}), diagonal shift {self.shift:.3g}"
+            f"{float(self.residual.max()):.1e} (asked {self.tolerance:.1e}), smallest curvature "
+            f"{float(self.smallest_curvature.min()):.3g}, diagonal shift {self.shift:.3g}{self._damped()}"
         )
+
+    def _damped(self) -> str:
+        damped = self.damping[self.damping > 0]
+        if not len(damped):
+            return ""
+        return f" and up to {float(damped.max()):.3g} more in {len(damped)} of {len(self.damping)} systems"
 
 
 @dataclass(frozen=True)
@@ -134,15 +151,34 @@ Approximate = Callable[[Tensor, Tensor, int], Attempt]
 
 
 class LinearSolver(ABC):
-    """``solve(operator, b)`` never raises for a hard system: it reports, and :func:`enforce` decides.
+    """``solve(operator, b)`` never raises for a hard system: it reports, and a :class:`~.policy.Policy` decides.
 
     Attributes:
+        needs_positive: whether zero or negative curvature makes its answer meaningless.
         tolerance: on ``‖b − A x‖ / ‖b‖``, of each row; None for the square root of the dtype's precision.
         max_iterations: in all.
+        preconditioner: an operator M close to A, of which only the inverse is used; None for the identity.
     """
 
+    needs_positive: ClassVar[bool] = True
     tolerance: float | None
     max_iterations: int
+    preconditioner: Invertible | None = None
+
+    @property
+    def name(self) -> str:
+        """As reports call it."""
+        name = type(self).__name__.lower()
+        return name if self.preconditioner is None else f"{name}+{self.preconditioner.note or 'preconditioner'}"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that keeping it takes."""
+        return 0 if self.preconditioner is None else self.preconditioner.nbytes
+
+    def precondition(self, r: Tensor) -> Tensor:
+        """M⁻¹ r, ``[R, P]``."""
+        return r if self.preconditioner is None else self.preconditioner.inverse(r)
 
     @abstractmethod
     def prepare(self, operator: LinearOperator, like: Tensor) -> Approximate:
@@ -172,36 +208,21 @@ class LinearSolver(ABC):
             x = x + attempt.x
             left = unit - operator.matvec(x)
             before, missed = missed, left.norm(dim=-1)
-            wanted = wanted & (missed > goal) & (missed < before / 2) & (smallest > 0)
+            wanted = wanted & (missed > goal) & (missed < before / 2) & ~self._refuses(smallest)
+        refused = self._refuses(smallest)
         report = SolveReport(
-            solver=type(self).__name__.lower(),
-            converged=(missed <= goal) & ~(smallest <= 0),
+            solver=self.name,
+            converged=(missed <= goal) & ~refused,
+            refused=refused,
             residual=missed / torch.where(size > 0, size, torch.ones_like(size)),
             iterations=iterations,
             smallest_curvature=smallest,
             tolerance=tolerance,
             dtype=b.dtype,
+            shift=operator.shift,
+            damping=torch.zeros_like(size),
         )
         return Solution(x * scale, report)
 
-
-def enforce(report: SolveReport, what: str, on_unconverged: OnUnconverged = "raise") -> None:
-    """Raise (or warn) when a solve cannot be trusted.
-
-    Raises:
-        NegativeCurvatureError: the operator is not positive definite along a direction that the solver tried.
-        NotConvergedError: the tolerance was missed and ``on_unconverged`` is ``"raise"``.
-    """
-    if report.indefinite:
-        assert report.smallest_curvature is not None
-        raise NegativeCurvatureError(
-            f"{what}: {report.solver} met curvature {float(report.smallest_curvature.min()):.3g}, so the matrix is not "
-            "positive definite and its inverse does not describe a minimum. Use a larger regulariser (proximal, l2 or "
-            "damping), a positive semi-definite curvature ('gram', 'gauss-newton'), or train closer to a minimum"
-        )
-    if bool(report.converged.all()):
-        return
-    message = f"{what}: {report}. Allow more iterations, a larger tolerance, or a larger regulariser or damping"
-    if on_unconverged == "raise":
-        raise NotConvergedError(message)
-    warnings.warn(message, stacklevel=3)
+    def _refuses(self, curvature: Tensor) -> Tensor:
+        return (curvature <= 0) & self.needs_positive

@@ -28,3 +28,17 @@ class ClosedForm(LinearSolver):
             raise LossStructureError(f"{type(operator).__name__} does not know its own inverse: choose another solver")
         floor = torch.full_like(like[:, 0], operator.floor)
         return lambda b, goal, budget: Attempt(operator.inverse(b), 1, floor)
+
+
+class MultipleOfIdentity(Invertible):
+    """``shift · I``, with shift > 0."""
+
+    def __init__(self, shift: float, note: str = "") -> None:
+        self.shift = self.floor = shift
+        self.note = note
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self.shift * v
+
+    def inverse(self, v: Tensor) -> Tensor:
+        return v / self.shift

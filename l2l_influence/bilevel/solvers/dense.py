@@ -39,12 +39,17 @@ class Stored(LinearOperator):
     """An operator whose matrices are built when first needed, and kept."""
 
     def __init__(self, operator: LinearOperator, like: Tensor, note: str = "") -> None:
-        self._operator, self._like, self.note = operator, like, note
+        self._operator, self._like = operator, like
+        self.note, self.shift = note, operator.shift
 
     @cached_property
     def matrices(self) -> Tensor:
         """``[R, P, P]``."""
         return self._operator.dense(self._like)
+
+    @property
+    def nbytes(self) -> int:
+        return self._like.nbytes * self._like.shape[1]
 
     def matvec(self, v: Tensor) -> Tensor:
         return (self.matrices @ v.unsqueeze(-1)).squeeze(-1)

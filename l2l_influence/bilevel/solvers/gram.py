@@ -21,6 +21,10 @@ class LowRank(LinearOperator):
     def matvec(self, v: Tensor) -> Tensor:
         return self.lift(self.project(v))
 
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
+
     def plus_identity(self, shift: float) -> LinearOperator:
         return LowRankPlusIdentity(self, shift)
 
@@ -48,11 +52,15 @@ class LowRankPlusIdentity(Invertible):
         if not delta > 0:
             raise ValueError(f"the multiple of the identity must be positive, got {delta}")
         self.low_rank, self.delta, self.floor = low_rank, delta, delta
-        self.note = low_rank.note
+        self.note, self.shift = low_rank.note, low_rank.shift + delta
         self._factor = _shifted_gram_factor(low_rank.rows, delta)
 
     def matvec(self, v: Tensor) -> Tensor:
         return self.low_rank.matvec(v) + self.delta * v
+
+    @property
+    def nbytes(self) -> int:
+        return self.low_rank.nbytes + self._factor.nbytes
 
     def inverse(self, v: Tensor) -> Tensor:
         small = self._solve_small(self.low_rank.project(v).double())

@@ -8,60 +8,74 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .base import Approximate, Attempt, LinearOperator, LinearSolver
+from .base import Approximate, Attempt, Invertible, LinearOperator, LinearSolver
+from .lanczos import fixed_start
 
 MARGIN = 1.1
 
 
 @dataclass(frozen=True)
 class Neumann(LinearSolver):
-    """``x ← x + α (b − A x)`` with ``α = 1/λ_max`` (Alg. 4 with its sign and its missing scale put right; see the
-    errata in the docs). λ_max comes from power iterations and carries a margin, so α < 2/λ_max holds.
+    """``x ← x + α M⁻¹(b − A x)`` with ``α = 1/λ_max(M⁻¹A)`` (Alg. 4 with its sign and its missing scale put right; see
+    the errata in the docs). λ_max comes from power iterations and carries a margin, so α < 2/λ_max holds.
 
     The error shrinks by ``1 − λ_min/λ_max`` an iteration: CG needs about the square root of Neumann's iterations. A row
-    stops where its residual r has ``rᵀAr ≤ 0``: from there the series can only grow.
+    stops where its step z has ``zᵀAz ≤ 0``: from there the series can only grow.
 
     Args:
-        tolerance: on ``‖b − A x‖ / ‖b‖``.
+        tolerance: on ``‖b − A x‖ / ‖b‖``, preconditioned or not.
         max_iterations: at most this many products with A, power iterations not counted.
-        power_iterations: products spent on estimating λ_max.
+        power_iterations: products spent on estimating λ_max, at least one.
+        preconditioner: an operator M close to A that knows its inverse; the paper has M = I.
     """
 
     tolerance: float = 1e-3
     max_iterations: int = 5000
     power_iterations: int = 20
+    preconditioner: Invertible | None = None
 
     def prepare(self, operator: LinearOperator, like: Tensor) -> Approximate:
-        return partial(_series, operator, largest_eigenvalue(operator, like, self.power_iterations))
+        largest = largest_eigenvalue(operator, like, self.power_iterations, self.preconditioner)
+        return partial(self._series, operator, largest)
+
+    def _series(self, operator: LinearOperator, largest: Tensor, b: Tensor, goal: Tensor, budget: int) -> Attempt:
+        x, r = torch.zeros_like(b), b
+        smallest = torch.full_like(largest, torch.inf)
+        active = r.norm(dim=-1) > goal
+        iterations = 0
+        while iterations < budget and bool(active.any()):
+            iterations += 1
+            z = self.precondition(r)
+            az = operator.matvec(z)
+            curvature = (z * az).sum(-1)
+            smallest = torch.where(active, torch.minimum(smallest, curvature / (z * z).sum(-1)), smallest)
+            size = (z * r).sum(-1)  # zᵀMz
+            active = active & (curvature > 0) & (size > 0)
+            # Curvature met on the way corrects a λ_max that the power iterations left too small.
+            largest = torch.where(active, torch.maximum(largest, curvature / size), largest)
+            alpha = torch.where(active, 1 / (MARGIN * largest), 0.0).unsqueeze(-1)
+            x = x + alpha * z
+            r = r - alpha * az
+            active = active & (r.norm(dim=-1) > goal)
+        return Attempt(x, iterations, smallest)
 
 
-def _series(operator: LinearOperator, largest: Tensor, b: Tensor, goal: Tensor, budget: int) -> Attempt:
-    x, r = torch.zeros_like(b), b
-    smallest = torch.full_like(largest, torch.inf)
-    active = r.norm(dim=-1) > goal
-    iterations = 0
-    while iterations < budget and bool(active.any()):
-        iterations += 1
-        ar = operator.matvec(r)
-        curvature = (r * ar).sum(-1) / (r * r).sum(-1)
-        smallest = torch.where(active, torch.minimum(smallest, curvature), smallest)
-        active = active & (curvature > 0)
-        # Curvature met on the way corrects a λ_max that the power iterations left too small.
-        largest = torch.where(active, torch.maximum(largest, curvature), largest)
-        alpha = torch.where(active, 1 / (MARGIN * largest), 0.0).unsqueeze(-1)
-        x = x + alpha * r
-        r = r - alpha * ar
-        active = active & (r.norm(dim=-1) > goal)
-    return Attempt(x, iterations, smallest)
+def largest_eigenvalue(
+    operator: LinearOperator, like: Tensor, iterations: int, preconditioner: Invertible | None = None
+) -> Tensor:
+    """|λ|_max of each row's operator, ``[R]``, by power iteration from a fixed start (no global random state used).
 
-
-def largest_eigenvalue(operator: LinearOperator, like: Tensor, iterations: int) -> Tensor:
-    """|λ|_max of each row's operator, ``[R]``, by power iteration from a fixed start (no global random state used)."""
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(like.shape[1], generator=generator, dtype=torch.float64).to(like).expand_as(like)
+    With a preconditioner M, that of M⁻¹A, which is symmetric in the inner product of M. Never more than the true value,
+    but for rounding.
+    """
     tiny = torch.finfo(like.dtype).tiny
-    value = torch.ones(len(like)).to(like)
+
+    def with_size(u: Tensor) -> tuple[Tensor, Tensor]:
+        """w = M⁻¹u and ``√(wᵀMw)``."""
+        w = u if preconditioner is None else preconditioner.inverse(u)
+        return w, (u * w).sum(-1).clamp_min(0).sqrt().clamp_min(tiny)
+
+    w, size = with_size(fixed_start(like))
     for _ in range(iterations):
-        v = operator.matvec(v / v.norm(dim=-1, keepdim=True).clamp_min(tiny))
-        value = v.norm(dim=-1)
-    return value.clamp_min(tiny)
+        w, size = with_size(operator.matvec(w / size.unsqueeze(-1)))
+    return size

@@ -1,0 +1,82 @@
+"""Minimal residuals: symmetric systems that need not be positive definite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Approximate, Attempt, LinearOperator, LinearSolver
+from .lanczos import Lanczos
+
+
+@dataclass(frozen=True)
+class MINRES(LinearSolver):
+    """Paige and Saunders' MINRES, each row stopping on its own.
+
+    Solves ``A x = b`` for symmetric, nonsingular A of any signature. Negative curvature is reported and is no failure:
+    what x means is for the caller to say, for A then describes no minimum.
+
+    The curvatures are those of the Lanczos vectors and of the residuals, which come for nothing and are positive
+    throughout only if A is positive definite on what was searched (Liu and Roosta, 2022).
+
+    Args:
+        tolerance: on ``‖b − A x‖ / ‖b‖``.
+        max_iterations: at most this many products with A, those that check the result not counted.
+    """
+
+    needs_positive: ClassVar[bool] = False
+    tolerance: float = 1e-6
+    max_iterations: int = 2000
+
+    def prepare(self, operator: LinearOperator, like: Tensor) -> Approximate:
+        return partial(_minimal_residuals, operator)
+
+
+class _Rotations:
+    """Make the Lanczos process's tridiagonal matrix triangular, by one rotation a step.
+
+    Attributes:
+        cos, sin: ``[R]``, the last rotation's; what it leaves of the residual is ``sin``.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.cos, self.sin = -torch.ones_like(like), torch.zeros_like(like)
+        self._far, self._bar = self.sin, self.sin
+
+    def turn(self, alpha: Tensor, beta: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """The next column, two above the diagonal first, and the curvature ``rᵀAr / rᵀr`` of the residual so far."""
+        near = self.cos * self._bar + self.sin * alpha
+        diagonal = self.sin * self._bar - self.cos * alpha
+        curvature = -self.cos * diagonal
+        size = diagonal.hypot(beta)
+        column = (self._far, near, size)
+        self._far, self._bar = self.sin * beta, -self.cos * beta
+        self.cos, self.sin = diagonal / size, beta / size
+        return column, curvature
+
+
+def _minimal_residuals(operator: LinearOperator, b: Tensor, goal: Tensor, budget: int) -> Attempt:
+    lanczos = Lanczos(operator, b)
+    missed = lanczos.beta
+    rotations = _Rotations(missed)
+    x = w = w_before = torch.zeros_like(b)
+    smallest, largest = torch.full_like(missed, torch.inf), torch.zeros_like(missed)
+    active = missed > goal
+    iterations = 0
+    while iterations < budget and bool(active.any()):
+        iterations += 1
+        v, alpha = lanczos.step()
+        (far, near, size), curvature = rotations.turn(alpha, lanczos.beta)
+        smallest = torch.where(active, smallest.minimum(alpha).minimum(curvature), smallest)
+        largest = largest.maximum(size)
+        active = active & (size > torch.finfo(b.dtype).eps * largest)  # if not, A is singular on what was searched
+        direction = (v - far.unsqueeze(-1) * w_before - near.unsqueeze(-1) * w) / size.unsqueeze(-1)
+        w, w_before = torch.where(active.unsqueeze(-1), direction, 0.0), w
+        x = x + torch.where(active, rotations.cos * missed, 0.0).unsqueeze(-1) * w
+        missed = torch.where(active, rotations.sin * missed, missed)
+        active = active & (missed > goal)
+    return Attempt(x, iterations, smallest)
