@@ -162,9 +162,10 @@ def test_auto_picks_gram_for_few_outputs_and_cg_otherwise():
 
     rows = GRAM_LIMIT // WAYS + 1
     large = Task((randn(0, rows, 16), torch.arange(rows) % WAYS), case.tasks[0].query)
-    assert picked("auto") == "gram"
-    assert picked("auto", task=large) == "cg"
-    assert picked("auto", loss=lambda lam, theta, x, y: x[:, 0] * theta["classifier.bias"].sum().tanh()) == "cg"
+    assert picked("auto") == "gram (9 outputs a task)"
+    assert picked("auto", task=large) == f"cg ({3 * rows} outputs a task: too many for gram)"
+    opaque = picked("auto", loss=lambda lam, theta, x, y: x[:, 0] * theta["classifier.bias"].sum().tanh())
+    assert opaque.startswith("cg (the loss hides")
     assert picked("cg") == "cg"
     with pytest.raises(ValueError, match="inner_solver"):
         picked("magic")

@@ -1,17 +1,34 @@
-"""Inverses of the inner Hessian H_in = ∂_θθ L_I, by name. Adding one means adding a function to ``INVERSES``."""
+"""Inverses of the inner Hessian H_in = ∂_θθ L_I, by name. Adding one means adding an entry to ``INVERSES``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from ...errors import LossStructureError
-from ..solvers import CG, ClosedForm, Dense, LinearOperator, LinearSolver, LowRank, Stored
+from ..solvers import (
+    CG,
+    MINRES,
+    ClosedForm,
+    Dense,
+    Invertible,
+    LinearOperator,
+    LinearSolver,
+    LowRank,
+    MultipleOfIdentity,
+    Neumann,
+    Stored,
+)
 from .base import InnerProblem
 
 GRAM_LIMIT = 200
 """Up to this many outputs a task (n·C), the Gram matrix is the cheapest exact inverse."""
+
+GRAM_BYTES = 2**29
+"""What its rows may take for one task. Not for a batch: what is picked must not depend on what is batched together."""
 
 System = tuple[LinearOperator, LinearSolver]
 
@@ -24,31 +41,66 @@ class InnerHessian(LinearOperator):
     """``∂_θθ Σ_j w_j ℓ_j + δI`` of each task at its θ, one row a task."""
 
     def __init__(self, problem: InnerProblem, theta: Tensor, delta: float, note: str = "") -> None:
-        self.note = note
-        self._problem, self._theta, self._delta = problem, theta, delta
+        self.note, self.shift = note, delta
+        self._problem, self._theta = problem, theta
 
     def matvec(self, v: Tensor) -> Tensor:
         problem = self._problem
-        return problem.objective.hessian_theta(problem.lam, self._theta, problem.samples, v) + self._delta * v
+        return problem.objective.hessian_theta(problem.lam, self._theta, problem.samples, v) + self.shift * v
 
 
 def _gram(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
+    """The Gauss–Newton part of H_in, exactly."""
     rows = problem.objective.gauss_newton_factor(problem.lam, theta, problem.samples)
     return LowRank(rows, "gram").plus_identity(delta), ClosedForm()
-
-
-def _cg(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
-    return InnerHessian(problem, theta, delta, "cg"), CG(tolerance=tolerance, max_iterations=1000)
 
 
 def _dense(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
     return Stored(InnerHessian(problem, theta, delta), theta, "dense"), Dense(tolerance=max(tolerance, 1e-6))
 
 
+def _identity(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
+    """H_in ≈ δI: dθ/dλ is that of a task whose loss has no curvature, which is first-order MAML's."""
+    return MultipleOfIdentity(delta, "identity"), ClosedForm()
+
+
+@dataclass(frozen=True)
+class Iterative:
+    """All of H_in, through its products alone.
+
+    Args:
+        solver: makes the solver for a tolerance.
+        approximation: an inverse in closed form that the solver is preconditioned with.
+    """
+
+    solver: Callable[..., LinearSolver]
+    approximation: Inverse | None = None
+
+    def __call__(self, problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
+        if self.approximation is None:
+            solver = self.solver(tolerance=tolerance)
+        else:
+            close, _ = self.approximation(problem, theta, delta, tolerance)
+            solver = self.solver(tolerance=tolerance, preconditioner=_invertible(close))
+        return InnerHessian(problem, theta, delta, solver.name), solver
+
+
+def _invertible(operator: LinearOperator) -> Invertible:
+    if not isinstance(operator, Invertible):
+        raise ValueError(f"{type(operator).__name__} does not know its own inverse, so it cannot precondition a solver")
+    return operator
+
+
+_CG = partial(CG, max_iterations=1000)
+
 INVERSES: dict[str, Inverse] = {
     "gram": _gram,
-    "cg": _cg,
+    "cg": Iterative(_CG),
+    "cg+gram": Iterative(_CG, _gram),
+    "minres": Iterative(MINRES),
+    "neumann": Iterative(Neumann),
     "dense": _dense,
+    "identity": _identity,
 }
 
 
@@ -56,15 +108,34 @@ def pick(inverse: str | Inverse, problem: InnerProblem) -> Inverse:
     """The inverse of that name; ``"auto"`` is gram where the outputs can be seen and are few, otherwise cg."""
     if not isinstance(inverse, str):
         return inverse
-    name = _by_size(problem) if inverse == "auto" else inverse
-    if name not in INVERSES:
-        raise ValueError(f"inner_solver must be 'auto' or one of {sorted(INVERSES)}, not {name!r}")
-    return INVERSES[name]
+    if inverse == "auto":
+        return _by_size(problem)
+    if inverse not in INVERSES:
+        raise ValueError(f"inner_solver must be 'auto' or one of {sorted(INVERSES)}, not {inverse!r}")
+    return INVERSES[inverse]
 
 
-def _by_size(problem: InnerProblem) -> str:
+@dataclass(frozen=True)
+class Picked:
+    """An inverse that was picked by size, saying why in its note."""
+
+    name: str
+    why: str
+
+    def __call__(self, problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
+        operator, solver = INVERSES[self.name](problem, theta, delta, tolerance)
+        operator.note = f"{self.name} ({self.why})"
+        return operator, solver
+
+
+def _by_size(problem: InnerProblem) -> Picked:
     try:
         count = problem.objective.output_count(problem.lam, problem.start, problem.samples)
     except LossStructureError:
-        return "cg"
-    return "gram" if count <= GRAM_LIMIT else "cg"
+        return Picked("cg", "the loss hides the model's outputs, which gram needs")
+    if count > GRAM_LIMIT:
+        return Picked("cg", f"{count} outputs a task: too many for gram")
+    size = count * problem.start.shape[1] * problem.start.element_size()
+    if size > GRAM_BYTES:
+        return Picked("cg", f"{count} outputs a task, whose gram rows would take {size / 2**30:.1f} GiB")
+    return Picked("gram", f"{count} outputs a task")
