@@ -42,16 +42,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class SolvedBatch:
-    """A batch of tasks with θ_i(λ), and the chain rule through it: Z = [I; dθ/dλ]."""
+    """A batch of tasks with θ_i(λ), as ``kind`` defines it, and the chain rule through it: Z = [I; dθ/dλ]."""
 
     batch: TaskBatch
     solution: InnerMap
+    kind: InnerKind
     lam: Tensor
     outer: Objective
 
     def with_query(self, query: Samples) -> SolvedBatch:
         """The same inner solutions under another outer loss sum."""
         return replace(self, batch=replace(self.batch, query=query))
+
+    def with_support(self, support: Samples) -> SolvedBatch:
+        """The same tasks adapted anew to another support set (or other weights of it)."""
+        problem = replace(self.solution.problem, samples=support, start=self.solution.theta)
+        return replace(self, batch=replace(self.batch, support=support), solution=self.kind.solve(problem))
 
     @cached_property
     def outer_gradient(self) -> tuple[Tensor, Tensor]:
@@ -100,7 +106,7 @@ class SolvedBatch:
         return weight * self.second(v, torch.zeros_like(weight))[1]
 
     def gradient_by_support(self, e: Tensor) -> Tensor:
-        """Σ_j e_j w_j ∂g_i/∂w_j: ``[B, n_s] -> [B, P]``; minus D_λ P (Thm 4.7) for e = 1 at one sample."""
+        """Σ_j e_j w_j ∂g_i/∂w_j: ``[B, n_s] -> [B, P]``."""
         return self.second(torch.zeros(len(e), len(self.lam)).to(e), e * self.batch.support.w)[0]
 
     @property
@@ -173,7 +179,7 @@ class LocalProblem:
         problem = InnerProblem(
             settings.inner, self.lam, batch.support, self._start(batch), settings.layout, settings.part
         )
-        return SolvedBatch(batch, settings.kind.solve(problem), self.lam, settings.outer)
+        return SolvedBatch(batch, settings.kind.solve(problem), settings.kind, self.lam, settings.outer)
 
     def _start(self, batch: TaskBatch) -> Tensor:
         part = self.settings.part

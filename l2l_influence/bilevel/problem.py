@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import TaskShapeError
-from .hessians import Curvature, curvature
-from .inner import InnerKind, InnerMap, Proximal
+from .hessians import Curvature, Groups, curvature
+from .inner import InnerKind, InnerMap, Inverse, Proximal
 from .layout import Layout, Named, Vector
-from .local import GIB, LocalProblem, Settings, SolvedBatch
+from .levels import Level, QuerySample, ResolvedSupportSample, SupportSample, WholeTask
+from .local import GIB, LocalProblem, Settings
 from .loss import PerSampleLoss
 from .objective import Objective
-from .solvers import LinearOperator, LinearSolver, Solution, enforce, solver_for
-from .solvers.base import OnUnconverged
+from .solvers import (
+    CG,
+    Invertible,
+    LinearOperator,
+    LinearSolver,
+    OnIndefinite,
+    OnUnconverged,
+    Policy,
+    Solution,
+    solver_for,
+)
 from .task import Task, check_weights
 
-Level = Literal["task", "query", "support"]
-Removal = Literal["closed-form", "resolve"]
 Weights = Sequence[float] | Tensor | None
+
+LEVELS: dict[str, Level] = {"task": WholeTask(), "query": QuerySample(), "support": SupportSample()}
+REMOVALS: dict[str, Level] = {"closed-form": LEVELS["support"], "resolve": ResolvedSupportSample()}
 
 
 class BilevelProblem:
@@ -38,9 +46,11 @@ class BilevelProblem:
         proximal: δ > 0, the strength of the inner proximal term; or an inner kind such as ``Unrolled(lr, steps)``.
         l2: δ_o ≥ 0, the outer regulariser.
         theta_keys: which of λ's entries a task adapts; None for all of them.
-        inner_solver: how the inner Hessian is inverted: ``"cg"`` or ``"dense"`` for all of it, ``"gram"`` for its
-            Gauss–Newton part (exact when outputs are linear in θ), ``"auto"`` to pick by size.
+        inner_solver: how the inner Hessian is inverted, see :class:`Proximal`.
         inner_tolerance: relative residual of inner solves; from the dtype unless given.
+        on_indefinite: where a system is not positive definite: ``"raise"`` an error, ``"damp"`` it (with a warning), or
+            solve it as it is by ``"minres"``.
+        on_unconverged: ``"raise"`` or ``"warn"`` where a solve misses its tolerance.
         memory: bytes that kept inner solutions may take.
         progress: show a bar for each pass over the tasks; None for only on a terminal.
     """
@@ -53,8 +63,10 @@ class BilevelProblem:
         l2: float,
         theta_keys: Sequence[str] | None = None,
         *,
-        inner_solver: str = "cg",
+        inner_solver: str | Inverse = "cg",
         inner_tolerance: float | None = None,
+        on_indefinite: OnIndefinite = "raise",
+        on_unconverged: OnUnconverged = "raise",
         memory: int = GIB,
         progress: bool | None = False,
     ) -> None:
@@ -63,10 +75,11 @@ class BilevelProblem:
         self.inner_loss, self.outer_loss, self.l2 = inner_loss, outer_loss, float(l2)
         self.theta_keys = theta_keys
         self.memory, self.progress = memory, progress
+        self.policy = Policy(on_indefinite, on_unconverged)
         self.kind = (
             proximal
             if isinstance(proximal, InnerKind)
-            else Proximal(float(proximal), inverse=inner_solver, tolerance=inner_tolerance)
+            else Proximal(float(proximal), inner_solver, inner_tolerance, policy=self.policy)
         )
 
     # ---- pieces -----------------------------------------------------------------------------------------------
@@ -92,7 +105,7 @@ class BilevelProblem:
         self, lam: Named, tasks: Sequence[Task], kind: str | Curvature = "gauss-newton", weights: Weights = None
     ) -> TotalHessian:
         """Σ_i c_i D²_λ L_O^i (Def. 4.2) in the given approximation, without the outer l2."""
-        return TotalHessian(self.at(lam, tasks, weights), self.l2, kind)
+        return TotalHessian(self.at(lam, tasks, weights), self.l2, kind, self.policy)
 
     # ---- influences -------------------------------------------------------------------------------------------
 
@@ -112,9 +125,7 @@ class BilevelProblem:
         closer to removal where the problem is convex, and may be indefinite where it is not.
         """
         hessian = self.total_hessian(lam, tasks, kind, weights)
-        position = _position(k, len(tasks), "task")
-        gradient = hessian.seen(position).weighted_gradient()[0]
-        return (hessian.without([position]) if leave_one_out else hessian).influence(gradient)
+        return hessian.influence(LEVELS["task"], k, leave_one_out=leave_one_out)
 
     def query_influence(
         self,
@@ -126,9 +137,7 @@ class BilevelProblem:
         weights: Weights = None,
     ) -> dict[str, Tensor]:
         """instance-IF of query sample ``j`` of task ``k`` (Thm 4.5 with the total derivative, as Alg. 5 has it)."""
-        hessian = self.total_hessian(lam, tasks, kind, weights)
-        solved = only_query(hessian.seen(_position(k, len(tasks), "task")), j)
-        return hessian.influence(solved.weighted_gradient()[0])
+        return self.total_hessian(lam, tasks, kind, weights).influence(LEVELS["query"], k, j)
 
     def support_influence(
         self,
@@ -139,7 +148,7 @@ class BilevelProblem:
         kind: str | Curvature = "gauss-newton",
         weights: Weights = None,
         *,
-        inner: Removal = "closed-form",
+        inner: str = "closed-form",
     ) -> dict[str, Tensor]:
         """instance-IF of support sample ``j`` of task ``k``: −(l2·I + H)⁻¹ c_k D_λ P (Thm 4.6–4.8).
 
@@ -147,24 +156,16 @@ class BilevelProblem:
         ``inner="resolve"`` c_k D_λ P is replaced by the change of the task's total gradient when its inner problem is
         solved anew without the sample: one more inner solve, and much closer on small support sets.
         """
-        hessian = self.total_hessian(lam, tasks, kind, weights)
-        at = hessian.seen(_position(k, len(tasks), "task"))
-        sample = _position(j, at.batch.support.w.shape[1], "support sample")
-        if inner == "resolve":
-            change = hessian.resolved_change(at, [sample])
-        elif inner == "closed-form":
-            change = -at.batch.weight * at.gradient_by_support(one_hot(at.batch.support.w, sample))[0]
-        else:
-            raise ValueError(f'inner must be "closed-form" or "resolve", not {inner!r}')
-        return hessian.influence(change)
+        if inner not in REMOVALS:
+            raise ValueError(f"inner must be one of {sorted(REMOVALS)}, not {inner!r}")
+        return self.total_hessian(lam, tasks, kind, weights).influence(REMOVALS[inner], k, j)
 
-    def remove(self, lam: Named, influence: Vector, level: Level = "task") -> dict[str, Tensor]:
+    def remove(self, lam: Named, influence: Vector, level: str = "task") -> dict[str, Tensor]:
         """λ after removal, to first order: ``λ − IF`` for a task or query sample, ``λ + IF`` for a support sample."""
-        signs = {"task": -1.0, "query": -1.0, "support": 1.0}
-        if level not in signs:
-            raise ValueError(f"level must be one of {sorted(signs)}, not {level!r}")
+        if level not in LEVELS:
+            raise ValueError(f"level must be one of {sorted(LEVELS)}, not {level!r}")
         layout = Layout(lam)
-        return layout.unravel(layout.flatten(lam) + signs[level] * layout.flatten(influence))
+        return layout.unravel(layout.flatten(lam) + LEVELS[level].sign * layout.flatten(influence))
 
     def _settings(self, lam: Named) -> Settings:
         layout = Layout(lam)
@@ -199,28 +200,13 @@ class InnerSolution:
 class TotalHessian:
     """H as an operator: ``H @ v``, and ``H.solve(v)`` for (l2·I + H) x = v. Vectors are dicts like λ, or flat."""
 
-    def __init__(self, local: LocalProblem, l2: float, kind: str | Curvature) -> None:
+    def __init__(self, local: LocalProblem, l2: float, kind: str | Curvature, policy: Policy | None = None) -> None:
         self.local, self.l2, self.kind = local, l2, kind
+        self.policy = policy or Policy()
         self.curvature = curvature(kind)
         self.operator = self.curvature.operator(local)
         self._layout = local.settings.layout
         self._systems: dict[float, LinearOperator] = {}
-
-    def without(self, positions: Sequence[int]) -> TotalHessian:
-        """The Hessian of the other tasks."""
-        rest = copy.copy(self)
-        rest.operator, rest._systems = self.operator.without(positions), {}
-        return rest
-
-    def seen(self, position: int) -> SolvedBatch:
-        """One task as a batch of one, differentiated as this kind of Hessian does."""
-        return self.curvature.seen(self.local.at(position))
-
-    def resolved_change(self, at: SolvedBatch, samples: Sequence[int]) -> Tensor:
-        """c_i times the change of a task's total gradient when it is adapted without some support samples, ``[P]``."""
-        task = at.batch.tasks[0].without_support(samples)
-        anew = self.local.with_tasks([task], at.batch.weight.tolist())
-        return (self.curvature.seen(anew.at(0)).weighted_gradient() - at.weighted_gradient())[0]
 
     def __matmul__(self, v: Vector) -> Vector:
         return self._layout.like(self.operator.matvec(self._layout.flatten(v).unsqueeze(0))[0], v)
@@ -232,7 +218,6 @@ class TotalHessian:
         *,
         damping: float = 0.0,
         tolerance: float | None = None,
-        on_unconverged: OnUnconverged = "raise",
     ) -> Solution[Vector]:
         """x with ((l2 + damping)·I + H) x = v, and the report of the solve.
 
@@ -241,13 +226,12 @@ class TotalHessian:
             solver: conjugate gradients unless given; the ``sketch`` kind is solved exactly through its own columns.
             damping: added to l2.
             tolerance: relative residual for the default solver; from the dtype unless given.
-            on_unconverged: ``"raise"`` or ``"warn"``.
 
         Raises:
             NegativeCurvatureError, NotConvergedError: the solve cannot be trusted.
         """
         rows = self._layout.flatten(v).unsqueeze(0)
-        solution = self.solve_rows(rows, solver, damping=damping, tolerance=tolerance, on_unconverged=on_unconverged)
+        solution = self.solve_rows(rows, solver, damping=damping, tolerance=tolerance)
         return Solution(self._layout.like(solution.value[0], v), solution.report)
 
     def solve_rows(
@@ -257,39 +241,39 @@ class TotalHessian:
         *,
         damping: float = 0.0,
         tolerance: float | None = None,
-        on_unconverged: OnUnconverged = "raise",
+        without: Groups | None = None,
     ) -> Solution[Tensor]:
-        """As :meth:`solve`, for right-hand sides ``[R, P]`` at once."""
-        shift = self.l2 + damping
-        # A sketch's system holds a factorisation, which further right-hand sides can use.
+        """As :meth:`solve`, for right-hand sides ``[R, P]`` at once.
+
+        Args:
+            without: for each row, positions of tasks whose part is left out of H (leave-one-out correction).
+        """
+        tolerance = tolerance or torch.finfo(rows.dtype).eps ** 0.6
+        system = self._system(self.l2 + damping)
+        default = solver_for(system, tolerance)
+        if without is not None:
+            # The whole Hessian's inverse, where it is known, leaves little to do: a few tasks make the difference.
+            default = CG(tolerance=tolerance, preconditioner=system if isinstance(system, Invertible) else None)
+            system = self.operator.without(without).plus_identity(self.l2 + damping)
+        what = f"the outer system (l2·I + H) x = v with the {self.kind} Hessian"
+        return self.policy.solve(system, solver or default, rows, what)
+
+    def influence(self, level: Level, k: int, j: int = 0, *, leave_one_out: bool = False) -> dict[str, Tensor]:
+        """The influence function of item ``j`` of task ``k``, as named tensors."""
+        position = _position(k, len(self.local.tasks), "task")
+        at = self.curvature.seen(self.local.at(position))
+        pull = level.pull(at, _position(j, level.count(at), level.what))
+        solution = self.solve_rows(pull, without=[[position]] if leave_one_out else None)
+        return self._layout.unravel(level.influence(solution.value[0]))
+
+    def _system(self, shift: float) -> LinearOperator:
+        """``H + shift·I``, kept: a sketch's holds a factorisation, which further right-hand sides can use."""
         if shift not in self._systems:
             self._systems[shift] = self.operator.plus_identity(shift)
-        system = self._systems[shift]
-        solution = (solver or solver_for(system, tolerance or torch.finfo(rows.dtype).eps ** 0.6)).solve(system, rows)
-        report = replace(solution.report, shift=shift)
-        enforce(report, f"the outer system (l2·I + H) x = v with the {self.kind} Hessian", on_unconverged)
-        return Solution(solution.value, report)
-
-    def influence(self, gradient: Tensor) -> dict[str, Tensor]:
-        """−(l2·I + H)⁻¹ g for a flat gradient, as named tensors."""
-        return self._layout.unravel(-self.solve_rows(gradient.unsqueeze(0)).value[0])
-
-
-def only_query(solved: SolvedBatch, j: int) -> SolvedBatch:
-    """The batch with its outer loss cut down to query sample ``j``, at its own weight."""
-    query = solved.batch.query
-    chosen = one_hot(query.w, _position(j, query.w.shape[1], "query sample"))
-    return solved.with_query(query._replace(w=chosen * query.w))
-
-
-def one_hot(like: Tensor, position: int) -> Tensor:
-    """1 at one sample of each task, 0 at the others, shaped ``like`` ``[B, n]``."""
-    chosen = torch.zeros_like(like)
-    chosen[:, position] = 1
-    return chosen
+        return self._systems[shift]
 
 
 def _position(k: int, count: int, what: str) -> int:
     if not -count <= k < count:
-        raise IndexError(f"there are {count} {what}s, so there is no {what} {k}")
+        raise IndexError(f"there is no {what} {k}: there are {count}")
     return k % count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -35,13 +35,6 @@ class Task:
     def __post_init__(self) -> None:
         _check_rows("support", self.support, self.support_weights)
         _check_rows("query", self.query, self.query_weights)
-
-    def without_support(self, samples: Sequence[int]) -> Task:
-        """The task with these support samples at weight 0. In batch statistics they still take part."""
-        like = self.support[0]
-        weights = torch.ones(len(like)) if self.support_weights is None else self.support_weights.clone()
-        weights[list(samples)] = 0
-        return replace(self, support_weights=weights)
 
 
 class Samples(NamedTuple):

@@ -15,7 +15,7 @@ from ..bilevel import TotalHessian
 from ..bilevel.functional import BatchNormMode
 from ..bilevel.hessians import Curvature
 from ..bilevel.local import GIB, LocalProblem
-from ..bilevel.solvers import LinearSolver, SolveReport
+from ..bilevel.solvers import LinearSolver, Policy, SolveReport
 from ..bilevel.solvers.base import OnUnconverged
 from ..bilevel.solvers.neumann import largest_eigenvalue
 from ..recording import RecordedTask, recording_of
@@ -173,7 +173,7 @@ class TaskInfluence:
         if self._last is not None and _same(self._last[0], state):
             return self._last[1:]
         study = Study(self._maml, recorded, self._options)
-        hessian = TotalHessian(study.local, study.problem.l2, self._kind)
+        hessian = TotalHessian(study.local, study.problem.l2, self._kind, Policy(on_unconverged=self._on_unconverged))
         self._last = (state, study, hessian, self._damping_of(hessian, study))
         return self._last[1:]
 
@@ -190,7 +190,6 @@ class TaskInfluence:
             self._solver,
             damping=damping,
             tolerance=self._tolerance,
-            on_unconverged=self._on_unconverged,
         )
         return solution.value, solution.report
 

@@ -1,6 +1,6 @@
 """Kinds of total Hessian D²_λ L_Total (Def. 4.2), one a file, by the name that a user gives."""
 
-from .base import Curvature, TaskSum
+from .base import Curvature, Groups, TaskSum
 from .direct import Direct, DirectFirstOrder
 from .exact import Exact, Hessian
 from .gamma import Gamma
@@ -29,4 +29,4 @@ def curvature(kind: str | Curvature) -> Curvature:
     return CURVATURES[kind]
 
 
-__all__ = ["CURVATURES", "Curvature", "Sketch", "TaskSum", "curvature"]
+__all__ = ["CURVATURES", "Curvature", "Groups", "Sketch", "TaskSum", "curvature"]

@@ -11,13 +11,16 @@ from torch import Tensor
 from ..local import LocalProblem, SolvedBatch
 from ..solvers import LinearOperator
 
+Groups = Sequence[Sequence[int]]
+"""Positions of tasks, a group for each right-hand side."""
+
 
 class TaskSum(LinearOperator):
-    """``Σ_i c_i H_i`` over the tasks of a problem."""
+    """``Σ_i c_i H_i`` over the tasks of a problem; all rows are right-hand sides of this one matrix."""
 
     @abstractmethod
-    def without(self, positions: Sequence[int]) -> TaskSum:
-        """The same sum without the tasks at these positions."""
+    def without(self, groups: Groups) -> LinearOperator:
+        """One matrix for each row: the sum without the tasks of that row's group."""
 
 
 class Curvature(ABC):
@@ -40,43 +43,43 @@ class PerTask(Curvature):
         """The curvature of each task of the batch times its row of ``v``: ``[B, P] -> [B, P]``."""
 
     def operator(self, local: LocalProblem) -> TaskSum:
-        return OverTasks(local, self, local.weights)
+        return OverTasks(local, self, torch.tensor(local.weights, dtype=torch.float64))
 
 
 class OverTasks(TaskSum):
-    """``Σ_i c_i H_i``; all rows are right-hand sides of the one matrix."""
+    """``Σ_i w_ri H_i`` for row r, from products with each task's part; ``weights`` is ``[N]``, or ``[R, N]``."""
 
-    def __init__(self, local: LocalProblem, curvature: PerTask, weights: Sequence[float]) -> None:
-        self._local, self._curvature = local, curvature
-        self._weights = torch.tensor(weights, dtype=torch.float64)
+    def __init__(self, local: LocalProblem, curvature: PerTask, weights: Tensor) -> None:
+        self._local, self._curvature, self._weights = local, curvature, weights
 
     def matvec(self, v: Tensor) -> Tensor:
         total = torch.zeros_like(v)
         for at in self._local.solved("Hessian product"):
-            weight = self._weights[at.batch.index].to(v)
-            for row, out in zip(v, total, strict=True):
+            weights = self._weights[..., at.batch.index].to(v).expand(len(v), -1)
+            for row, weight, out in zip(v, weights, total, strict=True):
                 out += weight @ self._curvature.product(at, row.repeat(len(weight), 1))
         return total
 
-    def without(self, positions: Sequence[int]) -> TaskSum:
-        return OverTasks(self._local, self._curvature, _zeroed(self._weights, positions).tolist())
+    def without(self, groups: Groups) -> LinearOperator:
+        return OverTasks(self._local, self._curvature, self._weights * outside(groups, len(self._weights)))
 
 
 class ScaledIdentity(TaskSum):
-    """``Σ_i s_i I``."""
+    """``Σ_i s_i I``, for scales s ``[N]``, or ``[R, N]`` for row r's own."""
 
     def __init__(self, scales: Tensor) -> None:
         self._scales = scales
-        self._scale = float(scales.sum())
 
     def matvec(self, v: Tensor) -> Tensor:
-        return self._scale * v
+        return self._scales.sum(-1, keepdim=True).to(v) * v
 
-    def without(self, positions: Sequence[int]) -> TaskSum:
-        return ScaledIdentity(_zeroed(self._scales, positions))
+    def without(self, groups: Groups) -> LinearOperator:
+        return ScaledIdentity(self._scales * outside(groups, len(self._scales)))
 
 
-def _zeroed(values: Tensor, positions: Sequence[int]) -> Tensor:
-    kept = values.clone()
-    kept[list(positions)] = 0
+def outside(groups: Groups, count: int) -> Tensor:
+    """1 where a task of ``count`` is not in the row's group, 0 where it is: ``[R, N]``, float64."""
+    kept = torch.ones(len(groups), count, dtype=torch.float64)
+    for row, group in zip(kept, groups, strict=True):
+        row[list(group)] = 0
     return kept

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..inner import Carried, Constant
+from ..inner import Carried, Constant, Reading, Simplified
 from ..local import LocalProblem, SolvedBatch
 from .base import PerTask, ScaledIdentity, TaskSum
 
@@ -20,7 +20,7 @@ class Direct(PerTask):
     """
 
     def seen(self, at: SolvedBatch) -> SolvedBatch:
-        return replace(at, solution=Constant(at.solution))
+        return _read(at, Constant)
 
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
         return self.seen(at).hessian(v)
@@ -40,7 +40,11 @@ class DirectFirstOrder(PerTask):
     """∂_θθ L_O and ∂_θ L_O at θ_i in the place of λ's (dθ/dλ ≈ I), with the ∂_λ terms where there are any."""
 
     def seen(self, at: SolvedBatch) -> SolvedBatch:
-        return replace(at, solution=Carried(at.solution))
+        return _read(at, Carried)
 
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
         return self.seen(at).hessian(v)
+
+
+def _read(at: SolvedBatch, reading: type[Reading]) -> SolvedBatch:
+    return replace(at, solution=reading(at.solution), kind=Simplified(at.kind, reading))

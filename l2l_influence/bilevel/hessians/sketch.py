@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..local import LocalProblem, SolvedBatch
-from ..solvers import LowRank
-from .base import Curvature, TaskSum
+from ..solvers import LinearOperator, LowRank
+from .base import Curvature, Groups, TaskSum, outside
 
 MOST_ROWS = 4096
 """The Gram matrix of the rows is factorised: beyond this that, not the tasks, takes the time."""
@@ -53,7 +53,7 @@ class Sketch(Curvature):
         count = len(local.tasks)
         some = local if len(positions) == count else local.subset(list(positions))
         rows = self.weighted_rows(some) * (count / len(positions)) ** 0.5
-        return SampledRows(rows, torch.tensor(positions).repeat_interleave(self.draws), note)
+        return SampledRows(rows, torch.tensor(positions).repeat_interleave(self.draws), count, note)
 
     def weighted_rows(self, local: LocalProblem) -> Tensor:
         """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``."""
@@ -82,12 +82,21 @@ class Sketch(Curvature):
 
 
 class SampledRows(LowRank, TaskSum):
-    """``SᵀS``, each row of S belonging to the task whose position is in ``owner``, ``[r]``."""
+    """``SᵀS``, each row of S belonging to the task (of ``count``) whose position is in ``owner``, ``[r]``."""
 
-    def __init__(self, rows: Tensor, owner: Tensor, note: str) -> None:
+    def __init__(self, rows: Tensor, owner: Tensor, count: int, note: str) -> None:
         super().__init__(rows, note)
-        self._owner = owner
+        self._owner, self._count = owner, count
 
-    def without(self, positions: Sequence[int]) -> TaskSum:
-        kept = ~torch.isin(self._owner, torch.tensor(list(positions)))
-        return SampledRows(self.rows[kept.to(self.rows.device)], self._owner[kept], self.note)
+    def without(self, groups: Groups) -> LinearOperator:
+        return _SomeRows(self, outside(groups, self._count)[:, self._owner].to(self.rows))
+
+
+class _SomeRows(LinearOperator):
+    """``Sᵀ diag(kept_r) S`` for row r, ``kept`` being ``[R, r]``."""
+
+    def __init__(self, sampled: SampledRows, kept: Tensor) -> None:
+        self._sampled, self._kept = sampled, kept
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self._sampled.lift(self._kept * self._sampled.project(v))

@@ -1,7 +1,8 @@
 """Solutions θ_i(λ) of the inner problem: one interface (:mod:`.base`), one file a kind."""
 
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
-from .direct import Carried, Constant
+from .direct import Carried, Constant, Reading, Simplified
+from .inverse import Inverse
 from .proximal import Proximal, ProximalMap
 from .unrolled import Unrolled, UnrolledMap
 
@@ -11,9 +12,12 @@ __all__ = [
     "InnerKind",
     "InnerMap",
     "InnerProblem",
+    "Inverse",
     "Proximal",
     "ProximalMap",
+    "Reading",
     "SecondDerivative",
+    "Simplified",
     "Unrolled",
     "UnrolledMap",
 ]

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..objective import Joint, Objective
 from ..task import Samples
-from .base import InnerMap, SecondDerivative
+from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
 
 
-class _Simplified(InnerMap):
+@dataclass(frozen=True)
+class Simplified(InnerKind):
+    """θ as ``kind`` finds it, differentiated as ``reading`` does: :class:`Constant` or :class:`Carried`."""
+
+    kind: InnerKind
+    reading: type[Reading]
+
+    def solve(self, problem: InnerProblem) -> InnerMap:
+        return self.reading(self.kind.solve(problem))
+
+
+class Reading(InnerMap):
     """θ as another solution found it, with linear dependence on λ and on the sample weights."""
 
     def __init__(self, solution: InnerMap) -> None:
@@ -33,7 +46,7 @@ class _Simplified(InnerMap):
         return self._solution.nbytes
 
 
-class Constant(_Simplified):
+class Constant(Reading):
     """dθ/dλ = 0: θ_i taken as a constant, as Eq. 6 and 7 read literally."""
 
     def jvp(self, v: Tensor) -> Tensor:
@@ -49,7 +62,7 @@ class Constant(_Simplified):
         return torch.zeros_like(self.problem.samples.w)
 
 
-class Carried(_Simplified):
+class Carried(Reading):
     """dθ/dλ = I on the adapted entries: θ_i carried along with λ, as first-order MAML has it.
 
     The sample weights move θ as they do in the solution it wraps.

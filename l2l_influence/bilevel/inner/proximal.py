@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import NotConvergedError
 from ..objective import Joint, Objective
-from ..solvers import CG, LowRankPlusIdentity, SolveReport, enforce
+from ..solvers import CG, Policy, SolveReport
 from ..task import Samples
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .inverse import InnerHessian, Inverse, pick
@@ -28,12 +28,14 @@ class Proximal(InnerKind):
             a tenth of it, and ends earlier where nothing more is gained: networks with ReLU or max-pooling often have
             the minimum on a kink, where a few per cent is all that can be had.
         max_iterations: of the Newton search.
+        policy: what to do where H_in is not positive definite, or its inverse misses its tolerance.
     """
 
     delta: float
     inverse: str | Inverse = "auto"
     tolerance: float | None = None
     max_iterations: int = 100
+    policy: Policy = Policy()
 
     def __post_init__(self) -> None:
         if not self.delta > 0:
@@ -45,7 +47,7 @@ class Proximal(InnerKind):
         aim = min(accepted, max(finest, accepted / 10))
         minimum = self._search(problem, aim)
         _require_minimum(minimum, accepted)
-        return ProximalMap(problem, minimum, self.delta, pick(self.inverse, problem), min(aim, 1e-4))
+        return ProximalMap(problem, minimum, self, min(aim, 1e-4))
 
     def _search(self, problem: InnerProblem, tolerance: float) -> Minimum:
         objective, lam, samples, prior = problem.objective, problem.lam, problem.samples, problem.prior
@@ -73,24 +75,22 @@ class ProximalMap(InnerMap):
     ``note`` says how it is inverted.
     """
 
-    def __init__(
-        self, problem: InnerProblem, minimum: Minimum, delta: float, inverse: Inverse, tolerance: float
-    ) -> None:
+    def __init__(self, problem: InnerProblem, minimum: Minimum, kind: Proximal, tolerance: float) -> None:
         self.theta, self.residual = minimum.point, minimum.residual
         self.report: SolveReport | None = None
-        self.problem, self._delta = problem, delta
-        self._operator, self._solver = inverse(problem, self.theta, delta, tolerance)
+        self.problem, self._delta, self._policy = problem, kind.delta, kind.policy
+        inverse = pick(kind.inverse, problem)
+        self._operator, self._solver = inverse(problem, self.theta, kind.delta, tolerance)
         self.note = self._operator.note
 
     def inverse(self, v: Tensor) -> Tensor:
         """H_in⁻¹ v, ``[B, Q] -> [B, Q]``.
 
         Raises:
-            NegativeCurvatureError, NotConvergedError: see :func:`~l2l_influence.bilevel.solvers.enforce`.
+            NegativeCurvatureError, NotConvergedError: see :class:`~l2l_influence.bilevel.solvers.Policy`.
         """
-        solution = self._solver.solve(self._operator, v)
+        solution = self._policy.solve(self._operator, self._solver, v, "the inner system H_in x = v")
         self.report = solution.report
-        enforce(solution.report, "the inner system H_in x = v")
         return solution.value
 
     def jvp(self, v: Tensor) -> Tensor:
@@ -142,8 +142,7 @@ class ProximalMap(InnerMap):
 
     @property
     def nbytes(self) -> int:
-        kept = self._operator.low_rank.rows.nbytes if isinstance(self._operator, LowRankPlusIdentity) else 0
-        return self.theta.nbytes + kept
+        return self.theta.nbytes + self._operator.nbytes
 
 
 def _require_minimum(minimum: Minimum, tolerance: float) -> None:
