@@ -1,0 +1,101 @@
+"""Pseudo-gradients of one task: what its curvature is the second moment of.
+
+The curvature is ``Σ_jk s_jk s_jkᵀ`` over samples j and columns k of their residuals r, where the pseudo-gradient
+``s_jk = (∂outputs_j/∂θ)ᵀ r_jk`` is that of sample j's term alone. Where samples interact (batch normalisation with
+batch statistics), this term depends on the activations of the others too, and ``s_jk`` is its whole gradient: what is
+computed from it, such as the diagonal of the curvature, is right there as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from ..layout import Named
+from .layers import Layer, Model, Shifted, find_layers
+
+ENTRIES_AT_ONCE = 2**26
+"""Gradients by the outputs of layers, of one chunk of pseudo-gradients."""
+
+Chunk = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+class PseudoGradients:
+    """The pseudo-gradients of one task, a chunk at a time; unless there is but one chunk, anew on each pass.
+
+    Samples that do not interact are pulled back together, which gives the same numbers in n times less work.
+
+    Args:
+        model: one task's outputs from its θ.
+        theta: θ.
+        residuals: ``[K, n, C]``; r_jk is ``residuals[k, j]``.
+
+    Attributes:
+        layers: the layers among θ; what is left of it is ``rest``.
+        together: whether a pseudo-gradient holds those of all samples, each at its own position.
+    """
+
+    def __init__(self, model: Model, theta: Named, residuals: Tensor) -> None:
+        self._model, self._theta = model, theta
+        self.layers = find_layers(model, theta)
+        covered = {name for layer in self.layers for name in layer.names}
+        self.rest = {name: tensor for name, tensor in theta.items() if name not in covered}
+        self.together = not self.rest and not self._interact(residuals)
+        self._chunks = (residuals if self.together else _apart(residuals)).split(self._chunk_size)
+
+    def __iter__(self) -> Iterator[tuple[list[Tensor], dict[str, Tensor]]]:
+        """By the outputs of each layer, ``[r, groups, N, S, e]``, and by each of the rest, ``[r, ...]``."""
+        for by_layer, by_rest in [self._only] if len(self._chunks) == 1 else map(self._pull_back, self._chunks):
+            yield [self._per_sample(layer.by_position(by_layer[layer.weight])) for layer in self.layers], by_rest
+
+    def inputs(self, layer: Layer) -> Tensor:
+        """What belongs to the gradients by a layer's outputs: ``[groups, N, S, d]``."""
+        return self._per_sample(layer.augmented_inputs())
+
+    def _per_sample(self, positions: Tensor) -> Tensor:
+        """``[..., n, S, d]``, or the ``[..., 1, n·S, d]`` of one sample whose gradient sums over all positions."""
+        return positions if self.together else positions.flatten(-3, -2).unsqueeze(-3)
+
+    def _outputs(self, shifts: Named, rest: Named) -> Tensor:
+        theta = {**self._theta, **rest}
+        with Shifted(theta, shifts):
+            return self._model(theta)
+
+    @cached_property
+    def _only(self) -> Chunk:
+        return self._pull_back(self._chunks[0])
+
+    def _pull_back(self, cotangents: Tensor) -> Chunk:
+        """Cotangents of the outputs, ``[r, n, C]``, by the layers' outputs and by the rest."""
+        first = next(iter(self._theta.values()))
+        shifts = {layer.weight: first.new_zeros(layer.shape) for layer in self.layers}
+        outputs, pull_back, *_ = vjp(self._outputs, shifts, self.rest)
+        return vmap(pull_back)(cotangents.reshape(len(cotangents), *outputs.shape))
+
+    def _interact(self, residuals: Tensor) -> bool:
+        """Whether any sample's activations matter to another's outputs.
+
+        Any two samples differ in a bit of their numbers: some of these masks keeps the one and drops the other.
+        """
+        n = residuals.shape[1]
+        bits = torch.arange(n).unsqueeze(0) >> torch.arange((n - 1).bit_length()).unsqueeze(1) & 1
+        if len(bits) == 0:
+            return False
+        probe = torch.randn(residuals.shape[1:], generator=torch.Generator().manual_seed(0)).to(residuals)
+        kept = torch.cat([bits, 1 - bits]).to(residuals)
+        by_layer, _ = self._pull_back(kept.unsqueeze(-1) * probe)
+        return any(bool(slope.flatten(2).any(-1)[kept == 0].any()) for slope in by_layer.values())
+
+    @property
+    def _chunk_size(self) -> int:
+        return max(1, ENTRIES_AT_ONCE // max(1, sum(layer.shape.numel() for layer in self.layers)))
+
+
+def _apart(residuals: Tensor) -> Tensor:
+    """``[K, n, C]`` as one cotangent a row, zero at the other samples: ``[K·n, n, C]``."""
+    n = residuals.shape[1]
+    return torch.einsum("ij,kjc->kjic", torch.eye(n).to(residuals), residuals).flatten(0, 1)

@@ -1,0 +1,200 @@
+"""Which parameters are the weights of linear maps, and what goes into these maps.
+
+A torch function mode watches a model at work, so nothing is asked of how it was built: a module, a functional layer and
+a hand-written loss all end in ``F.linear`` or ``F.conv2d``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
+
+from ..layout import Named
+
+Model = Callable[[Named], Tensor]
+"""One task's outputs, ``[n, ...]``, from its named θ."""
+
+
+class Call(NamedTuple):
+    """A call of a torch function."""
+
+    function: Any
+    args: Any
+    kwargs: Any
+    output: Any
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of ``F.linear`` or ``F.conv2d``: at each of S positions of each sample, the same linear map.
+
+    Attributes:
+        weight: the parameter's name.
+        bias: that of the bias, where it is one of θ's and used nowhere else.
+        inputs: ``[groups, n, S, d]``, what each output of a group is a linear function of.
+        shape: of the call's output, ``[n, ..., e]`` or ``[n, e, height, width]``.
+        channel: where ``e`` stands in it, counted from the right.
+    """
+
+    weight: str
+    bias: str | None
+    inputs: Tensor
+    shape: torch.Size
+    channel: int
+
+    @property
+    def names(self) -> list[str]:
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    def augmented_inputs(self) -> Tensor:
+        """``[a; 1]`` where there is a bias: ``[groups, n, S, d + 1]``."""
+        return self.inputs if self.bias is None else F.pad(self.inputs, (0, 1), value=1.0)
+
+    def by_position(self, outputs: Tensor) -> Tensor:
+        """Cotangents of the call's output, ``[r, *shape]``, as ``[r, groups, n, S, e]``."""
+        groups, n, positions, _ = self.inputs.shape
+        last = outputs.movedim(self.channel, -1)
+        return last.reshape(len(outputs), n, positions, groups, -1).permute(0, 3, 1, 2, 4)
+
+    def matrix(self, parameters: Named) -> Tensor:
+        """``[W, b]`` of each group: ``[groups, e, d]``, or with a bias ``[groups, e, d + 1]``."""
+        columns = parameters[self.weight].flatten(1)
+        if self.bias is not None:
+            columns = torch.cat([columns, parameters[self.bias].unsqueeze(1)], dim=1)
+        return columns.unflatten(0, (len(self.inputs), -1))
+
+
+def find_layers(model: Model, theta: Named) -> list[Layer]:
+    """The layers of θ: each weight that goes into one call of ``F.linear`` or ``F.conv2d``, and into nothing else.
+
+    The samples must lie along the first dimension of that call's input.
+    """
+    with _Uses(theta) as uses:
+        n = len(model(theta))
+    layers = (uses.only_layer(name) for name in theta)
+    return [layer for layer in layers if layer is not None and layer.inputs.shape[1] == n]
+
+
+class _Watch(TorchFunctionMode):
+    """Meets each call that computes something from parameters, given as the very tensors that the model is given."""
+
+    def __init__(self, theta: Named) -> None:
+        super().__init__()
+        self._names = {id(tensor): name for name, tensor in theta.items()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        used = [self._names[id(part)] for part in _tensors((args, kwargs)) if id(part) in self._names]
+        if not used or not list(_tensors(output)):  # a shape or a dtype says nothing of the values
+            return output
+        return self.meet(used, Call(func, args, kwargs, output))
+
+    def meet(self, used: list[str], call: Call) -> Any:
+        """What the model gets for the call's output."""
+        raise NotImplementedError
+
+
+class _Uses(_Watch):
+    """Notes what each parameter goes into: a layer, or None for anything else."""
+
+    def __init__(self, theta: Named) -> None:
+        super().__init__(theta)
+        self._seen: dict[str, list[Layer | None]] = {name: [] for name in theta}
+
+    def meet(self, used: list[str], call: Call) -> Any:
+        layer = self._layer(call)
+        for name in used:
+            self._seen[name].append(layer)
+        return call.output
+
+    def only_layer(self, name: str) -> Layer | None:
+        """The one call that the parameter went into, if it did so as a layer's weight."""
+        layer = self._seen[name][0] if len(self._seen[name]) == 1 else None
+        if layer is None or layer.weight != name:
+            return None
+        shared = layer.bias is not None and len(self._seen[layer.bias]) > 1
+        return replace(layer, bias=None) if shared else layer
+
+    def _layer(self, call: Call) -> Layer | None:
+        if call.function not in LAYERS:
+            return None
+        weight, bias, inputs = LAYERS[call.function](*call.args, **call.kwargs)
+        name = self._names.get(id(weight))
+        if name is None:
+            return None
+        # Weights are [e, d] or [e, d, height, width], and channels followed by as many dimensions as in the weight.
+        return Layer(name, self._names.get(id(bias)), inputs, call.output.shape, channel=1 - weight.dim())
+
+
+class Shifted(_Watch):
+    """Adds a tensor to what comes out of the calls that some parameters go into."""
+
+    def __init__(self, theta: Named, shifts: Named) -> None:
+        super().__init__({name: theta[name] for name in shifts})
+        self._shifts = shifts
+
+    def meet(self, used: list[str], call: Call) -> Any:
+        (name,) = used
+        return call.output + self._shifts[name]
+
+
+class Operands(NamedTuple):
+    """What a linear call works on: its weight, its bias, and ``inputs`` as :class:`Layer` has them."""
+
+    weight: Tensor
+    bias: Tensor | None
+    inputs: Tensor
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operands:
+    rows = torch.atleast_2d(input)
+    return Operands(weight, bias, rows.reshape(1, len(rows), -1, rows.shape[-1]))
+
+
+def _convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Operands:
+    kernel = weight.shape[2:]
+    images = input.reshape(-1, *input.shape[-3:])
+    padded = F.pad(images, _sides(padding, kernel, _pair(dilation)))
+    patches = F.unfold(padded, kernel, dilation=dilation, stride=stride)
+    return Operands(weight, bias, patches.unflatten(1, (groups, -1)).permute(1, 0, 3, 2))
+
+
+def _sides(padding: Any, kernel: torch.Size, dilation: tuple[int, int]) -> list[int]:
+    """A convolution's padding as ``F.pad`` takes it: left, right, top, bottom."""
+    if padding == "same":
+        total = [step * (size - 1) for size, step in zip(kernel, dilation, strict=True)]
+        pairs = [(width // 2, width - width // 2) for width in total]
+    else:
+        pairs = [(width, width) for width in _pair(0 if padding == "valid" else padding)]
+    return [width for pair in reversed(pairs) for width in pair]
+
+
+LAYERS: dict[Any, Callable[..., Operands]] = {F.linear: _linear, F.conv2d: _convolution}
+"""Each takes the arguments of its function."""
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors among a call's arguments, or results."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for branch in tree:
+            yield from _tensors(branch)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
