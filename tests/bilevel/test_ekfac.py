@@ -24,6 +24,8 @@ from .toys import randn, relative
 
 DELTA, WAYS, N = 0.3, 3, 7
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
 
 def cross_entropy(outputs, y):
     return F.cross_entropy(outputs, y, reduction="none")
@@ -48,15 +50,16 @@ class Shared(nn.Module):
 
 
 class Mixing(nn.Module):
-    """Samples interact, and no parameter tells."""
+    """One sample's activations matter to one other sample, and no parameter tells."""
 
-    def __init__(self, by):
+    def __init__(self, source, target):
         super().__init__()
-        self.first, self.second, self.by = nn.Linear(4, 5), nn.Linear(5, WAYS), by
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, WAYS)
+        self.mix = torch.eye(N, dtype=torch.float64)
+        self.mix[target, source] = 0.5
 
     def forward(self, x):
-        hidden = torch.tanh(self.first(x))
-        return self.second(hidden + 0.5 * hidden.roll(self.by, 0))
+        return self.second(self.mix @ torch.tanh(self.first(x)))
 
 
 class Tied(nn.Module):
@@ -340,6 +343,17 @@ def test_theta_may_be_a_part_of_lambda(keys, kronecker):
         assert abs(dense(operator, case)[i].trace() / case.curvature(i).trace() - 1) < 1e-10
 
 
+def test_a_parameter_that_is_not_used_keeps_its_place():
+    class Spare(nn.Sequential):
+        def forward(self, x):
+            return self[0](x)
+
+    case = Case(lambda: Spare(nn.Linear(4, WAYS), nn.Linear(4, 2)))
+    matrices, unused = dense(case.operator(EKFAC()), case), case.entries("1.weight", "1.bias")
+    assert float(matrices.norm()) > 1
+    assert float(matrices[:, unused].norm()) < 1e-14
+
+
 def test_a_hand_written_loss_is_as_good_as_a_module():
     lam = {"w": randn(0, 5, 4), "b": randn(1, 5), "head": randn(2, 5, WAYS)}
     layout = Layout(lam)
@@ -381,12 +395,12 @@ def test_samples_are_pulled_back_together_only_where_they_do_not_interact(build,
     assert gradients_of(Case(build)).together is together
 
 
-@pytest.mark.parametrize("by", range(1, N))
-def test_samples_that_interact_in_any_way_are_found(by):
-    case = Case(lambda: Mixing(by), count=1)
-    assert not gradients_of(case).together
-    operator = case.operator(EKFAC())
-    assert abs(dense(operator, case)[0].trace() / case.curvature(0).trace() - 1) < 1e-10
+@pytest.mark.parametrize("source", range(N))
+def test_any_two_samples_that_interact_are_found(source):
+    for target in set(range(N)) - {source}:
+        case = Case(lambda target=target: Mixing(source, target), count=1)
+        assert not gradients_of(case).together
+        assert abs(dense(case.operator(EKFAC()), case)[0].trace() / case.curvature(0).trace() - 1) < 1e-10
 
 
 @pytest.mark.parametrize("build", [conv, cnn])
@@ -409,8 +423,8 @@ def test_sampling_tends_to_the_true_fisher_at_the_monte_carlo_rate(build):
         found = [dense(case.operator(EKFAC("mc", draws, seed)), case)[0] for seed in range(6)]
         return sum(float((one - true).square().sum()) for one in found) ** 0.5 / float(true.norm()) / 6**0.5
 
-    few, many = error(8), error(8 * 64)
-    assert few / 16 < many < few / 4
+    few, many = error(8), error(8 * 36)
+    assert few / 12 < many < few / 3
     assert many < 0.1
 
 
@@ -499,13 +513,13 @@ def test_the_user_s_module_and_random_state_stay_as_they_were():
 # ---- what it refuses -------------------------------------------------------------------------------------------------
 
 
-class Bilinear(nn.Module):
+class Long(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body, self.head = nn.Bilinear(4, 4, 65), nn.Linear(65, WAYS)
+        self.body, self.head = nn.Conv1d(4, 205, 1), nn.Linear(205, WAYS)
 
     def forward(self, x):
-        return self.head(self.body(x, x))
+        return self.head(self.body(x.unsqueeze(-1)).squeeze(-1))
 
 
 class Folded(nn.Module):
@@ -519,7 +533,7 @@ class Folded(nn.Module):
         return self.head(self.body(x.view(-1, 2)).view(len(x), -1))
 
 
-@pytest.mark.parametrize(("build", "named"), [(Bilinear, "body.weight, body.bias"), (Folded, "body.weight")])
+@pytest.mark.parametrize(("build", "named"), [(Long, "body.weight, body.bias"), (Folded, "body.weight")])
 def test_a_large_parameter_that_is_no_layer_s_is_named(build, named):
     with pytest.raises(UncoveredParameterError, match=rf"{named}.*(?s:.)*inner_solver='gram' or 'cg'"):
         Case(build).operator(EKFAC())

@@ -32,8 +32,8 @@ class EKFAC:
     one block.
 
     With batch statistics, samples are coupled: a sample's pseudo-gradient then includes its way through the others'
-    activations, and takes a backward pass of its own, as it does where there are dense blocks. Libraries pull back all
-    samples at once and so mix them, which is cheaper by their number; without coupling that is exact, and done here.
+    activations, and takes a backward pass of its own, as it does where there are dense blocks. To pull back all samples
+    at once is as many times cheaper, but mixes those that are coupled; it is done here where none are.
 
     Args:
         fisher: ``"true"`` takes the whole curvature of the criterion at each sample's outputs; ``"mc"`` samples it with
@@ -124,7 +124,7 @@ class EKFACPlusIdentity(Invertible):
 
     def _in_blocks(self, v: Tensor, values: Sequence[Tensor]) -> Tensor:
         """``U diag(values) Uᵀ v``."""
-        out = torch.empty_like(v)
+        out = torch.zeros_like(v)
         for block, scale in zip(self.blocks, values, strict=True):
             out[:, block.index] = block.product(v, scale)
         return out
