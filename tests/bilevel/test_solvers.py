@@ -8,50 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2l_influence.bilevel import CG, Dense, Neumann
-from l2l_influence.bilevel.solvers import ClosedForm, LinearOperator, LowRank, enforce
+from l2l_influence.bilevel.solvers import MINRES, ClosedForm, LowRank, MultipleOfIdentity, enforce, solver_for
 from l2l_influence.bilevel.solvers.neumann import largest_eigenvalue
 from l2l_influence.errors import InfluenceError, LossStructureError, NegativeCurvatureError, NotConvergedError
 
+from .systems import Matrices, close, rotated, spread, true_residual
 from .toys import randn
 
-
-class Matrices(LinearOperator):
-    """Symmetric matrices ``[R, P, P]``, counting their products."""
-
-    def __init__(self, matrices):
-        self.matrices, self.products = matrices, 0
-
-    def matvec(self, v):
-        self.products += 1
-        return (self.matrices @ v.unsqueeze(-1)).squeeze(-1)
-
-
-def rotated(eigenvalues, seed=0):
-    """Symmetric matrices with the given eigenvalues ``[R, P]`` in random directions."""
-    count, size = eigenvalues.shape
-    q = torch.linalg.qr(randn(seed, count, size, size)).Q
-    return q @ torch.diag_embed(eigenvalues.double()) @ q.mT
-
-
-def spread(count, size, conditions):
-    """Eigenvalues from 1 down to 1/condition, log-uniform, one condition a row."""
-    steps = torch.linspace(0, 1, size, dtype=torch.float64)
-    return torch.stack([float(c) ** -steps for c in conditions]).expand(count, size)
-
-
-def true_residual(matrices, x, b):
-    matrices, x, b = matrices.double(), x.double(), b.double()
-    size = b.norm(dim=-1)
-    return (b - (matrices @ x.unsqueeze(-1)).squeeze(-1)).norm(dim=-1) / torch.where(size > 0, size, 1.0)
-
-
-def close(x, matrices, b):
-    expected = torch.linalg.solve(matrices, b)
-    return ((x - expected).norm(dim=-1) / expected.norm(dim=-1)).max()
-
-
 SOLVERS = pytest.mark.parametrize(
-    "solver", [CG(tolerance=1e-10), Neumann(tolerance=1e-10), Dense(tolerance=1e-10)], ids=lambda s: type(s).__name__
+    "solver",
+    [CG(tolerance=1e-10), MINRES(tolerance=1e-10), Neumann(tolerance=1e-10), Dense(tolerance=1e-10)],
+    ids=lambda s: s.name,
+)
+FLOAT32_SOLVERS = pytest.mark.parametrize(
+    "solver", [CG(1e-5), MINRES(1e-5), Neumann(1e-5), Dense(1e-5)], ids=lambda s: s.name
 )
 
 
@@ -97,7 +67,7 @@ def test_gram_with_more_columns_than_a_chunk(monkeypatch):
     assert close(solution.value, rows.mT @ rows + 0.5 * torch.eye(30, dtype=torch.float64), b) < 1e-10
 
 
-@pytest.mark.parametrize("solver", [CG(1e-5), Neumann(1e-5), Dense(1e-5)], ids=lambda s: type(s).__name__)
+@FLOAT32_SOLVERS
 def test_solvers_agree_with_linalg_in_float32(solver):
     matrices = rotated(spread(3, 30, [50] * 3))
     b = randn(1, 3, 30)
@@ -131,7 +101,7 @@ def test_each_row_meets_its_own_tolerance(solver):
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e25])
-@pytest.mark.parametrize("solver", [CG(1e-5), Neumann(1e-5), Dense(1e-5)], ids=lambda s: type(s).__name__)
+@FLOAT32_SOLVERS
 def test_float32_rows_of_any_size_are_solved_alike(solver, scale):
     matrices, b = rotated(spread(2, 10, [5, 5])).float(), randn(1, 2, 10).float()
     solution = solver.solve(Matrices(matrices), scale * b)
@@ -139,11 +109,30 @@ def test_float32_rows_of_any_size_are_solved_alike(solver, scale):
     assert close((solution.value.double() / scale), matrices.double(), b.double()) < 1e-4
 
 
-def test_rows_do_not_see_each_other():
+@pytest.mark.parametrize("solver", [CG(1e-8), MINRES(1e-8), Neumann(1e-3)], ids=lambda s: s.name)
+def test_rows_do_not_see_each_other(solver):
     matrices, b = rotated(spread(4, 15, [2, 10, 100, 1000])), randn(1, 4, 15)
-    together = CG(1e-10).solve(Matrices(matrices), b).value
-    alone = torch.cat([CG(1e-10).solve(Matrices(matrices[i : i + 1]), b[i : i + 1]).value for i in range(4)])
+    together = solver.solve(Matrices(matrices), b).value
+    alone = torch.cat([solver.solve(Matrices(matrices[i : i + 1]), b[i : i + 1]).value for i in range(4)])
     assert ((together - alone).norm(dim=-1) / alone.norm(dim=-1)).max() < 1e-12
+
+
+def test_a_multiple_of_the_identity_knows_its_inverse():
+    b = randn(0, 2, 5)
+    solution = ClosedForm().solve(MultipleOfIdentity(4.0), b)
+    assert torch.equal(solution.value, b / 4)
+    assert solution.report.shift == 4.0 and solution.report.smallest_curvature.tolist() == [4.0, 4.0]
+    with pytest.raises(NegativeCurvatureError):
+        enforce(ClosedForm().solve(MultipleOfIdentity(0.0), b).report, "test")
+
+
+def test_reports_say_what_the_diagonal_was_given():
+    rows, b = randn(0, 4, 9), randn(1, 5, 9)
+    for system in (Matrices(rows.T @ rows).plus_identity(0.5), LowRank(rows).plus_identity(0.5)):
+        assert solver_for(system, 1e-6).solve(system, b).report.shift == 0.5
+        twice = system.plus_identity(0.25)
+        assert solver_for(twice, 1e-6).solve(twice, b).report.shift == 0.75
+        assert close(CG(1e-10).solve(twice, b).value, (rows.T @ rows + 0.75 * torch.eye(9)).expand(5, 9, 9), b) < 1e-8
 
 
 # ---- honesty -----------------------------------------------------------------------------------------------------
@@ -151,7 +140,9 @@ def test_rows_do_not_see_each_other():
 
 @pytest.mark.parametrize("condition", [1e2, 1e4, 1e6, 1e8])
 @pytest.mark.parametrize(
-    "solver", [CG(1e-4, 2000), CG(1e-7, 300), Neumann(1e-3, 500), Dense(1e-4)], ids=["CG", "CG7", "Neumann", "Dense"]
+    "solver",
+    [CG(1e-4, 2000), CG(1e-7, 300), MINRES(1e-4), MINRES(1e-7, 300), Neumann(1e-3, 500), Dense(1e-4)],
+    ids=["cg", "cg7", "minres", "minres7", "neumann", "dense"],
 )
 def test_float32_reports_say_what_is_true(solver, condition):
     matrices, b = rotated(spread(4, 40, [condition] * 4)).float(), randn(1, 4, 40).float()
@@ -185,7 +176,7 @@ def test_what_rounding_left_over_is_solved_again():
     assert float(after.mean()) < 0.5 * float(before.mean())
 
 
-@pytest.mark.parametrize("solver", [CG(), Neumann(), Dense()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", [CG(), Neumann(), Dense()], ids=lambda s: s.name)
 def test_indefinite_matrices_are_refused(solver):
     eigenvalues = torch.linspace(0.1, 2, 12, dtype=torch.float64).repeat(2, 1)
     eigenvalues[1, 0] = -0.3
@@ -211,7 +202,7 @@ def test_neumann_on_an_indefinite_matrix_stops_soon():
             enforce(solution.report, "test")
 
 
-@pytest.mark.parametrize("solver", [CG(), Neumann(), Dense()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", [CG(), Neumann(), Dense()], ids=lambda s: s.name)
 def test_singular_matrices_are_refused(solver):
     diagonal = torch.diag_embed(torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64))
     solution = solver.solve(Matrices(diagonal), torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64))
@@ -224,14 +215,14 @@ def test_singular_matrices_are_refused(solver):
         enforce(solution.report, "test")
 
 
-@pytest.mark.parametrize("solver", [CG(), Neumann(), Dense()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", [CG(), Neumann(), Dense()], ids=lambda s: s.name)
 def test_the_zero_matrix_is_refused(solver):
     solution = solver.solve(Matrices(torch.zeros(1, 3, 3, dtype=torch.float64)), randn(0, 1, 3))
     with pytest.raises(NegativeCurvatureError):
         enforce(solution.report, "test")
 
 
-@pytest.mark.parametrize("solver", [CG(1e-10, 3), Neumann(1e-10, 3)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", [CG(1e-10, 3), MINRES(1e-10, 3), Neumann(1e-10, 3)], ids=lambda s: s.name)
 def test_a_missed_tolerance_is_an_error_or_on_demand_a_warning(solver):
     matrices, b = rotated(spread(2, 20, [1, 1000])), randn(1, 2, 20)
     b[0] = 0

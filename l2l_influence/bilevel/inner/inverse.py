@@ -79,10 +79,10 @@ class Iterative:
     def __call__(self, problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
         if self.approximation is None:
             solver = self.solver(tolerance=tolerance)
-        else:
-            close, _ = self.approximation(problem, theta, delta, tolerance)
-            solver = self.solver(tolerance=tolerance, preconditioner=_invertible(close))
-        return InnerHessian(problem, theta, delta, solver.name), solver
+            return InnerHessian(problem, theta, delta, solver.name), solver
+        close, _ = self.approximation(problem, theta, delta, tolerance)
+        solver = self.solver(tolerance=tolerance, preconditioner=_invertible(close))
+        return InnerHessian(problem, theta, delta, f"{solver.name} ({close.note})"), solver
 
 
 def _invertible(operator: LinearOperator) -> Invertible:

@@ -169,7 +169,7 @@ class LinearSolver(ABC):
     def name(self) -> str:
         """As reports call it."""
         name = type(self).__name__.lower()
-        return name if self.preconditioner is None else f"{name}+{self.preconditioner.note or 'preconditioner'}"
+        return name if self.preconditioner is None else f"preconditioned {name}"
 
     @property
     def nbytes(self) -> int:

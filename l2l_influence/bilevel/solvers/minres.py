@@ -12,6 +12,9 @@ from torch import Tensor
 from .base import Approximate, Attempt, LinearOperator, LinearSolver
 from .lanczos import Lanczos
 
+ROUNDING = 30
+"""A residual is not believed below this many units of rounding of ``‖A‖ ‖x‖``: the recurrences have drifted by then."""
+
 
 @dataclass(frozen=True)
 class MINRES(LinearSolver):
@@ -61,7 +64,7 @@ class _Rotations:
 
 def _minimal_residuals(operator: LinearOperator, b: Tensor, goal: Tensor, budget: int) -> Attempt:
     lanczos = Lanczos(operator, b)
-    missed = lanczos.beta
+    missed, rounding = lanczos.beta, ROUNDING * torch.finfo(b.dtype).eps
     rotations = _Rotations(missed)
     x = w = w_before = torch.zeros_like(b)
     smallest, largest = torch.full_like(missed, torch.inf), torch.zeros_like(missed)
@@ -73,10 +76,12 @@ def _minimal_residuals(operator: LinearOperator, b: Tensor, goal: Tensor, budget
         (far, near, size), curvature = rotations.turn(alpha, lanczos.beta)
         smallest = torch.where(active, smallest.minimum(alpha).minimum(curvature), smallest)
         largest = largest.maximum(size)
-        active = active & (size > torch.finfo(b.dtype).eps * largest)  # if not, A is singular on what was searched
         direction = (v - far.unsqueeze(-1) * w_before - near.unsqueeze(-1) * w) / size.unsqueeze(-1)
         w, w_before = torch.where(active.unsqueeze(-1), direction, 0.0), w
-        x = x + torch.where(active, rotations.cos * missed, 0.0).unsqueeze(-1) * w
+        there = x + (rotations.cos * missed).unsqueeze(-1) * w
+        # NaN where A is zero on what was searched; close to that, x grows and only its rounding is left.
+        active = active & (rounding * largest * there.norm(dim=-1) <= missed)
+        x = torch.where(active.unsqueeze(-1), there, x)
         missed = torch.where(active, rotations.sin * missed, missed)
         active = active & (missed > goal)
     return Attempt(x, iterations, smallest)
