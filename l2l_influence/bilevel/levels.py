@@ -40,6 +40,10 @@ class Level(ABC):
     def own(self, at: SolvedBatch, j: int) -> SolvedBatch:
         """The batch with item ``j``'s own loss, at its own weight, as the outer loss."""
 
+    @abstractmethod
+    def losses(self, at: SolvedBatch) -> Tensor:
+        """Each item's own loss after adaptation, ``[B, count]``; a sample's without its weight."""
+
     def pulls_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
         """⟨pull, v⟩ of all items for each row of ``v``: ``[R, P] -> [B, count, R]``."""
         return torch.stack([self.pull(at, j) @ v.T for j in range(self.count(at))], dim=1)
@@ -63,6 +67,9 @@ class WholeTask(Level):
     def own(self, at: SolvedBatch, j: int) -> SolvedBatch:
         return at
 
+    def losses(self, at: SolvedBatch) -> Tensor:
+        return at.outer_loss().unsqueeze(-1)
+
 
 class QuerySample(Level):
     """instance-IF of validation data (Thm 4.5, with the total derivative as Alg. 5 has it): c_i D_λ w_j ℓ_j."""
@@ -77,6 +84,9 @@ class QuerySample(Level):
 
     def own(self, at: SolvedBatch, j: int) -> SolvedBatch:
         return at.with_query(_only(at.batch.query, j))
+
+    def losses(self, at: SolvedBatch) -> Tensor:
+        return at.query_losses()
 
     def pulls_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
         """One forward derivative a row, for all samples at once."""
@@ -99,6 +109,9 @@ class SupportSample(Level):
 
     def own(self, at: SolvedBatch, j: int) -> SolvedBatch:
         return at.with_query(_only(at.batch.support, j))
+
+    def losses(self, at: SolvedBatch) -> Tensor:
+        return at.support_losses()
 
     def pulls_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
         """One second derivative a row, for all samples at once."""

@@ -64,17 +64,26 @@ class SolvedBatch:
         """``(∂_λ L_O, ∂_θ L_O)`` at θ_i(λ), ``[B, P]`` and ``[B, Q]``."""
         return self.outer.gradient(self.lam, self.solution.theta, self.batch.query)
 
+    @cached_property
     def total_gradient(self) -> Tensor:
         """g_i = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O (Thm 4.1), ``[B, P]``; without the task weights c_i."""
         return self.pull_back(*self.outer_gradient)
 
     def weighted_gradient(self) -> Tensor:
         """c_i g_i, ``[B, P]``: the gradient of L_Total is their sum over tasks (plus δ_o λ)."""
-        return self.batch.weight.unsqueeze(-1) * self.total_gradient()
+        return self.batch.weight.unsqueeze(-1) * self.total_gradient
 
     def outer_loss(self) -> Tensor:
         """L_O, ``[B]``."""
         return self.outer.value(self.lam, self.solution.theta, self.batch.query)
+
+    def query_losses(self) -> Tensor:
+        """ℓ_j of each query sample, ``[B, n_q]``, without its weight."""
+        return self.outer.losses(self.lam, self.solution.theta, self.batch.query)
+
+    def support_losses(self) -> Tensor:
+        """ℓ_j of each support sample after adaptation, ``[B, n_s]``, without its weight."""
+        return self.solution.problem.objective.losses(self.lam, self.solution.theta, self.batch.support)
 
     def push_forward(self, v: Tensor) -> Tensor:
         """The θ part of Z v, (dθ/dλ) v: ``[B, P] -> [B, Q]``."""
@@ -112,7 +121,8 @@ class SolvedBatch:
     @property
     def nbytes(self) -> int:
         parts = (*self.batch.support, *self.batch.query)
-        return self.solution.nbytes + sum(part.nbytes for part in parts)
+        derivatives = 3 * len(self.batch.index) * self.lam.nbytes  # of L_O: by λ, by θ, and in total
+        return self.solution.nbytes + derivatives + sum(part.nbytes for part in parts)
 
 
 class LocalProblem:

@@ -51,6 +51,10 @@ class Objective:
         """L per task, shape ``[B]``."""
         return self._map(self._value)(lam, theta, *z)
 
+    def losses(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+        """ℓ_j of each sample, without its weight: shape ``[B, n]``."""
+        return self._map(self._losses)(lam, theta, *z)
+
     def value_of_one(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
         """L of one task, all arguments without the leading ``B``; the caller maps it over tasks."""
         return self._value(lam, theta, *z)

@@ -12,7 +12,7 @@ from .hessians import Curvature, Groups, curvature
 from .inner import InnerKind, InnerMap, Inverse, Proximal
 from .layout import Layout, Named, Vector
 from .levels import Level, QuerySample, ResolvedSupportSample, SupportSample, WholeTask
-from .local import GIB, LocalProblem, Settings
+from .local import GIB, LocalProblem, Settings, SolvedBatch
 from .loss import PerSampleLoss
 from .objective import Objective
 from .solvers import (
@@ -26,6 +26,7 @@ from .solvers import (
     Solution,
     solver_for,
 )
+from .stationarity import Stationarity, stationarity
 from .task import Task, check_weights
 
 Weights = Sequence[float] | Tensor | None
@@ -99,13 +100,17 @@ class BilevelProblem:
     def total_gradient(self, lam: Named, task: Task) -> dict[str, Tensor]:
         """g = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O of one task (Thm 4.1), a dict like ``lam``."""
         local = self.at(lam, [task])
-        return local.settings.layout.unravel(local.at(0).total_gradient()[0])
+        return local.settings.layout.unravel(local.at(0).total_gradient[0])
 
     def total_hessian(
         self, lam: Named, tasks: Sequence[Task], kind: str | Curvature = "gauss-newton", weights: Weights = None
     ) -> TotalHessian:
         """Σ_i c_i D²_λ L_O^i (Def. 4.2) in the given approximation, without the outer l2."""
         return TotalHessian(self.at(lam, tasks, weights), self.l2, kind, self.policy)
+
+    def stationarity(self, lam: Named, tasks: Sequence[Task], weights: Weights = None) -> Stationarity:
+        """How close ``lam`` is to a minimum: D_λ L_Total, and how large it is beside its terms."""
+        return stationarity(self.at(lam, tasks, weights), self.l2)
 
     # ---- influences -------------------------------------------------------------------------------------------
 
@@ -258,10 +263,14 @@ class TotalHessian:
         what = f"the outer system (l2·I + H) x = v with the {self.kind} Hessian"
         return self.policy.solve(system, solver or default, rows, what)
 
+    def seen(self, position: int) -> SolvedBatch:
+        """One task as a batch of one, differentiated as this kind of Hessian does."""
+        return self.curvature.seen(self.local.at(position))
+
     def influence(self, level: Level, k: int, j: int = 0, *, leave_one_out: bool = False) -> dict[str, Tensor]:
         """The influence function of item ``j`` of task ``k``, as named tensors."""
         position = _position(k, len(self.local.tasks), "task")
-        at = self.curvature.seen(self.local.at(position))
+        at = self.seen(position)
         pull = level.pull(at, _position(j, level.count(at), level.what))
         solution = self.solve_rows(pull, without=[[position]] if leave_one_out else None)
         return self._layout.unravel(level.influence(solution.value[0]))

@@ -1,6 +1,20 @@
 """The hooks: influence functions of a recorded learn2learn run."""
 
-from .result import TaskScore, TaskScores
+from .direct import DirectInfluence
+from .result import SampleScore, SampleScores, TaskScore, TaskScores
+from .samples import QueryInfluence, SupportInfluence
 from .task import TaskInfluence
+from .total import TotalGradient, TotalHessian
 
-__all__ = ["TaskInfluence", "TaskScore", "TaskScores"]
+__all__ = [
+    "DirectInfluence",
+    "QueryInfluence",
+    "SampleScore",
+    "SampleScores",
+    "SupportInfluence",
+    "TaskInfluence",
+    "TaskScore",
+    "TaskScores",
+    "TotalGradient",
+    "TotalHessian",
+]

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ..bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task, Unrolled
 from ..bilevel.functional import BatchNormMode
-from ..bilevel.inner import InnerKind, Proximal
+from ..bilevel.inner import InnerKind, Inverse, Proximal
 from ..bilevel.local import GIB, LocalProblem
 from ..bilevel.loss import Criterion
+from ..bilevel.solvers import OnIndefinite, OnUnconverged, Policy
+from ..bilevel.stationarity import Stationarity, stationarity
 from ..errors import InfluenceError, LossStructureError
 from ..recording import RecordedTask
 from .criterion import Reduction, take_apart
@@ -26,16 +28,18 @@ InnerName = Literal["proximal", "unrolled"]
 
 @dataclass(frozen=True)
 class Options:
-    """How a hook reads the recorded run; see :class:`~l2l_influence.TaskInfluence` for what each means."""
+    """How a hook reads the recorded run; see :class:`~l2l_influence.influence.hook.Hook` for what each means."""
 
     loss: Callable[..., Tensor]
     reduction: Reduction | None = None
     inner: InnerName = "unrolled"
     proximal: float | Literal["auto"] = "auto"
-    inner_solver: str = "auto"
+    inner_solver: str | Inverse = "auto"
     inner_tolerance: float = 0.1
     l2: float = 1e-3
     batch_norm: BatchNormMode = "batch"
+    on_indefinite: OnIndefinite = "raise"
+    on_unconverged: OnUnconverged = "raise"
     memory: int = GIB
     progress: bool | None = None
 
@@ -59,12 +63,22 @@ class Study:
         kind = self._inner_kind()
         self.proximal = kind.delta if isinstance(kind, Proximal) else None
         loss = ModelLoss(model, criterion)
-        self.problem = BilevelProblem(loss, loss, kind, options.l2, memory=options.memory, progress=options.progress)
+        self.problem = BilevelProblem(
+            loss,
+            loss,
+            kind,
+            options.l2,
+            on_indefinite=options.on_indefinite,
+            on_unconverged=options.on_unconverged,
+            memory=options.memory,
+            progress=options.progress,
+        )
         warm = isinstance(kind, Proximal)
         self.local = self.problem.at(
             self.lam, RecordedTasks(self.recorded, self.reduction, self.lam, warm), self._weights()
         )
         self._require_same_loss(model, criterion)
+        self._stationarity: Stationarity | None = None
         self._position = {task.id: position for position, task in enumerate(self.recorded)}
 
     def position(self, task: int) -> int:
@@ -75,6 +89,29 @@ class Study:
                 f"{min(self._position)} to {max(self._position)} here"
             )
         return self._position[task]
+
+    @property
+    def stationarity(self) -> Stationarity:
+        """How close λ* is to a minimum, at the cost of a pass over the tasks unless one has left it here."""
+        if self._stationarity is None:
+            self._stationarity = stationarity(self.local, self.problem.l2)
+        return self._stationarity
+
+    @stationarity.setter
+    def stationarity(self, found: Stationarity) -> None:
+        self._stationarity = found
+
+    @property
+    def first_order(self) -> bool:
+        """Whether dθ/dλ is taken as I, as the loop took it."""
+        return isinstance(self.problem.kind, Unrolled) and self.problem.kind.first_order
+
+    @property
+    def strength_note(self) -> str:
+        """Where δ comes from."""
+        if self.options.proximal != "auto":
+            return ""
+        return " (auto: 1/(lr·K), for a mean loss)" if self.reduction == "mean" else " (auto: n/(lr·K), for a sum)"
 
     def test_problem(
         self, source: Taskset | Sequence[Any], num_tasks: int | None, split: Split | None, seed: int
@@ -111,16 +148,17 @@ class Study:
         if options.inner == "unrolled":
             if options.proximal != "auto":
                 raise ValueError("proximal= is the strength of the proximal inner problem: pass inner='proximal' too")
-            return Unrolled(*self._adaptation())
+            return Unrolled(*self.adaptation(), first_order=self._first_order())
         if options.inner != "proximal":
             raise ValueError(f"inner must be 'proximal' or 'unrolled', not {options.inner!r}")
-        return Proximal(self._strength(), inverse=options.inner_solver, tolerance=options.inner_tolerance)
+        policy = Policy(options.on_indefinite, options.on_unconverged)
+        return Proximal(self._strength(), options.inner_solver, options.inner_tolerance, policy=policy)
 
     def _strength(self) -> float:
         """δ: K gradient steps of size lr reach about as far as a proximal term of 1/(lr·K) lets θ go."""
         if self.options.proximal != "auto":
             return float(self.options.proximal)
-        lr, steps = self._adaptation()
+        lr, steps = self.adaptation()
         if self.reduction == "mean":
             return 1 / (lr * steps)
         sizes = {len(task.support_rows) for task in self.recorded}
@@ -128,7 +166,14 @@ class Study:
             raise InfluenceError(f"support sets have different sizes ({sorted(sizes)}): pass proximal=, a number")
         return sizes.pop() / (lr * steps)
 
-    def _adaptation(self) -> tuple[float, int]:
+    def _first_order(self) -> bool:
+        """Whether the loop's meta-gradients left out second derivatives."""
+        orders = {task.first_order for task in self.recorded}
+        if len(orders) > 1:
+            raise InfluenceError("some tasks were adapted with first_order=True, others without: pass inner='proximal'")
+        return orders.pop()
+
+    def adaptation(self) -> tuple[float, int]:
         """lr and K, which must be the same for all tasks."""
         found = {(task.lr, task.steps) for task in self.recorded}
         if len(found) > 1:

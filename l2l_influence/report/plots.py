@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..influence import TaskScores
+    from ..influence.result import Scores
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A"
 INK = "#222222"
@@ -59,12 +59,12 @@ class Bar:
 
 
 def draw_ranking(
-    scores: TaskScores,
+    scores: Scores[Any],
     path: str | Path | None = None,
     marked: Collection[int] = (),
     marked_name: str = "marked",
 ) -> Figure:
-    """All tasks from the most harmful to the most helpful, one bar each.
+    """All tasks (or samples) from the most harmful to the most helpful, one bar each.
 
     Args:
         scores: the ranking.
@@ -76,7 +76,7 @@ def draw_ranking(
     ranks = np.array([row.rank for row in scores])
     values = np.array([row.score for row in scores])
     chosen = np.array([row.task in set(marked) for row in scores], dtype=bool)
-    axes.bar(ranks[~chosen], values[~chosen], width=1.0, color=BLUE, label="other tasks" if marked else None)
+    axes.bar(ranks[~chosen], values[~chosen], width=1.0, color=BLUE, label=f"other {scores.what}" if marked else None)
     if chosen.any():
         axes.bar(ranks[chosen], values[chosen], width=1.0, color=VERMILION, label=f"{marked_name} ({chosen.sum()})")
         axes.plot(ranks[chosen], np.zeros(chosen.sum()), "|", color=INK, markersize=6, markeredgewidth=0.8)
@@ -84,8 +84,8 @@ def draw_ranking(
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xlim(0.5, len(scores) + 0.5)
     axes.set_xlabel("rank: 1 = most harmful")
-    axes.set_ylabel("influence score\n(predicted fall of the test loss\nif the task is removed)")
-    axes.set_title(f"{len(scores)} training tasks by influence on the test tasks", loc="left")
+    axes.set_ylabel("influence score\n(predicted fall of the test loss\nif it is removed)")
+    axes.set_title(f"{len(scores)} {scores.what} by influence on the test tasks", loc="left")
     return _saved(figure, path)
 
 

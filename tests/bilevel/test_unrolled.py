@@ -66,4 +66,4 @@ def test_results_hold_no_graph() -> None:
     v = torch.randn(3, at.lam.numel(), dtype=torch.float64)
     assert not at.solution.jvp(v).requires_grad
     assert not at.solution.vjp(v).requires_grad
-    assert not at.total_gradient().requires_grad
+    assert not at.total_gradient.requires_grad

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ...errors import NotConvergedError
 from ..objective import Joint, Objective
-from ..solvers import CG, Policy, SolveReport
+from ..solvers import CG, Agreement, Invertible, Policy, SolveReport, agreement
 from ..task import Samples
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .inverse import InnerHessian, Inverse, pick
 from .minimise import Minimum, minimise
+
+AGREEMENT_ITERATIONS = 100
+"""Spent on the exact inverse that an approximate one is held against."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,13 @@ class ProximalMap(InnerMap):
         solution = self._policy.solve(self._operator, self._solver, v, "the inner system H_in x = v")
         self.report = solution.report
         return solution.value
+
+    def agreement(self, b: Tensor) -> Agreement | None:
+        """How well a closed-form inverse stands in for that of all of H_in, for ``b`` ``[B, Q]``; None for others."""
+        if not isinstance(self._operator, Invertible):
+            return None
+        exact = InnerHessian(self.problem, self.theta, self._delta)
+        return agreement(self._operator, exact, b, max_iterations=AGREEMENT_ITERATIONS)
 
     def jvp(self, v: Tensor) -> Tensor:
         problem = self.problem

@@ -27,6 +27,7 @@ class Unrolled(InnerKind):
 
     lr: float
     steps: int
+    first_order: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.lr > 0:

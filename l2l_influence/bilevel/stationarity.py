@@ -1,0 +1,76 @@
+"""How close λ* is to a minimum of L_Total: influence functions linearise there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .local import LocalProblem, SolvedBatch
+
+
+@dataclass(frozen=True)
+class Stationarity:
+    """D_λ L_Total at λ*, and what it is made of.
+
+    Attributes:
+        gradient: Σ_i c_i g_i + δ_o λ, ``[P]``; 0 at a minimum.
+        terms: Σ_i ‖c_i g_i‖ + ‖δ_o λ‖.
+        task: ‖c_i g_i‖ of the average task.
+    """
+
+    gradient: Tensor
+    terms: float
+    task: float
+
+    @property
+    def relative(self) -> float:
+        """‖D_λ L_Total‖ relative to its terms: 0 at a minimum, at most 1."""
+        return float(self.gradient.norm()) / self.terms if self.terms else 0.0
+
+    @property
+    def tasks(self) -> float:
+        """‖D_λ L_Total‖ in units of the average task's gradient."""
+        return float(self.gradient.norm()) / self.task if self.task else 0.0
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the gradient that is left is smaller than what removing one average task leaves."""
+        return self.tasks < 1
+
+    def __str__(self) -> str:
+        size = f"‖D_λ L_Total‖ is {self.relative:.2g} of its terms, {self.tasks:.2g} times the average task's gradient"
+        if self.trusted:
+            return f"{size}: λ* is stationary enough for removals to be trusted"
+        return (
+            f"{size}: λ* is NOT stationary. Scores compare tasks, but removing fewer than about {self.tasks:.0f} of "
+            "them changes λ less than training on would: train closer to a minimum, or take the residual out of an "
+            "edit by correct_residual=True"
+        )
+
+
+class Balance:
+    """Adds up a :class:`Stationarity` batch by batch."""
+
+    def __init__(self, lam: Tensor, l2: float) -> None:
+        self._gradient = l2 * lam.double()
+        self._terms = float(self._gradient.norm())
+        self._tasks = 0.0
+        self._count = 0
+
+    def add(self, solved: SolvedBatch) -> None:
+        weighted = solved.weighted_gradient().double()
+        self._gradient += weighted.sum(0)
+        self._tasks += float(weighted.norm(dim=-1).sum())
+        self._count += len(weighted)
+
+    def result(self) -> Stationarity:
+        return Stationarity(self._gradient, self._terms + self._tasks, self._tasks / self._count)
+
+
+def stationarity(local: LocalProblem, l2: float) -> Stationarity:
+    """By one pass over the tasks."""
+    balance = Balance(local.lam, l2)
+    for solved in local.solved("stationarity"):
+        balance.add(solved)
+    return balance.result()

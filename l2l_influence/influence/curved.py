@@ -1,0 +1,89 @@
+"""Hooks that need the total Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+from learn2learn.algorithms.base_learner import BaseLearner
+from learn2learn.data import Taskset
+from torch import Tensor
+
+from ..bilevel.functional import BatchNormMode
+from ..bilevel.hessians import Curvature
+from ..bilevel.inner import Inverse
+from ..bilevel.local import GIB
+from ..bilevel.solvers import LinearSolver, OnIndefinite, OnUnconverged
+from .criterion import Reduction
+from .hook import Hook
+from .outer import Curved, Outer
+from .study import InnerName
+
+
+class CurvedHook(Hook):
+    """A :class:`Hook` with a model of the outer curvature.
+
+    Args:
+        maml, tasks, loss, reduction, inner, proximal, inner_solver, inner_tolerance, l2, batch_norm, on_indefinite,
+            on_unconverged, memory, progress: see :class:`Hook`. With ``hessian="exact"`` the inner problem's
+            ``inner_solver="auto"`` is ``"cg"``, which leaves nothing out.
+        hessian: kind of total Hessian: ``"sketch"`` (a sampled Gauss–Newton matrix; the default), ``"gauss-newton"``,
+            ``"exact"``, ``"hessian"``, ``"gamma"`` (the paper's), ``"direct"``, ``"direct-first-order"`` or
+            ``"identity"``; or one with settings of its own from ``l2l_influence.bilevel``, such as
+            ``Sketch(draws=…, seed=…)`` or ``Subsample("gauss-newton", tasks=…)``.
+        damping: added to l2 when solving; ``"auto"`` is a hundredth of the largest eigenvalue of the Hessian.
+        tolerance: relative residual of the outer solve, for the default solver.
+        solver: of the outer system, with a tolerance of its own; conjugate gradients, or the exact one of a sketch,
+            unless given.
+    """
+
+    _default_hessian: ClassVar[str] = "sketch"
+
+    def __init__(
+        self,
+        maml: BaseLearner,
+        tasks: Taskset | None = None,
+        loss: Callable[..., Tensor] | None = None,
+        *,
+        reduction: Reduction | None = None,
+        inner: InnerName = "unrolled",
+        proximal: float | Literal["auto"] = "auto",
+        inner_solver: str | Inverse = "auto",
+        inner_tolerance: float = 0.1,
+        hessian: str | Curvature | None = None,
+        l2: float = 1e-3,
+        damping: float | Literal["auto"] = "auto",
+        batch_norm: BatchNormMode = "batch",
+        tolerance: float = 1e-2,
+        solver: LinearSolver | None = None,
+        on_indefinite: OnIndefinite = "raise",
+        on_unconverged: OnUnconverged = "raise",
+        memory: int = GIB,
+        progress: bool | None = None,
+    ) -> None:
+        kind = hessian or self._default_hessian
+        super().__init__(
+            maml,
+            tasks,
+            loss,
+            reduction=reduction,
+            inner=inner,
+            proximal=proximal,
+            inner_solver="cg" if (inner_solver, kind) == ("auto", "exact") else inner_solver,
+            inner_tolerance=inner_tolerance,
+            l2=l2,
+            batch_norm=batch_norm,
+            on_indefinite=on_indefinite,
+            on_unconverged=on_unconverged,
+            memory=memory,
+            progress=progress,
+        )
+        self._how = Curved(kind, damping, tolerance, solver)
+        self._last_outer: Outer | None = None
+
+    def _outer(self) -> Outer:
+        """The outer system at the learner's present parameters."""
+        study = self._study()
+        if self._last_outer is None or self._last_outer.study is not study:
+            self._last_outer = Outer(study, self._how)
+        return self._last_outer

@@ -1,0 +1,98 @@
+"""What all hooks are: questions to a recorded run, answered at the learner's present meta-parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from learn2learn.algorithms.base_learner import BaseLearner
+from learn2learn.data import Taskset
+from torch import Tensor
+
+from ..bilevel.functional import BatchNormMode
+from ..bilevel.inner import Inverse
+from ..bilevel.local import GIB
+from ..bilevel.solvers import OnIndefinite, OnUnconverged
+from ..bilevel.stationarity import Stationarity
+from ..recording import recording_of
+from .criterion import Reduction
+from .state import State, same, state_of
+from .study import InnerName, Options, Study
+
+
+class Hook:
+    """A hook on a recorded run: make it before or after the training loop, ask it after.
+
+    It reads the learner's parameters λ* when asked, on a private copy; the learner is never changed.
+
+    Args:
+        maml: the recorded learner (:class:`l2l_influence.MAML`).
+        tasks: the training :class:`~l2l_influence.TaskDataset`; None for all tasks that were trained on.
+        loss: the loss of the loop: a torch loss module or function, or ``loss(outputs, y)`` with one value a sample.
+        reduction: ``"mean"`` or ``"sum"``, where it cannot be read off the loss.
+        inner: ``"unrolled"``, the loop's own gradient steps, differentiated as the loop did (to first order if it did);
+            or ``"proximal"``, the paper's inner problem. The first agrees better with retraining a learner that takes
+            gradient steps, and is faster.
+        proximal: δ of the proximal inner problem; ``"auto"`` is 1/(lr·K) for a mean loss, n/(lr·K) for a sum of n
+            samples.
+        inner_solver: for the proximal kind, see :class:`~l2l_influence.bilevel.Proximal`.
+        inner_tolerance: for the proximal kind: largest relative gradient at which an inner problem counts as solved.
+            With ReLU or max-pooling the minimum tends to lie on a kink, where a few per cent are left. What was reached
+            stands in the result's notes.
+        l2: δ_o, the outer regulariser, for an objective in which the average task has weight 1.
+        batch_norm: ``"batch"`` statistics, as MAML trains, or ``"running"``.
+        on_indefinite: where a system is not positive definite: ``"raise"`` an error, ``"damp"`` it (with a warning), or
+            solve it as it is by ``"minres"``.
+        on_unconverged: ``"raise"`` or ``"warn"`` when a solve misses its tolerance.
+        memory: bytes that kept inner solutions may take.
+        progress: show a progress bar; None for only on a terminal.
+    """
+
+    def __init__(
+        self,
+        maml: BaseLearner,
+        tasks: Taskset | None = None,
+        loss: Callable[..., Tensor] | None = None,
+        *,
+        reduction: Reduction | None = None,
+        inner: InnerName = "unrolled",
+        proximal: float | Literal["auto"] = "auto",
+        inner_solver: str | Inverse = "auto",
+        inner_tolerance: float = 0.1,
+        l2: float = 1e-3,
+        batch_norm: BatchNormMode = "batch",
+        on_indefinite: OnIndefinite = "raise",
+        on_unconverged: OnUnconverged = "raise",
+        memory: int = GIB,
+        progress: bool | None = None,
+    ) -> None:
+        if loss is None:
+            raise TypeError("pass the loss of your training loop, for example loss=nn.CrossEntropyLoss()")
+        self._maml, self._tasks = maml, tasks
+        self._options = Options(
+            loss=loss,
+            reduction=reduction,
+            inner=inner,
+            proximal=proximal,
+            inner_solver=inner_solver,
+            inner_tolerance=inner_tolerance,
+            l2=l2,
+            batch_norm=batch_norm,
+            on_indefinite=on_indefinite,
+            on_unconverged=on_unconverged,
+            memory=memory,
+            progress=progress,
+        )
+        self._last: tuple[State, Study] | None = None
+
+    def stationarity(self) -> Stationarity:
+        """How close λ* is to a minimum of L_Total, which is where influence functions hold; printed, it says so."""
+        return self._study().stationarity
+
+    def _study(self) -> Study:
+        """The run at the learner's present parameters; kept until these, or the recording, change."""
+        recorded = recording_of(self._maml).training_tasks(self._tasks)
+        state = state_of(self._maml, recorded)
+        if self._last is None or not same(self._last[0], state):
+            self._last = state, Study(self._maml, recorded, self._options)
+        return self._last[1]

@@ -1,0 +1,46 @@
+"""What a reader of results should know of the inner solutions."""
+
+from __future__ import annotations
+
+from ..bilevel import Unrolled
+from ..bilevel.inner import InnerMap, ProximalMap
+from ..bilevel.local import SolvedBatch
+from ..errors import InfluenceError
+from .study import Study
+
+
+def inner_notes(study: Study, residual: float) -> list[str]:
+    """The inner kind and how well it was solved; for the proximal kind also how it relates to the loop's own steps,
+    and what an approximate inverse leaves out."""
+    if study.proximal is None:
+        order = " (first-order: dθ/dλ = I, as in the loop)" if study.first_order else ""
+        return [f"inner: the loop's own gradient steps{order}"]
+    at = next(study.local.solved())
+    first = f"inner: proximal, δ = {study.proximal:.4g}{study.strength_note}; largest relative residual {residual:.1e}"
+    return [first, *_inverse_note(at), *_distance_note(study, at.solution)]
+
+
+def _inverse_note(at: SolvedBatch) -> list[str]:
+    """Of ∂_θ L_O, which total gradients put through it."""
+    if not isinstance(at.solution, ProximalMap):
+        return []
+    agreement = at.solution.agreement(at.outer_gradient[1])
+    compared = (
+        "" if agreement is None else f"; held against all of H_in: {agreement} (median of {len(at.batch.index)} tasks)"
+    )
+    return [f"inner inverse: {at.solution.note}{compared}"]
+
+
+def _distance_note(study: Study, solution: InnerMap) -> list[str]:
+    """How far θ is from where the loop's steps end, both from λ*."""
+    try:
+        lr, steps = study.adaptation()
+    except InfluenceError:
+        return []
+    problem = solution.problem
+    adapted = Unrolled(lr, steps).solve(problem).theta
+    apart = (solution.theta - adapted).norm(dim=-1) / (adapted - problem.prior).norm(dim=-1)
+    return [
+        f"θ: the proximal solution and the end of the loop's {steps} steps lie {float(apart.median()):.0%} of the "
+        f"adaptation's length apart (median of {len(apart)} tasks)"
+    ]

@@ -1,0 +1,213 @@
+"""What the influence hooks of tasks, query samples and support samples share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from learn2learn.data import Taskset
+from torch import Tensor
+
+from ..bilevel.hessians import Groups
+from ..bilevel.levels import Level
+from ..bilevel.local import LocalProblem
+from ..bilevel.task import Samples
+from ..recording import recording_of
+from .curved import CurvedHook
+from .data import Split
+from .edit import edited_state
+from .inner_notes import inner_notes
+from .outer import Outer
+from .result import Scores
+from .scoring import Found, each_test_gradient, mean_test_gradient, score, score_on_itself
+from .study import Study
+
+Ref = TypeVar("Ref")
+"""How a user names an item: a task's id, or (task's id, sample)."""
+
+Result = TypeVar("Result", bound=Scores[Any])
+
+Labels = Mapping[int, Any]
+"""New labels by position in a support or query set."""
+
+Finder = Callable[[Outer, Level, Tensor], Found]
+
+SELF_READING = (
+    "score = the item's own loss now − predicted loss after it is removed and λ retrained; the most negative first: λ "
+    "leans on these most, as it does on wrong labels; unit: the loss"
+)
+
+
+class ItemInfluence(CurvedHook, Generic[Ref, Result]):
+    """Scores, influences and edits for the items of one :class:`~l2l_influence.bilevel.levels.Level`."""
+
+    _level: Level
+
+    # ---- what a subclass says ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _refs(self, study: Study, position: int, count: int) -> list[Ref]:
+        """The names of a task's ``count`` items."""
+
+    @abstractmethod
+    def _locate(self, study: Study, ref: Ref) -> tuple[int, int]:
+        """(position of the task, j) of a named item."""
+
+    @abstractmethod
+    def _result(
+        self, study: Study, found: Found, order: list[int], loss: float, notes: list[str], reading: str | None = None
+    ) -> Result:
+        """The found items in that order, as rows; ``loss`` is the mean that they were scored on."""
+
+    # ---- what a user asks -------------------------------------------------------------------------------------
+
+    def scores(
+        self,
+        test_tasks: Taskset | Sequence[Any],
+        num_tasks: int | None = None,
+        *,
+        split: Split | None = None,
+        seed: int = 0,
+        exact: bool = True,
+    ) -> Result:
+        """IS = −⟨(δ_o I + H)⁻¹ g_test, pull⟩ of every item (Def. 5.2), by one outer solve in all.
+
+        Positive = harmful: the mean test loss is predicted to fall by the score if the item is removed and λ retrained.
+
+        Args:
+            test_tasks: a learn2learn taskset (read without using random numbers of yours), or a sequence of ``(x, y)``
+                batches or ``((x, y), (x, y))`` support and query pairs.
+            num_tasks: how many of them; all of a sequence, 100 of a taskset unless given.
+            split: ``split(x, y) -> ((x, y), (x, y))`` for a taskset's batches; as in training unless given.
+            seed: of the tasks drawn from a taskset that has not sampled them yet.
+            exact: take the test tasks' total gradient; False for ∂_θ L_O alone, as the paper prints the score.
+        """
+        return self._scores(score, self._level, test_tasks, num_tasks, split, seed, exact)
+
+    def score_matrix(
+        self,
+        test_tasks: Taskset | Sequence[Any],
+        num_tasks: int | None = None,
+        *,
+        split: Split | None = None,
+        seed: int = 0,
+        exact: bool = True,
+    ) -> tuple[list[Ref], Tensor]:
+        """Scores on each test task by itself: the items' names, and IS of shape ``(items, test)``, float64.
+
+        The arguments are those of :meth:`scores`, whose score is the mean of a row. All test tasks are solved together.
+        """
+        outer = self._outer()
+        test = outer.study.test_problem(test_tasks, num_tasks, split, seed)
+        found = score(outer, self._level, each_test_gradient(test, exact))
+        return self._all_refs(outer.study, found), torch.cat(found.scores)
+
+    def self_influence(self) -> Result:
+        """Each item's score on its own loss, by one outer solve an item; the strongest first.
+
+        Items of wrong labels tend to stand high: nothing else in the data explains them.
+        """
+        outer = self._outer()
+        found = score_on_itself(outer, self._level)
+        values = torch.cat(found.scores)[:, 0]
+        loss = float(torch.cat(found.losses).mean())
+        order = values.argsort(stable=True).tolist()
+        return self._result(outer.study, found, order, loss, self._notes(outer, found), SELF_READING)
+
+    def influence(self, items: Ref | Iterable[Ref]) -> dict[str, Tensor]:
+        """The paper's influence function of an item, or of a group (its members' sum): named tensors like
+        ``maml.module``'s parameters."""
+        outer = self._outer()
+        return self._unravel(outer, self._level.influence(self._solved_pull(outer, self._level, items)))
+
+    def remove(self, items: Ref | Iterable[Ref], *, correct_residual: bool = False) -> dict[str, Tensor]:
+        """The learner's state_dict with λ* moved to where training without these items is predicted to end.
+
+        ``maml.load_state_dict(edited)`` applies it; ``maml`` itself is left as it is.
+
+        Args:
+            items: one, or several, each named once.
+            correct_residual: also take the step to the minimum that λ* has not reached, −(δ_o I + H)⁻¹ D_λ L_Total
+                (see :meth:`stationarity`); the edit is then to be compared with training to the end.
+        """
+        outer = self._outer()
+        pull = outer.pull(self._level, self._located(outer.study, items))
+        return self._moved(outer, -pull, correct_residual)
+
+    # ---- how it is answered -----------------------------------------------------------------------------------
+
+    def _scores(
+        self,
+        find: Finder,
+        level: Level,
+        test_tasks: Taskset | Sequence[Any],
+        num_tasks: int | None,
+        split: Split | None,
+        seed: int,
+        exact: bool,
+    ) -> Result:
+        outer = self._outer()
+        test = outer.study.test_problem(test_tasks, num_tasks, split, seed)
+        gradient, test_loss = mean_test_gradient(test, exact)
+        found = find(outer, level, gradient)
+        order = torch.cat(found.scores)[:, 0].argsort(descending=True, stable=True).tolist()
+        notes = [*self._notes(outer, found), _test_note(test, exact)]
+        return self._result(outer.study, found, order, test_loss, notes)
+
+    def _solved_pull(self, outer: Outer, level: Level, items: Ref | Iterable[Ref]) -> Tensor:
+        return outer.solve(outer.pull(level, self._located(outer.study, items)))[0]
+
+    def _located(self, study: Study, items: Ref | Iterable[Ref]) -> list[tuple[int, int]]:
+        refs = self._listed(items)
+        if not refs or len(set(refs)) < len(refs):
+            raise ValueError(f"name at least one {self._level.what}, each once, got {refs}")
+        return [self._locate(study, ref) for ref in refs]
+
+    @abstractmethod
+    def _listed(self, items: Ref | Iterable[Ref]) -> list[Ref]:
+        """One item, or several, as a list."""
+
+    def _moved(
+        self, outer: Outer, change: Tensor, correct_residual: bool = False, without: Groups | None = None
+    ) -> dict[str, Tensor]:
+        """The edited state_dict when D_λ L_Total changes by ``change``, ``[1, P]``."""
+        study = outer.study
+        if correct_residual:
+            change = change + study.stationarity.gradient.to(change)
+        return edited_state(self._maml, self._unravel(outer, study.local.lam - outer.solve(change, without)[0]))
+
+    def _relabelled(self, outer: Outer, position: int, support: Labels, query: Labels) -> Tensor:
+        """The change of c_i g_i when samples of a task get other labels, ``[1, P]``."""
+        at = outer.hessian.seen(position)
+        anew = at.with_query(_with_labels(at.batch.query, query))
+        if support:
+            anew = anew.with_support(_with_labels(at.batch.support, support))
+        return anew.weighted_gradient() - at.weighted_gradient()
+
+    def _unravel(self, outer: Outer, flat: Tensor) -> dict[str, Tensor]:
+        return outer.study.local.settings.layout.unravel(flat)
+
+    def _all_refs(self, study: Study, found: Found) -> list[Ref]:
+        return [ref for position, losses in enumerate(found.losses) for ref in self._refs(study, position, len(losses))]
+
+    def _notes(self, outer: Outer, found: Found) -> list[str]:
+        study = outer.study
+        return [
+            *inner_notes(study, found.residual),
+            outer.note(),
+            f"λ*: {study.stationarity}",
+            f"recording: {recording_of(self._maml).describe()}",
+        ]
+
+
+def _with_labels(samples: Samples, labels: Labels) -> Samples:
+    y = samples.y.clone()
+    for j, label in labels.items():
+        y[:, j] = label
+    return samples._replace(y=y)
+
+
+def _test_note(test: LocalProblem, exact: bool) -> str:
+    return f"test tasks: {len(test.tasks)}" + ("" if exact else "; their gradient is ∂_θ L_O, without dθ/dλ")

@@ -1,0 +1,77 @@
+"""The outer system (δ_o I + H) x = v of a study: its Hessian, damping and solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from torch import Tensor
+
+from ..bilevel import TotalHessian
+from ..bilevel.hessians import Curvature, Groups
+from ..bilevel.levels import Level
+from ..bilevel.solvers import LinearSolver, SolveReport
+from ..bilevel.solvers.neumann import largest_eigenvalue
+from .study import Study
+
+RELATIVE_DAMPING = 1e-2
+"""``damping="auto"`` is this times the largest eigenvalue of the total Hessian."""
+
+
+@dataclass(frozen=True)
+class Curved:
+    """How a hook models the outer curvature; see :class:`~l2l_influence.influence.curved.CurvedHook`."""
+
+    hessian: str | Curvature
+    damping: float | Literal["auto"]
+    tolerance: float
+    solver: LinearSolver | None
+
+
+class Outer:
+    """The outer system at λ*, made when first needed.
+
+    Attributes:
+        study: whose it is.
+        report: of the last solve.
+    """
+
+    def __init__(self, study: Study, how: Curved) -> None:
+        self.study, self._how = study, how
+        self.report: SolveReport | None = None
+
+    @cached_property
+    def hessian(self) -> TotalHessian:
+        return TotalHessian(self.study.local, self.study.problem.l2, self._how.hessian, self.study.problem.policy)
+
+    @cached_property
+    def damping(self) -> float:
+        """What is added to δ_o."""
+        if self._how.damping != "auto":
+            return float(self._how.damping)
+        like = self.study.local.lam.unsqueeze(0)
+        return RELATIVE_DAMPING * float(largest_eigenvalue(self.hessian.operator, like, 8))
+
+    def solve(self, rows: Tensor, without: Groups | None = None) -> Tensor:
+        """(δ_o I + H)⁻¹ of each row, ``[R, P]``; without some tasks' part of H where these are given for each row."""
+        how = self._how
+        solution = self.hessian.solve_rows(
+            rows, how.solver, damping=self.damping, tolerance=how.tolerance, without=without
+        )
+        self.report = solution.report
+        return solution.value
+
+    def pull(self, level: Level, items: Sequence[tuple[int, int]]) -> Tensor:
+        """The pulls of items (position of the task, j), added up: ``[1, P]``."""
+        total = self.study.local.lam.new_zeros(1, self.study.local.lam.numel())
+        for position, j in items:
+            total += level.pull(self.hessian.seen(position), j)
+        return total
+
+    def note(self) -> str:
+        """What was solved, and how well."""
+        kind = self.hessian.operator.note or self._how.hessian
+        solved = f"; {self.report}" if self.report is not None else ""
+        return f"outer: {kind} Hessian, l2 {self.study.problem.l2:.3g} + damping {self.damping:.3g}{solved}"

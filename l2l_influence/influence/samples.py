@@ -1,0 +1,162 @@
+"""The influence of single samples: of query sets (Thm 4.5) and of support sets (Thm 4.6–4.8)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from learn2learn.data import Taskset
+from torch import Tensor
+
+from ..bilevel.levels import Level, QuerySample
+from ..bilevel.problem import REMOVALS
+from ..bilevel.task import Pair
+from ..errors import InfluenceError
+from ..recording import RecordedTask
+from .data import Split
+from .items import ItemInfluence, Labels
+from .outer import Outer
+from .result import SampleScore, SampleScores
+from .scoring import Found, score
+from .study import Study
+
+Sample = tuple[int, int]
+"""(task's id, position in its query or support set)."""
+
+
+class SampleInfluence(ItemInfluence[Sample, SampleScores]):
+    """What query and support samples share: names, rows of results, what-if labels."""
+
+    @abstractmethod
+    def _set(self, task: RecordedTask) -> tuple[tuple[int, ...], Pair]:
+        """The set that the samples are of: its rows in the batch, and their data."""
+
+    @abstractmethod
+    def _relabelled_set(self, outer: Outer, position: int, labels: Labels) -> Tensor:
+        """The change of c_i g_i under new labels by sample, ``[1, P]``."""
+
+    def relabel(self, labels: Mapping[Sample, Any]) -> dict[str, Tensor]:
+        """The learner's state_dict if these samples had had other labels.
+
+        Args:
+            labels: the new label of each ``(task, sample)``.
+        """
+        outer = self._outer()
+        by_task: dict[int, dict[int, Any]] = {}
+        for sample, label in labels.items():
+            position, j = self._locate(outer.study, sample)
+            by_task.setdefault(position, {})[j] = label
+        change = torch.zeros_like(outer.study.local.lam).unsqueeze(0)
+        for position, some in by_task.items():
+            change += self._relabelled_set(outer, position, some)
+        return self._moved(outer, change)
+
+    def _refs(self, study: Study, position: int, count: int) -> list[Sample]:
+        return [(study.recorded[position].id, j) for j in range(count)]
+
+    def _locate(self, study: Study, ref: Sample) -> tuple[int, int]:
+        task, j = ref
+        position = study.position(task)
+        count = len(self._set(study.recorded[position])[0])
+        if not 0 <= j < count:
+            raise InfluenceError(f"task {task} has {count} of {self._level.what}, 0 to {count - 1}: there is no {j}")
+        return position, j
+
+    def _listed(self, items: Sample | Iterable[Sample]) -> list[Sample]:
+        listed = list(items)
+        if len(listed) == 2 and all(isinstance(part, int) for part in listed):
+            return [(listed[0], listed[1])]  # type: ignore[list-item]
+        return listed  # type: ignore[return-value]
+
+    def _result(
+        self, study: Study, found: Found, order: list[int], loss: float, notes: list[str], reading: str | None = None
+    ) -> SampleScores:
+        places = [(position, j) for position, losses in enumerate(found.losses) for j in range(len(losses))]
+        sets = [self._set(task) for task in study.recorded]
+        rows = []
+        for rank, at in enumerate(order, start=1):
+            position, j = places[at]
+            task, (batch_rows, (_, y)) = study.recorded[position], sets[position]
+            index = None if task.indices is None else task.indices[batch_rows[j]]
+            own, value = float(found.losses[position][j]), float(found.scores[position][j, 0])
+            rows.append(SampleScore(rank, task.id, j, batch_rows[j], index, _label(y[j]), task.trained, own, value))
+        return SampleScores(f"{self._level.what}s", rows, loss, notes, reading)
+
+
+class QueryInfluence(SampleInfluence):
+    """Which query samples of the training tasks made the meta-parameters what they are, and which of them hurt: the
+    paper's instance-IF for validation data (Thm 4.5).
+
+    Samples are named ``(task, sample)``: the task's id, and the position in its query set. See
+    :class:`~l2l_influence.influence.hook.Hook` and :class:`~l2l_influence.influence.curved.CurvedHook` for the
+    arguments. A sample's removal takes its term out of the loss; in the mean of the others' losses these keep their
+    weights, and in batch statistics the sample stays.
+    """
+
+    _level = QuerySample()
+
+    def _set(self, task: RecordedTask) -> tuple[tuple[int, ...], Pair]:
+        return task.query_rows, task.query
+
+    def _relabelled_set(self, outer: Outer, position: int, labels: Labels) -> Tensor:
+        return self._relabelled(outer, position, {}, labels)
+
+
+class SupportInfluence(SampleInfluence):
+    """Which support samples of the training tasks made the meta-parameters what they are, and which of them hurt: the
+    paper's instance-IF for training data (Thm 4.6–4.8), with all of D_λ P.
+
+    Samples are named ``(task, sample)``: the task's id, and the position in its support set. See
+    :class:`~l2l_influence.influence.hook.Hook` and :class:`~l2l_influence.influence.curved.CurvedHook` for the
+    arguments. What is said of removal in :class:`QueryInfluence` holds here too.
+
+    Each question is answered in one of two ways: ``inner="closed-form"``, the paper's derivative by the sample's
+    weight; or ``inner="resolve"``, the difference that adapting the task anew without the sample makes. The second
+    costs an inner solve a sample, and is much closer to removal on small support sets.
+    """
+
+    _level = REMOVALS["closed-form"]
+
+    def scores(
+        self,
+        test_tasks: Taskset | Sequence[Any],
+        num_tasks: int | None = None,
+        *,
+        split: Split | None = None,
+        seed: int = 0,
+        exact: bool = True,
+        inner: str = "closed-form",
+    ) -> SampleScores:
+        """As in :class:`QueryInfluence`, for support samples, by either way; positive = harmful here too."""
+        return self._scores(score, _removal(inner), test_tasks, num_tasks, split, seed, exact)
+
+    def influence(self, items: Sample | Iterable[Sample], *, inner: str = "closed-form") -> dict[str, Tensor]:
+        """The paper's influence function of a sample or a group: removal **adds** it (Prop. 4.8, corrected)."""
+        outer = self._outer()
+        return self._unravel(outer, self._level.influence(self._solved_pull(outer, _removal(inner), items)))
+
+    def remove(
+        self, items: Sample | Iterable[Sample], *, correct_residual: bool = False, inner: str = "closed-form"
+    ) -> dict[str, Tensor]:
+        """The learner's state_dict with λ* + Σ IF; see :meth:`TaskInfluence.remove`."""
+        outer = self._outer()
+        pull = outer.pull(_removal(inner), self._located(outer.study, items))
+        return self._moved(outer, -pull, correct_residual)
+
+    def _set(self, task: RecordedTask) -> tuple[tuple[int, ...], Pair]:
+        return task.support_rows, task.support
+
+    def _relabelled_set(self, outer: Outer, position: int, labels: Labels) -> Tensor:
+        return self._relabelled(outer, position, labels, {})
+
+
+def _removal(inner: str) -> Level:
+    if inner not in REMOVALS:
+        raise ValueError(f"inner must be one of {sorted(REMOVALS)}, not {inner!r}")
+    return REMOVALS[inner]
+
+
+def _label(y: Tensor) -> Any:
+    return y.item() if y.numel() == 1 else tuple(y.flatten().tolist())

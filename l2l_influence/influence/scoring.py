@@ -1,0 +1,96 @@
+"""Passes over the training tasks that score their items: IS = −⟨(δ_o I + H)⁻¹ g_test, pull⟩ (Def. 5.2), and kin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..bilevel.inner import Carried
+from ..bilevel.levels import Level
+from ..bilevel.local import LocalProblem, SolvedBatch
+from ..bilevel.stationarity import Balance
+from .outer import Outer
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a pass found, one entry a training task.
+
+    Attributes:
+        scores: ``[count, R]`` for its items and R test vectors, float64.
+        losses: ``[count]``, float64.
+        residual: largest inner residual met on the way.
+    """
+
+    scores: list[Tensor]
+    losses: list[Tensor]
+    residual: float
+
+
+def score(outer: Outer, level: Level, tests: Tensor) -> Found:
+    """One solve for each row of ``tests``, ``[R, P]``, however many training tasks there are."""
+    values = outer.solve(tests)
+    return _walk(outer, level, lambda at: -level.pulls_along(at, values))
+
+
+def score_leaving_out(outer: Outer, level: Level, tests: Tensor) -> Found:
+    """−⟨(δ_o I + H − c_k H_k)⁻¹ pull, g_test⟩: one solve for each task, with its own part of H left out."""
+
+    def measure(at: SolvedBatch) -> Tensor:
+        without = [[position] for position in at.batch.index]
+        each = [outer.solve(level.pull(at, j), without) @ tests.T for j in range(level.count(at))]
+        return -torch.stack(each, dim=1)
+
+    return _walk(outer, level, measure)
+
+
+def score_on_itself(outer: Outer, level: Level) -> Found:
+    """Each item on its own loss, by one solve for each item. Never positive where H is positive semi-definite."""
+
+    def measure(at: SolvedBatch) -> Tensor:
+        each = [outer.solve(level.pull(at, j)) * level.own(at, j).total_gradient for j in range(level.count(at))]
+        return -torch.stack(each, dim=1).sum(-1, keepdim=True)
+
+    return _walk(outer, level, measure)
+
+
+def _walk(outer: Outer, level: Level, measure: Callable[[SolvedBatch], Tensor]) -> Found:
+    """One pass: ``measure(batch) -> [B, count, R]``. What it says of λ* on the way is left with the study."""
+    study, count = outer.study, len(outer.study.recorded)
+    scores, losses = [torch.empty(0)] * count, [torch.empty(0)] * count
+    balance, residual = Balance(study.local.lam, study.problem.l2), 0.0
+    for solved in study.local.solved("scores"):
+        seen = outer.hessian.curvature.seen(solved)
+        for position, *found in zip(solved.batch.index, measure(seen), level.losses(solved), strict=True):
+            scores[position], losses[position] = (part.double().cpu() for part in found)
+        balance.add(solved)
+        residual = max(residual, float(solved.solution.residual.max()))
+    study.stationarity = balance.result()
+    return Found(scores, losses, residual)
+
+
+def each_test_gradient(test: LocalProblem, exact: bool) -> Tensor:
+    """D_λ L_O of each test task, ``[T, P]``; see :func:`mean_test_gradient`."""
+    gradients = test.lam.new_empty(len(test.tasks), test.lam.numel())
+    for solved in test.solved("test tasks"):
+        gradients[solved.batch.index] = _read(solved, exact).weighted_gradient()
+    return gradients
+
+
+def mean_test_gradient(test: LocalProblem, exact: bool) -> tuple[Tensor, float]:
+    """The mean of D_λ L_O, ``[1, P]``, and of L_O over test tasks.
+
+    With ``exact=False`` dθ'/dλ is left out, as Def. 5.2 prints it: ∂_θ L_O (and ∂_λ L_O where there is one).
+    """
+    gradient, loss = test.lam.new_zeros(1, test.lam.numel()), 0.0
+    for solved in test.solved("test tasks"):
+        gradient += _read(solved, exact).weighted_gradient().sum(0)
+        loss += float(solved.outer_loss().sum())
+    return gradient / len(test.tasks), loss / len(test.tasks)
+
+
+def _read(solved: SolvedBatch, exact: bool) -> SolvedBatch:
+    return solved if exact else replace(solved, solution=Carried(solved.solution))

@@ -1,0 +1,25 @@
+"""What an answer depends on, so that a kept one is not given after that has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from learn2learn.algorithms.base_learner import BaseLearner
+from torch import Tensor
+
+from ..recording import RecordedTask
+
+State = tuple[list[Tensor], list[tuple[Any, ...]]]
+
+
+def state_of(maml: BaseLearner, recorded: Sequence[RecordedTask]) -> State:
+    """The learner's tensors, and how each task was used."""
+    tensors = [value.detach().clone() for value in maml.module.state_dict().values()]
+    uses = [(t.id, t.trained, t.lr, t.steps, t.first_order, t.support_rows, t.query_rows) for t in recorded]
+    return tensors, uses
+
+
+def same(a: State, b: State) -> bool:
+    return a[1] == b[1] and all(torch.equal(x, y) for x, y in zip(a[0], b[0], strict=True))
