@@ -38,7 +38,7 @@ class Level(ABC):
 
     @abstractmethod
     def own(self, at: SolvedBatch, j: int) -> SolvedBatch:
-        """The batch with item ``j``'s own loss, at its own weight, as the outer loss."""
+        """The batch with item ``j``'s own loss as the outer loss; a sample's without its weight."""
 
     @abstractmethod
     def losses(self, at: SolvedBatch) -> Tensor:
@@ -80,7 +80,8 @@ class QuerySample(Level):
         return at.batch.query.w.shape[1]
 
     def pull(self, at: SolvedBatch, j: int) -> Tensor:
-        return self.own(at, j).weighted_gradient()
+        query = at.batch.query
+        return at.with_query(query._replace(w=query.w * _indicator(query.w, j))).weighted_gradient()
 
     def own(self, at: SolvedBatch, j: int) -> SolvedBatch:
         return at.with_query(_only(at.batch.query, j))
@@ -135,8 +136,8 @@ class ResolvedSupportSample(SupportSample):
 
 
 def _only(samples: Samples, j: int) -> Samples:
-    """All samples but ``j`` at weight 0."""
-    return samples._replace(w=samples.w * _indicator(samples.w, j))
+    """Sample ``j`` at weight 1, the others at 0."""
+    return samples._replace(w=_indicator(samples.w, j))
 
 
 def _indicator(like: Tensor, j: int) -> Tensor:

@@ -43,7 +43,7 @@ class Stationarity:
         if self.trusted:
             return f"{size}: λ* is stationary enough for removals to be trusted"
         return (
-            f"{size}: λ* is NOT stationary. Scores compare tasks, but removing fewer than about {self.tasks:.0f} of "
+            f"{size}: λ* is NOT stationary. Scores compare tasks, but removing fewer than about {self.tasks:.2g} of "
             "them changes λ less than training on would: train closer to a minimum, or take the residual out of an "
             "edit by correct_residual=True"
         )

@@ -87,8 +87,8 @@ class Scores(Sequence[Row]):
         self.test_loss = test_loss
         self.notes = list(notes)
         self.reading = reading or (
-            f"score = mean loss of the test tasks now ({test_loss:.4f}) − predicted loss after one of the {self.what} is "
-            "removed and λ retrained; positive = harmful, negative = helpful; unit: the loss"
+            f"score = mean loss of the test tasks now ({test_loss:.4f}) − predicted loss after one of the {self.what} "
+            "is removed and λ retrained; positive = harmful, negative = helpful; unit: the loss"
         )
 
     def __len__(self) -> int:

@@ -76,7 +76,7 @@ def draw_ranking(
     ranks = np.array([row.rank for row in scores])
     values = np.array([row.score for row in scores])
     chosen = np.array([row.task in set(marked) for row in scores], dtype=bool)
-    axes.bar(ranks[~chosen], values[~chosen], width=1.0, color=BLUE, label=f"other {scores.what}" if marked else None)
+    axes.bar(ranks[~chosen], values[~chosen], width=1.0, color=BLUE, label="others" if marked else None)
     if chosen.any():
         axes.bar(ranks[chosen], values[chosen], width=1.0, color=VERMILION, label=f"{marked_name} ({chosen.sum()})")
         axes.plot(ranks[chosen], np.zeros(chosen.sum()), "|", color=INK, markersize=6, markeredgewidth=0.8)

@@ -39,7 +39,7 @@ def test_ranking_has_a_bar_a_task_and_brings_out_the_marked(scores: TaskScores) 
     bars = {round(bar.get_x() + bar.get_width() / 2): bar for bar in axes.patches}
     assert [bars[rank].get_height() for rank in (1, 2, 3)] == VALUES
     assert [to_hex(bars[rank].get_facecolor()).upper() for rank in (1, 2, 3)] == [BLUE, VERMILION, BLUE]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["other tasks", "wrong labels (1)"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["others", "wrong labels (1)"]
 
 
 def test_ranking_without_marks_needs_no_legend(scores: TaskScores) -> None:
