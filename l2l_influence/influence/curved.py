@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
@@ -18,6 +18,8 @@ from .criterion import Reduction
 from .hook import Hook
 from .outer import Curved, Outer
 from .study import InnerName
+
+Other = TypeVar("Other", bound="CurvedHook")
 
 
 class CurvedHook(Hook):
@@ -79,11 +81,21 @@ class CurvedHook(Hook):
             progress=progress,
         )
         self._how = Curved(kind, damping, tolerance, solver)
-        self._last_outer: Outer | None = None
+
+    @classmethod
+    def like(cls: type[Other], hook: CurvedHook) -> Other:
+        """A hook of this class with the settings of another one, sharing what either has computed.
+
+        ``QueryInfluence.like(study)`` asks about query samples after ``study`` has scored tasks, and needs no second
+        Hessian.
+        """
+        other = cls.__new__(cls)
+        vars(other).update(vars(hook))
+        return other
 
     def _outer(self) -> Outer:
         """The outer system at the learner's present parameters."""
         study = self._study()
-        if self._last_outer is None or self._last_outer.study is not study:
-            self._last_outer = Outer(study, self._how)
-        return self._last_outer
+        if self._kept.outer is None:
+            self._kept.outer = Outer(study, self._how)
+        return self._kept.outer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from learn2learn.algorithms.base_learner import BaseLearner
@@ -16,8 +17,18 @@ from ..bilevel.solvers import OnIndefinite, OnUnconverged
 from ..bilevel.stationarity import Stationarity
 from ..recording import recording_of
 from .criterion import Reduction
+from .outer import Outer
 from .state import State, same, state_of
 from .study import InnerName, Options, Study
+
+
+@dataclass
+class Kept:
+    """What has been computed so far, and the state of the learner and its recording that it holds for."""
+
+    state: State | None = None
+    study: Study | None = None
+    outer: Outer | None = None
 
 
 class Hook:
@@ -83,7 +94,7 @@ class Hook:
             memory=memory,
             progress=progress,
         )
-        self._last: tuple[State, Study] | None = None
+        self._kept = Kept()
 
     def stationarity(self) -> Stationarity:
         """How close λ* is to a minimum of L_Total, which is where influence functions hold; printed, it says so."""
@@ -93,6 +104,7 @@ class Hook:
         """The run at the learner's present parameters; kept until these, or the recording, change."""
         recorded = recording_of(self._maml).training_tasks(self._tasks)
         state = state_of(self._maml, recorded)
-        if self._last is None or not same(self._last[0], state):
-            self._last = state, Study(self._maml, recorded, self._options)
-        return self._last[1]
+        kept = self._kept
+        if kept.study is None or kept.state is None or not same(kept.state, state):
+            kept.state, kept.study, kept.outer = state, Study(self._maml, recorded, self._options), None
+        return kept.study
