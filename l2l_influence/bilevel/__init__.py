@@ -2,7 +2,7 @@
 
 from .functional import FunctionalModel
 from .hessians import Sketch
-from .inner import Proximal, Unrolled
+from .inner import Proximal, Unrolled, UnrolledWith
 from .layout import Layout
 from .loss import ModelLoss
 from .problem import BilevelProblem, InnerSolution, TotalHessian
@@ -25,4 +25,5 @@ __all__ = [
     "Task",
     "TotalHessian",
     "Unrolled",
+    "UnrolledWith",
 ]

@@ -1,9 +1,13 @@
-"""The unrolled kind as the batched core uses it: many tasks at once, on networks with normalisation layers."""
+"""The unrolled kind as the batched core uses it: many tasks at once, on networks with normalisation layers; and its
+total gradients against learn2learn's own backward."""
 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from dataclasses import replace
 
+import learn2learn as l2l
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +15,8 @@ from torch import Tensor, nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task, Unrolled
 from l2l_influence.bilevel.local import SolvedBatch
+
+from .toys import randn, relative
 
 LR, STEPS = 0.1, 2
 NORMS = {
@@ -67,3 +73,96 @@ def test_results_hold_no_graph() -> None:
     assert not at.solution.jvp(v).requires_grad
     assert not at.solution.vjp(v).requires_grad
     assert not at.total_gradient.requires_grad
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 3))
+
+
+def convolutional() -> nn.Module:
+    body = [nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.LayerNorm([3, 3, 3])]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(27, 3))
+
+
+def headed() -> nn.Module:
+    body = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.LayerNorm(6))
+    return nn.Sequential(OrderedDict(body=body, head=nn.Linear(6, 3)))
+
+
+def mean_tasks(*shape: int) -> list[Task]:
+    mean, y = torch.full((5,), 0.2, dtype=torch.float64), torch.arange(10) % 3
+    return [Task((x[:5], y[:5]), (x[5:], y[5:]), mean, mean) for x in randn(3, 3, 10, *shape)]
+
+
+def backward(
+    whole: nn.Module, body: nn.Module, adapted: nn.Module, task: Task, steps: int, first_order: bool
+) -> Tensor:
+    """What learn2learn's recipe leaves in ``.grad``: K times ``adapt`` on the body's features, then ``backward``."""
+    whole.zero_grad()
+    learner = l2l.algorithms.MAML(adapted, LR, first_order=first_order).clone()
+    for _ in range(steps):
+        learner.adapt(F.cross_entropy(learner(body(task.support[0])), task.support[1]))
+    F.cross_entropy(learner(body(task.query[0])), task.query[1]).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in whole.parameters()])
+
+
+STEPS_AND_ORDERS = pytest.mark.parametrize(
+    "steps, first_order",
+    [(1, False), (3, False), (1, True), (3, True)],
+    ids=["1 step", "3 steps", "1 step, first order", "3 steps, first order"],
+)
+
+
+def gradients(module: nn.Module, tasks: list[Task], kind: Unrolled, theta_keys: list[str] | None = None) -> Tensor:
+    loss = ModelLoss(FunctionalModel(module), lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"))
+    problem = BilevelProblem(loss, loss, kind, 0.0, theta_keys)
+    return next(problem.at(loss.model.parameters, tasks).solved()).total_gradient
+
+
+@STEPS_AND_ORDERS
+@pytest.mark.parametrize("build, shape", [(mlp, (4,)), (convolutional, (1, 6, 6))], ids=["mlp", "convolutional"])
+def test_total_gradients_are_what_maml_leaves_in_grad(build, shape, steps, first_order):
+    torch.manual_seed(0)
+    module, tasks = build().double(), mean_tasks(*shape)
+    found = gradients(module, tasks, Unrolled(LR, steps, first_order))
+    for row, task in zip(found, tasks, strict=True):
+        assert relative(row, backward(module, nn.Identity(), module, task, steps, first_order)) < 1e-10
+
+
+@STEPS_AND_ORDERS
+def test_total_gradients_are_what_anil_leaves_in_grad(steps, first_order):
+    torch.manual_seed(0)
+    module, tasks = headed().double(), mean_tasks(4)
+    found = gradients(module, tasks, Unrolled(LR, steps, first_order), ["head.weight", "head.bias"])
+    for row, task in zip(found, tasks, strict=True):
+        assert relative(row, backward(module, module.body, module.head, task, steps, first_order)) < 1e-10
+
+
+def test_first_order_finds_the_same_theta_and_carries_it_with_lambda():
+    torch.manual_seed(0)
+    loss = ModelLoss(FunctionalModel(mlp().double()), lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"))
+    task = mean_tasks(4)[0]
+    whole, first = (
+        BilevelProblem(loss, loss, Unrolled(LR, 3, first_order), 0.0).solve_inner(loss.model.parameters, task)
+        for first_order in (False, True)
+    )
+    assert all(torch.equal(first.theta[key], value) for key, value in whole.theta.items())
+    v = randn(1, sum(value.numel() for value in first.theta.values()))
+    assert torch.equal(first.jvp(v), v)
+    assert torch.equal(first.vjp(v), v)
+
+
+@pytest.mark.parametrize("theta_keys", [None, ["head.weight", "head.bias"]], ids=["maml", "anil"])
+def test_first_order_gradient_by_support_weight(theta_keys):
+    torch.manual_seed(0)
+    module, (task, *_) = headed().double(), mean_tasks(4)
+    loss = ModelLoss(FunctionalModel(module), lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"))
+    problem, lam = BilevelProblem(loss, loss, Unrolled(LR, 3, first_order=True), 0.0, theta_keys), loss.model.parameters
+    e = torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+
+    def gradient(relative_weight: float) -> Tensor:
+        weights = task.support_weights * (1 + relative_weight * e[0])
+        return gradients(module, [replace(task, support_weights=weights)], problem.kind, theta_keys)
+
+    expected = (gradient(1e-5) - gradient(-1e-5)) / 2e-5
+    assert relative(problem.at(lam, [task]).at(0).gradient_by_support(e), expected) < 1e-6

@@ -4,7 +4,8 @@ from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .direct import Carried, Constant, Reading, Simplified
 from .inverse import Inverse
 from .proximal import Proximal, ProximalMap
-from .unrolled import Unrolled, UnrolledMap
+from .stateful import StatefulMap, UnrolledWith
+from .unrolled import StepsMap, Unrolled, UnrolledMap
 
 __all__ = [
     "Carried",
@@ -18,6 +19,9 @@ __all__ = [
     "Reading",
     "SecondDerivative",
     "Simplified",
+    "StatefulMap",
+    "StepsMap",
     "Unrolled",
     "UnrolledMap",
+    "UnrolledWith",
 ]

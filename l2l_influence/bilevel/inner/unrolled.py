@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,13 @@ from ..elementary import ElementaryNorms
 from ..objective import Objective
 from ..task import Samples
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
+from .direct import Carried
+
+Pair = tuple[Tensor, Tensor]
+"""A vector in the joint space of λ ``[P]`` and one task's sample weights w ``[n]``."""
+
+OfBoth = Callable[[Tensor, Tensor], Tensor]
+"""A function of λ and w."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class Unrolled(InnerKind):
     Args:
         lr: step size.
         steps: K ≥ 1.
+        first_order: take dθ/dλ = I on the adapted entries, as the backward of first-order MAML does. θ is the same.
     """
 
     lr: float
@@ -33,29 +42,101 @@ class Unrolled(InnerKind):
         if self.steps < 1 or not self.lr > 0:
             raise ValueError(f"unrolling needs steps >= 1 and lr > 0, got steps={self.steps}, lr={self.lr}")
 
-    def solve(self, problem: InnerProblem) -> UnrolledMap:
-        return UnrolledMap(problem, self)
+    def solve(self, problem: InnerProblem) -> InnerMap:
+        solution = UnrolledMap(problem, self)
+        return Carried(solution) if self.first_order else solution
 
 
-class UnrolledMap(InnerMap):
+class StepsMap(InnerMap):
     """The last iterate and its derivatives by automatic differentiation through the steps. ``residual`` is 0: θ is by
     definition where the steps end.
 
-    A task's steps are differentiated first and mapped over tasks then. The other order is not safe: torch 2.14
-    differentiates a mapped gradient of batch, layer or instance normalisation wrongly, by some 10 %, without a word.
+    A subclass says what one task's steps are, how a function of one task is differentiated, and how tasks are gone
+    through. A task's steps are always differentiated first and put together with other tasks' then. The other order is
+    not safe: torch 2.14 differentiates a mapped gradient of batch, layer or instance normalisation wrongly, by some
+    10 %, without a word.
     """
 
-    def __init__(self, problem: InnerProblem, kind: Unrolled) -> None:
-        self.problem, self._kind = problem, kind
-        self.theta = self._map(lambda samples: self._steps(samples)(problem.lam, samples.w))
+    def __init__(self, problem: InnerProblem) -> None:
+        self.problem = problem
+        (self.theta,) = self._map(lambda samples: (self._steps(samples)(problem.lam, samples.w),))
         self.residual = torch.zeros(len(self.theta)).to(self.theta)
 
-    def _map(self, function: Callable[..., Any], *vectors: Any) -> Any:
-        """``function(samples, *vectors)`` of each task."""
-        return vmap(function)(self.problem.samples, *vectors)
-
-    def _steps(self, samples: Samples) -> Callable[[Tensor, Tensor], Tensor]:
+    @abstractmethod
+    def _steps(self, samples: Samples) -> OfBoth:
         """The K steps of one task as a function of λ and the sample weights: ``[P]``, ``[n] -> [Q]``."""
+
+    @abstractmethod
+    def _map(self, function: Callable[..., tuple[Tensor, ...]], *vectors: Any) -> tuple[Tensor, ...]:
+        """``function(samples, *vectors)`` of each task, stacked."""
+
+    @abstractmethod
+    def _push(self, steps: OfBoth, at: Pair, v: Pair) -> Tensor:
+        """The derivative of ``steps`` along ``v``."""
+
+    @abstractmethod
+    def _pull(self, steps: OfBoth, at: Pair, u: Tensor) -> Pair:
+        """The gradient of ⟨steps, u⟩."""
+
+    @abstractmethod
+    def _curve(self, value: OfBoth, at: Pair, v: Pair) -> Pair:
+        """The Hessian of ``value`` times ``v``."""
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return self._along(v, torch.zeros_like(self.problem.samples.w))
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return self._back(u)[0]
+
+    def jvp_weights(self, e: Tensor) -> Tensor:
+        return self._along(e.new_zeros(len(e), self.problem.lam.numel()), e)
+
+    def vjp_weights(self, u: Tensor) -> Tensor:
+        return self._back(u)[1]
+
+    def second(self, outer: Objective, query: Samples) -> SecondDerivative:
+        """The gradient's derivative, by nested automatic differentiation."""
+
+        def one(samples: Samples, query: Samples, v: Tensor, e: Tensor) -> Pair:
+            steps = self._steps(samples)
+
+            def value(lam: Tensor, w: Tensor) -> Tensor:
+                return outer.value_of_one(lam, steps(lam, w), query)
+
+            return self._curve(value, (self.problem.lam, samples.w), (v, e))
+
+        def product(v: Tensor, e: Tensor) -> Pair:
+            with ElementaryNorms():
+                by_lam, by_w = self._map(one, query, v, e)
+            return by_lam, by_w
+
+        return product
+
+    @property
+    def nbytes(self) -> int:
+        return self.theta.nbytes
+
+    def _along(self, v: Tensor, e: Tensor) -> Tensor:
+        def one(samples: Samples, v: Tensor, e: Tensor) -> tuple[Tensor]:
+            return (self._push(self._steps(samples), (self.problem.lam, samples.w), (v, e)),)
+
+        return self._map(one, v, e)[0]
+
+    def _back(self, u: Tensor) -> tuple[Tensor, ...]:
+        def one(samples: Samples, u: Tensor) -> Pair:
+            return self._pull(self._steps(samples), (self.problem.lam, samples.w), u)
+
+        return self._map(one, u)
+
+
+class UnrolledMap(StepsMap):
+    """Plain gradient steps, all tasks at once."""
+
+    def __init__(self, problem: InnerProblem, kind: Unrolled) -> None:
+        self._kind = kind
+        super().__init__(problem)
+
+    def _steps(self, samples: Samples) -> OfBoth:
         problem, lr = self.problem, self._kind.lr
 
         def steps(lam: Tensor, w: Tensor) -> Tensor:
@@ -66,63 +147,24 @@ class UnrolledMap(InnerMap):
 
         return steps
 
-    def _along(self, argument: int, v: Tensor) -> Tensor:
-        """The derivative of θ along ``v`` in λ (argument 0) or in w (1)."""
+    def _map(self, function: Callable[..., tuple[Tensor, ...]], *vectors: Any) -> tuple[Tensor, ...]:
+        mapped: tuple[Tensor, ...] = vmap(function)(self.problem.samples, *vectors)
+        return mapped
 
-        def product(samples: Samples, v: Tensor) -> Tensor:
-            at = (self.problem.lam, samples.w)
-            moving = [torch.zeros_like(part) for part in at]
-            moving[argument] = v
-            along: Tensor = jvp(self._steps(samples), at, tuple(moving))[1]
-            return along
+    def _push(self, steps: OfBoth, at: Pair, v: Pair) -> Tensor:
+        along: Tensor = jvp(steps, at, v)[1]
+        return along
 
-        return cast(Tensor, self._map(product, v))
+    def _pull(self, steps: OfBoth, at: Pair, u: Tensor) -> Pair:
+        return _gradient(lambda *at: torch.dot(steps(*at), u))(*at)
 
-    def _back(self, argument: int, u: Tensor) -> Tensor:
-        """The gradient of ⟨θ, u⟩ by λ (argument 0) or by w (1)."""
+    def _curve(self, value: OfBoth, at: Pair, v: Pair) -> Pair:
+        def along(*at: Tensor) -> Tensor:
+            by_lam, by_w = _gradient(value)(*at)
+            return torch.dot(by_lam, v[0]) + torch.dot(by_w, v[1])
 
-        def product(samples: Samples, u: Tensor) -> Tensor:
-            steps = self._steps(samples)
-            back: Tensor = grad(lambda *at: torch.dot(steps(*at), u), argnums=argument)(self.problem.lam, samples.w)
-            return back
+        return _gradient(along)(*at)
 
-        return cast(Tensor, self._map(product, u))
 
-    def jvp(self, v: Tensor) -> Tensor:
-        return self._along(0, v)
-
-    def vjp(self, u: Tensor) -> Tensor:
-        return self._back(0, u)
-
-    def jvp_weights(self, e: Tensor) -> Tensor:
-        return self._along(1, e)
-
-    def vjp_weights(self, u: Tensor) -> Tensor:
-        return self._back(1, u)
-
-    def second(self, outer: Objective, query: Samples) -> SecondDerivative:
-        """The gradient's derivative, by nested automatic differentiation."""
-
-        def one(samples: Samples, query: Samples, v: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-            steps = self._steps(samples)
-
-            def value(lam: Tensor, w: Tensor) -> Tensor:
-                return outer.value_of_one(lam, steps(lam, w), query)
-
-            def along(lam: Tensor, w: Tensor) -> Tensor:
-                by_lam, by_w = grad(value, argnums=(0, 1))(lam, w)
-                return torch.dot(by_lam, v) + torch.dot(by_w, e)
-
-            by_both: tuple[Tensor, Tensor] = grad(along, argnums=(0, 1))(self.problem.lam, samples.w)
-            return by_both
-
-        def product(v: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-            with ElementaryNorms():
-                by_lam, by_w = self._map(one, query, v, e)
-            return by_lam, by_w
-
-        return product
-
-    @property
-    def nbytes(self) -> int:
-        return self.theta.nbytes
+def _gradient(value: OfBoth) -> Callable[..., Pair]:
+    return grad(value, argnums=(0, 1))
