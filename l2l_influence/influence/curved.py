@@ -17,7 +17,7 @@ from ..bilevel.solvers import LinearSolver, OnIndefinite, OnUnconverged
 from .criterion import Reduction
 from .hook import Hook
 from .outer import Curved, Outer
-from .study import InnerName
+from .study import Inner
 
 Other = TypeVar("Other", bound="CurvedHook")
 
@@ -48,7 +48,7 @@ class CurvedHook(Hook):
         loss: Callable[..., Tensor] | None = None,
         *,
         reduction: Reduction | None = None,
-        inner: InnerName = "unrolled",
+        inner: Inner = "unrolled",
         proximal: float | Literal["auto"] = "auto",
         inner_solver: str | Inverse = "auto",
         inner_tolerance: float = 0.1,

@@ -19,7 +19,7 @@ from ..recording import recording_of
 from .criterion import Reduction
 from .outer import Outer
 from .state import State, same, state_of
-from .study import InnerName, Options, Study
+from .study import Inner, Options, Study
 
 
 @dataclass
@@ -42,7 +42,8 @@ class Hook:
         loss: the loss of the loop: a torch loss module or function, or ``loss(outputs, y)`` with one value a sample.
         reduction: ``"mean"`` or ``"sum"``, where it cannot be read off the loss.
         inner: ``"unrolled"``, the loop's own gradient steps, differentiated as the loop did (to first order if it did);
-            or ``"proximal"``, the paper's inner problem. The first agrees better with retraining a learner that takes
+            ``"proximal"``, the paper's inner problem; or a kind with its settings from ``l2l_influence.bilevel``, such
+            as ``UnrolledWith`` a stateful optimiser. The first agrees better with retraining a learner that takes
             gradient steps, and is faster.
         proximal: δ of the proximal inner problem; ``"auto"`` is 1/(lr·K) for a mean loss, n/(lr·K) for a sum of n
             samples.
@@ -66,7 +67,7 @@ class Hook:
         loss: Callable[..., Tensor] | None = None,
         *,
         reduction: Reduction | None = None,
-        inner: InnerName = "unrolled",
+        inner: Inner = "unrolled",
         proximal: float | Literal["auto"] = "auto",
         inner_solver: str | Inverse = "auto",
         inner_tolerance: float = 0.1,

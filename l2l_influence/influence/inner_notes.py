@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..bilevel import Unrolled
-from ..bilevel.inner import InnerMap, ProximalMap
+from ..bilevel.inner import InnerMap, Proximal, ProximalMap
 from ..bilevel.local import SolvedBatch
 from ..errors import InfluenceError
 from .study import Study
@@ -12,11 +12,17 @@ from .study import Study
 def inner_notes(study: Study, residual: float) -> list[str]:
     """The inner kind and how well it was solved; for the proximal kind also how it relates to the loop's own steps,
     and what an approximate inverse leaves out."""
-    if study.proximal is None:
-        order = " (first-order: dθ/dλ = I, as in the loop)" if study.first_order else ""
-        return [f"inner: the loop's own gradient steps{order}"]
+    if isinstance(study.problem.kind, Proximal):
+        return _proximal_notes(study, study.problem.kind, residual)
+    if study.options.inner != "unrolled":
+        return [f"inner: {study.problem.kind}"]
+    order = " (first-order: dθ/dλ = I, as in the loop)" if study.first_order else ""
+    return [f"inner: the loop's own gradient steps{order}"]
+
+
+def _proximal_notes(study: Study, kind: Proximal, residual: float) -> list[str]:
     at = next(study.local.solved())
-    first = f"inner: proximal, δ = {study.proximal:.4g}{study.strength_note}; largest relative residual {residual:.1e}"
+    first = f"inner: proximal, δ = {kind.delta:.4g}{study.strength_note}; largest relative residual {residual:.1e}"
     return [first, *_inverse_note(at), *_distance_note(study, at.solution)]
 
 
@@ -24,11 +30,11 @@ def _inverse_note(at: SolvedBatch) -> list[str]:
     """Of ∂_θ L_O, which total gradients put through it."""
     if not isinstance(at.solution, ProximalMap):
         return []
+    note = f"inner inverse: {at.solution.note}"
     agreement = at.solution.agreement(at.outer_gradient[1])
-    compared = (
-        "" if agreement is None else f"; held against all of H_in: {agreement} (median of {len(at.batch.index)} tasks)"
-    )
-    return [f"inner inverse: {at.solution.note}{compared}"]
+    if agreement is None:
+        return [note]
+    return [f"{note}; held against all of H_in: {agreement} (median of {len(at.batch.index)} tasks)"]
 
 
 def _distance_note(study: Study, solution: InnerMap) -> list[str]:

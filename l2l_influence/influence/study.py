@@ -23,7 +23,8 @@ from ..recording import RecordedTask
 from .criterion import Reduction, take_apart
 from .data import RecordedTasks, Split, read_test_tasks
 
-InnerName = Literal["proximal", "unrolled"]
+Inner = Literal["proximal", "unrolled"] | InnerKind
+"""How θ_i(λ) is defined: as the loop's own steps, as the paper's proximal problem, or by a kind with its settings."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Options:
 
     loss: Callable[..., Tensor]
     reduction: Reduction | None = None
-    inner: InnerName = "unrolled"
+    inner: Inner = "unrolled"
     proximal: float | Literal["auto"] = "auto"
     inner_solver: str | Inverse = "auto"
     inner_tolerance: float = 0.1
@@ -49,7 +50,6 @@ class Study:
 
     Attributes:
         recorded: the training tasks, in order of first draw.
-        proximal: δ in use (None for the unrolled kind).
         problem: the bilevel problem; ``local`` is it at λ* on the recorded tasks.
     """
 
@@ -61,7 +61,6 @@ class Study:
         self.lam = model.parameters
         self._like = next(iter(self.lam.values()))
         kind = self._inner_kind()
-        self.proximal = kind.delta if isinstance(kind, Proximal) else None
         loss = ModelLoss(model, criterion)
         self.problem = BilevelProblem(
             loss,
@@ -145,12 +144,14 @@ class Study:
 
     def _inner_kind(self) -> InnerKind:
         options = self.options
+        if isinstance(options.inner, InnerKind):
+            return options.inner
         if options.inner == "unrolled":
             if options.proximal != "auto":
                 raise ValueError("proximal= is the strength of the proximal inner problem: pass inner='proximal' too")
             return Unrolled(*self.adaptation(), first_order=self._first_order())
         if options.inner != "proximal":
-            raise ValueError(f"inner must be 'proximal' or 'unrolled', not {options.inner!r}")
+            raise ValueError(f"inner must be 'proximal', 'unrolled' or an inner kind, not {options.inner!r}")
         policy = Policy(options.on_indefinite, options.on_unconverged)
         return Proximal(self._strength(), options.inner_solver, options.inner_tolerance, policy=policy)
 
