@@ -1,7 +1,7 @@
 """Bilevel problems: inner solutions, total derivatives, solvers. Knows torch and nothing of learn2learn."""
 
 from .functional import FunctionalModel
-from .hessians import Sketch
+from .hessians import Sketch, Subsample
 from .inner import Proximal, Unrolled, UnrolledWith
 from .layout import Layout
 from .loss import ModelLoss
@@ -22,6 +22,7 @@ __all__ = [
     "Sketch",
     "Solution",
     "SolveReport",
+    "Subsample",
     "Task",
     "TotalHessian",
     "Unrolled",

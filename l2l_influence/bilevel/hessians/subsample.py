@@ -1,0 +1,180 @@
+"""A total Hessian estimated from a few of the tasks, the paper's I_S.
+
+Every estimate is unbiased: over the draws, its mean is Σ_i c_i H_i.
+
+- At random, m of the N tasks are drawn without replacement and each stands for N/m.
+- By a score s_i ≥ 0 of the tasks, m are drawn with replacement and each draw of task i counts 1/(m p_i), with
+  ``p_i = c_i (1/Σ_j c_j + s_i/Σ_j c_j s_j) / 2``.
+
+The variance would be least with p_i ∝ c_i ‖H_i‖: s_i stands in for the size of H_i. The factor c_i belongs there, for a
+task that was trained on twice is then drawn as two tasks would be, and no task is rarely drawn and yet heavy. The half
+that goes by c_i alone bounds the weight c_i/(m p_i) of any draw by 2 Σ_j c_j/m: a score that misjudges H_i at most
+doubles the mean square of a draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ...errors import InfluenceError
+from ..local import LocalProblem, SolvedBatch
+from ..solvers import LinearOperator
+from .base import Curvature, Groups, TaskSum
+from .entropy import predictive_entropy
+from .kinds import curvature
+
+By = Literal["random", "difficulty", "uncertainty"]
+
+SCORES: dict[str, Callable[[SolvedBatch], Tensor]] = {
+    "difficulty": SolvedBatch.outer_loss,
+    "uncertainty": predictive_entropy,
+}
+
+STREAM = 1_618_033_989
+"""Added to the seed: a sketch that draws tasks of its own from those drawn here, by the same seed, must do so
+independently."""
+
+
+class Drawn(NamedTuple):
+    """Tasks that stand for all.
+
+    Attributes:
+        positions: of the distinct tasks drawn, ascending.
+        weights: of each of them, in the place of c_i.
+    """
+
+    positions: list[int]
+    weights: list[float]
+
+
+@dataclass(frozen=True)
+class Subsample(Curvature):
+    """``Σ_i c_i H_i`` estimated from ``tasks`` draws; all tasks at their own weights where there are no more than that.
+
+    Drawing by a score takes one pass over all tasks, to score them; drawing at random takes none. A score pays where
+    the weights c_i are uneven or the draws few: among tasks of equal weight, random tasks, which are all distinct, were
+    as good from a quarter of the tasks on.
+
+    Args:
+        kind: the Hessian to estimate.
+        tasks: m = |I_S|.
+        by: ``"random"``: uniformly. ``"difficulty"``: more often the larger the outer loss L_O^i is (above 0, or above
+            the least of them where that is negative). ``"uncertainty"``: more often the larger the entropy of the
+            softmax of the query outputs is, summed with the weights of the outer loss (their mean, if that is a mean).
+        seed: of the draws; the same seed draws the same tasks, whatever the batches.
+
+    Raises:
+        ValueError: ``tasks`` is not a positive whole number, or ``kind`` or ``by`` is unknown.
+        LossStructureError: ``"uncertainty"`` of a loss whose outputs are not class scores.
+        InfluenceError: the scores are not finite, or all weights c_i are 0.
+    """
+
+    kind: str | Curvature
+    tasks: int
+    by: By = "random"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        curvature(self.kind)
+        if not isinstance(self.tasks, int) or self.tasks < 1:
+            raise ValueError(f"tasks is the number of tasks to draw, 1 or more, not {self.tasks!r}")
+        if self.by not in get_args(By):
+            raise ValueError(f"by must be one of {list(get_args(By))}, not {self.by!r}")
+
+    def seen(self, at: SolvedBatch) -> SolvedBatch:
+        return curvature(self.kind).seen(at)
+
+    def operator(self, local: LocalProblem) -> TaskSum:
+        drawn, count = self.draw(local), len(local.tasks)
+        some = local.with_tasks(local.subset(drawn.positions).tasks, drawn.weights)
+        inner = curvature(self.kind).operator(local if self.tasks >= count else some)
+        name = self.kind if isinstance(self.kind, str) else type(self.kind).__name__
+        return SomeTasks(inner, drawn.positions, count, f"{inner.note or name} from {self._described(drawn, count)}")
+
+    def draw(self, local: LocalProblem) -> Drawn:
+        """The tasks drawn, and the weights with which they stand for all."""
+        count = len(local.tasks)
+        if self.tasks >= count:
+            return Drawn(list(range(count)), local.weights)
+        generator = torch.Generator().manual_seed(self.seed + STREAM)
+        if self.by == "random":
+            chosen = torch.randperm(count, generator=generator)[: self.tasks]
+            return _drawn(local.weights, chosen, torch.full((count,), self.tasks / count, dtype=torch.float64))
+        p = probabilities(local.weights, _scores(local, self.by))
+        return _drawn(local.weights, torch.multinomial(p, self.tasks, True, generator=generator), self.tasks * p)
+
+    def _described(self, drawn: Drawn, count: int) -> str:
+        if self.tasks >= count:
+            return f"all {count} tasks"
+        how = "at random" if self.by == "random" else f"by {self.by}, {len(drawn.positions)} distinct"
+        return f"{self.tasks} of {count} tasks ({how})"
+
+
+class SomeTasks(TaskSum):
+    """A sum over some tasks that stands for the sum over all ``count``.
+
+    Without task k, what k adds to it is dropped, weight and all, and the others keep their weights: over the draws the
+    mean of that is Σ_{i≠k} c_i H_i. In any one draw it is uneven: where k was drawn, more than c_k H_k goes (N/m times
+    as much at random), and where it was not, nothing does. A leave-one-out correction of one task is as uneven.
+    """
+
+    def __init__(self, inner: TaskSum, positions: Sequence[int], count: int, note: str) -> None:
+        self.note, self._inner, self._count = note, inner, count
+        self._place = {position: place for place, position in enumerate(positions)}
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self._inner.matvec(v)
+
+    def plus_identity(self, shift: float) -> LinearOperator:
+        return self._inner.plus_identity(shift)
+
+    def without(self, groups: Groups) -> LinearOperator:
+        return self._inner.without([self._places(group) for group in groups])
+
+    def _places(self, group: Sequence[int]) -> list[int]:
+        """Where those of the group that were drawn are among the drawn."""
+        positions = [range(self._count)[k] for k in group]
+        return [self._place[position] for position in positions if position in self._place]
+
+
+def probabilities(weights: Sequence[float], scores: Tensor) -> Tensor:
+    """``p_i = c_i (1/Σ_j c_j + s_i/Σ_j c_j s_j) / 2``, ``[N]``; by c_i alone where all scores s_i, ``[N]``, are 0.
+
+    Weights count by their size here, should any be negative.
+
+    Raises:
+        InfluenceError: the scores are not finite, or all c_i are 0.
+    """
+    size = torch.tensor(weights, dtype=torch.float64).abs()
+    scored = size * scores
+    p = _shares(size) if not bool(scored.any()) else (_shares(size) + _shares(scored)) / 2
+    if not bool(p.isfinite().all()):
+        raise InfluenceError(
+            "tasks cannot be drawn by these scores: a loss or an output is not finite, or all task weights are 0. "
+            "Draw with by='random', or look for the task whose loss is not finite"
+        )
+    return p
+
+
+def _shares(values: Tensor) -> Tensor:
+    return values / values.sum()
+
+
+def _drawn(weights: Sequence[float], draws: Tensor, expected: Tensor) -> Drawn:
+    """The tasks at ``draws``, each at c_i times how often it was drawn over how often that was to be ``expected``."""
+    times = draws.bincount(minlength=len(weights))
+    positions = times.nonzero()[:, 0].tolist()
+    return Drawn(positions, [weights[i] * float(times[i] / expected[i]) for i in positions])
+
+
+def _scores(local: LocalProblem, by: str) -> Tensor:
+    """s_i ≥ 0 of all tasks, ``[N]``."""
+    scores = torch.zeros(len(local.tasks), dtype=torch.float64)
+    for at in local.solved(f"task {by}"):
+        scores[at.batch.index] = SCORES[by](at).double().cpu()
+    return scores - scores.min().clamp(max=0)
