@@ -56,9 +56,9 @@ class Drawn(NamedTuple):
 class Subsample(Curvature):
     """``Σ_i c_i H_i`` estimated from ``tasks`` draws; all tasks at their own weights where there are no more than that.
 
-    Drawing by a score takes one pass over all tasks, to score them; drawing at random takes none. A score pays where
-    the weights c_i are uneven or the draws few: among tasks of equal weight, random tasks, which are all distinct, were
-    as good from a quarter of the tasks on.
+    Drawing by a score takes one pass over all tasks, to score them; drawing at random takes none. A score can pay where
+    the draws are few: it has to tell the size of H_i (or the weights c_i do). Random tasks are all distinct, and among
+    tasks of equal weight had the smallest error from half of the tasks on.
 
     Args:
         kind: the Hessian to estimate.
