@@ -89,7 +89,7 @@ def stack(tasks: list[Task], index: list[int], weights: list[float], like: Tenso
         index=index,
         support=_stack([t.support for t in tasks], [t.support_weights for t in tasks], like),
         query=_stack([t.query for t in tasks], [t.query_weights for t in tasks], like),
-        weight=torch.tensor([weights[i] for i in index]).to(like),
+        weight=torch.tensor([weights[i] for i in index], dtype=torch.float64).to(like),
         tasks=tasks,
     )
 
