@@ -96,8 +96,8 @@ class QuerySample(Level):
 
 
 class SupportSample(Level):
-    """instance-IF of training data (Thm 4.6–4.8): c_i w_j ∂g_i/∂w_j = −c_i D_λ P, P being the first-order change of
-    the task's outer loss without the sample. The paper's sign is that of P, so removal adds it."""
+    """instance-IF of training data (Thm 4.6–4.8, Alg. 6): c_i w_j ∂g_i/∂w_j = −c_i D_λ P, P being the first-order
+    change of the task's outer loss without the sample. The paper's sign is that of P, so removal adds it."""
 
     what = "support sample"
     sign = 1.0

@@ -106,16 +106,16 @@ class SolvedBatch:
         return self.pull_back(curved.lam, curved.theta)
 
     def query_slopes(self, v: Tensor) -> Tensor:
-        """⟨D_λ w_j ℓ_j, v⟩ of each query sample: ``[B, P] -> [B, n_q]``. Their sum over j is ⟨g_i, v⟩."""
+        """⟨D_λ w_j ℓ_j, v⟩ (Thm 4.5) of each query sample: ``[B, P] -> [B, n_q]``. Their sum over j is ⟨g_i, v⟩."""
         return self.outer.losses_along(self.lam, self.solution.theta, self.batch.query, v, self.push_forward(v))
 
     def support_slopes(self, v: Tensor) -> Tensor:
-        """w_j ∂⟨g_i, v⟩/∂w_j of each support sample: ``[B, P] -> [B, n_s]``."""
+        """w_j ∂⟨g_i, v⟩/∂w_j (Thm 4.6–4.8) of each support sample: ``[B, P] -> [B, n_s]``."""
         weight = self.batch.support.w
         return weight * self.second(v, torch.zeros_like(weight))[1]
 
     def gradient_by_support(self, e: Tensor) -> Tensor:
-        """Σ_j e_j w_j ∂g_i/∂w_j: ``[B, n_s] -> [B, P]``."""
+        """Σ_j e_j w_j ∂g_i/∂w_j (Thm 4.6–4.8): ``[B, n_s] -> [B, P]``."""
         return self.second(torch.zeros(len(e), len(self.lam)).to(e), e * self.batch.support.w)[0]
 
     @property

@@ -166,7 +166,7 @@ class BilevelProblem:
         return self.total_hessian(lam, tasks, kind, weights).influence(REMOVALS[inner], k, j)
 
     def remove(self, lam: Named, influence: Vector, level: str = "task") -> dict[str, Tensor]:
-        """λ after removal, to first order: ``λ − IF`` for a task or query sample, ``λ + IF`` for a support sample."""
+        """λ after removal, to first order: ``λ − IF``, but ``λ + IF`` for a support sample (Prop. 4.8, corrected)."""
         if level not in LEVELS:
             raise ValueError(f"level must be one of {sorted(LEVELS)}, not {level!r}")
         layout = Layout(lam)

@@ -75,7 +75,7 @@ class InnerMap(ABC):
 
     @abstractmethod
     def jvp(self, v: Tensor) -> Tensor:
-        """(dθ/dλ) v: ``[B, P] -> [B, Q]``."""
+        """(dθ/dλ) v: ``[B, P] -> [B, Q]`` (Thm 4.1 for the proximal kind)."""
 
     @abstractmethod
     def vjp(self, u: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Proximal(InnerKind):
 
 
 class ProximalMap(InnerMap):
-    """The minimiser and its Jacobian dθ/dλ = −H_in⁻¹ (∂_θ∂_λ Σℓ − δ E), E being the rows of I that θ starts from.
+    """The minimiser and its Jacobian dθ/dλ = −H_in⁻¹ (∂_θ∂_λ Σℓ − δ E) (Thm 4.1), E the rows of I that θ starts from.
 
     ``residual`` is ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖, ``report`` the last report of H_in⁻¹,
     ``note`` says how it is inverted.
@@ -118,7 +118,7 @@ class ProximalMap(InnerMap):
         return self._through_weights(self.inverse(u))
 
     def second(self, outer: Objective, query: Samples) -> SecondDerivative:
-        """With x = H_in⁻¹ ∂_θ L_O held fixed, ∇²(L_O − ⟨x, ∂_θ L_I⟩) between [I; dθ/d(λ, w)] and its transpose."""
+        """Def. 4.2: with x = H_in⁻¹ ∂_θ L_O fixed, ∇²(L_O − ⟨x, ∂_θ L_I⟩) between [I; dθ/d(λ, w)] and its transpose."""
         problem = self.problem
         x = self.inverse(outer.gradient_theta(problem.lam, self.theta, query))
         none = torch.zeros_like(query.w)
