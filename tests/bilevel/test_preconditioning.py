@@ -108,6 +108,7 @@ def test_a_preconditioner_that_is_not_positive_is_never_believed(kind):
     solution = kind(1e-8, preconditioner=wrong).solve(Matrices(matrices), b)
     assert torch.equal(solution.report.converged, true_residual(matrices, solution.value, b) <= 1e-8)
     assert not bool(solution.report.converged.all())
+    assert solution.report.iterations < 100  # it is noticed, not tried to the end
 
 
 def test_the_largest_eigenvalue_of_a_preconditioned_matrix():

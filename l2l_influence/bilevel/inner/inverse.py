@@ -23,6 +23,7 @@ from ..solvers import (
     Stored,
 )
 from .base import InnerProblem
+from .ekfac import EKFAC
 
 GRAM_LIMIT = 200
 """Up to this many outputs a task (n·C), the Gram matrix is the cheapest exact inverse."""
@@ -97,8 +98,11 @@ INVERSES: dict[str, Inverse] = {
     "gram": _gram,
     "cg": Iterative(_CG),
     "cg+gram": Iterative(_CG, _gram),
+    "cg+ekfac": Iterative(_CG, EKFAC()),
     "minres": Iterative(MINRES),
     "neumann": Iterative(Neumann),
+    "neumann+ekfac": Iterative(Neumann, EKFAC()),
+    "ekfac": EKFAC(),
     "dense": _dense,
     "identity": _identity,
 }

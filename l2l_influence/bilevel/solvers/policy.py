@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -107,17 +107,22 @@ def _by_damping(
     operator: LinearOperator, solver: LinearSolver, b: Tensor, solution: Solution[Tensor]
 ) -> Solution[Tensor]:
     """The refused rows with more and more on the diagonal; one that is refused in the end stays so."""
+    plain = _without_preconditioner(solver)
     lowest, highest = extreme_eigenvalues(operator, b, PRODUCTS)
     least = torch.maximum(-MARGIN * lowest, torch.finfo(b.dtype).eps ** 0.5 * highest.abs())
     for _ in range(TRIES):
         report = solution.report
         if not report.indefinite:
             break
-        enough = torch.maximum(MARGIN * (report.damping - report.smallest_curvature), least)
-        damping = torch.where(report.refused, enough, 0.0)
-        again = solver.solve(Damped(operator, damping), _only(report.refused, b))
+        damping = torch.maximum(MARGIN * (report.damping - report.smallest_curvature), least)
+        again = plain.solve(Damped(operator, damping), _only(report.refused, b))
         solution = _put_in(solution, Solution(again.value, replace(again.report, damping=damping)))
     return solution
+
+
+def _without_preconditioner(solver: LinearSolver) -> LinearSolver:
+    """What is close to an indefinite A is far from A with enough on its diagonal: it would only slow a solver down."""
+    return solver if solver.preconditioner is None else replace(cast(Any, solver), preconditioner=None)
 
 
 def _by_minres(operator: LinearOperator, b: Tensor, solution: Solution[Tensor]) -> Solution[Tensor]:
@@ -136,7 +141,8 @@ def _put_in(solution: Solution[Tensor], again: Solution[Tensor]) -> Solution[Ten
     old, new = solution.report, again.report
     fields = ("converged", "refused", "residual", "smallest_curvature", "damping")
     merged: dict[str, Any] = {name: torch.where(old.refused, getattr(new, name), getattr(old, name)) for name in fields}
-    solver = old.solver if new.solver == old.solver else f"{old.solver}, then {new.solver}"
+    same = old.solver.split(", then ")[-1] == new.solver
+    solver = old.solver if same else f"{old.solver}, then {new.solver}"
     report = replace(old, solver=solver, iterations=old.iterations + new.iterations, **merged)
     return Solution(torch.where(old.refused.unsqueeze(-1), again.value, solution.value), report)
 
