@@ -6,6 +6,7 @@ vectors, one task at a time.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -100,13 +101,64 @@ class Reference:
         return torch.cat([torch.eye(self.layout.size, dtype=torch.float64), self.theta_jacobian(task, theta)])
 
     def joint_hessian(self, task: Task, theta: Tensor) -> Tensor:
-        blocks = jacrev(jacrev(self.outer(task), (0, 1)), (0, 1))(self.lam, theta)
+        return self._second(self.outer(task), theta)
+
+    def _second(self, function: Callable[[Tensor, Tensor], Tensor], theta: Tensor) -> Tensor:
+        """∇²_(λ, θ) of a function."""
+        blocks = jacrev(jacrev(function, (0, 1)), (0, 1))(self.lam, theta)
         return torch.cat([torch.cat(list(row), dim=1) for row in blocks])
+
+    def at(self, lam: Tensor) -> Reference:
+        """The same at another λ, ``[P]``."""
+        moved = copy.copy(self)
+        moved.lam = lam
+        return moved
+
+    def total_gradient(self, task: Task) -> Tensor:
+        """Zᵀ ∇L_O."""
+        theta = self.solve(self.lam, task)
+        return self.chain(task, theta).T @ torch.cat(jacrev(self.outer(task), (0, 1))(self.lam, theta))
+
+    def projected_hessian(self, task: Task) -> Tensor:
+        """Zᵀ ∇²L_O Z."""
+        theta = self.solve(self.lam, task)
+        z = self.chain(task, theta)
+        return z.T @ self.joint_hessian(task, theta) @ z
+
+    def total_hessian(self, task: Task) -> Tensor:
+        """Zᵀ ∇²(L_O − ⟨u, ∂_θ L_I⟩) Z with u = H_in⁻¹ ∂_θ L_O held fixed."""
+        theta = self.solve(self.lam, task)
+        z, by_theta = self.chain(task, theta), jacrev(self.inner(task), 1)
+        u = torch.linalg.solve(jacrev(by_theta, 1)(self.lam, theta), jacrev(self.outer(task), 1)(self.lam, theta))
+        third = self._second(lambda lam, theta: u @ by_theta(lam, theta), theta)
+        return z.T @ (self.joint_hessian(task, theta) - third) @ z
 
     def total_loss(self, lam: Tensor, tasks: list[Task], weights: Tensor, l2: float) -> Tensor:
         """L_Total with every inner problem re-optimised."""
         terms = [w * self.outer(t)(lam, self.solve(lam, t)) for w, t in zip(weights, tasks, strict=True)]
         return sum(terms, torch.zeros((), dtype=torch.float64)) + 0.5 * l2 * lam.square().sum()
+
+
+class UnrolledReference(Reference):
+    """The same where θ_i(λ) is the end of gradient steps from λ, by differentiating through them."""
+
+    def __init__(
+        self, loss: Callable[..., Tensor], lam: Named, theta_keys: list[str] | None, lr: float, steps: int
+    ) -> None:
+        super().__init__(loss, lam, theta_keys, delta=0.0)
+        self.lr, self.steps = lr, steps
+
+    def solve(self, lam: Tensor, task: Task) -> Tensor:
+        theta = lam[self.where]
+        for _ in range(self.steps):
+            theta = theta - self.lr * jacrev(self.inner(task), 1)(lam, theta)
+        return theta
+
+    def theta_jacobian(self, task: Task, theta: Tensor) -> Tensor:
+        return jacrev(lambda lam: self.solve(lam, task))(self.lam)
+
+    def total_hessian(self, task: Task) -> Tensor:
+        return jacrev(jacrev(lambda lam: self.outer(task)(lam, self.solve(lam, task))))(self.lam)
 
 
 def central_difference(function: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-5) -> Tensor:
