@@ -35,17 +35,17 @@ class ModelLoss:
         self.criterion = criterion
 
     def predict(self, lam: Named, theta: Named, x: Tensor) -> Tensor:
-        """The model's outputs, shape ``(n, ...)``."""
+        """The model's outputs, a row for each of x."""
         return self.model({**lam, **theta}, x)
 
     def __call__(self, lam: Named, theta: Named, x: Tensor, y: Tensor, /) -> Tensor:
-        return self.criterion(self.predict(lam, theta, x), y)
+        return self.criterion(self.predict(lam, theta, x)[: len(y)], y)
 
 
 def outputs_of(loss: PerSampleLoss, lam: Named, theta: Named, x: Tensor, y: Tensor) -> Tensor:
     """The model outputs that ``loss`` computes on the way to its per-sample losses."""
     if isinstance(loss, ModelLoss):
-        return loss.predict(lam, theta, x)
+        return loss.predict(lam, theta, x)[: len(y)]
     with _LossCall() as seen:
         loss(lam, theta, x, y)
     return seen.outputs()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Task:
         support_weights: shape ``(n_s,)``, the w_j of L_I (1 unless said; a mean-reduced loss is w = 1/n_s).
         query_weights: shape ``(n_q,)``, the w_j of L_O.
         start: where the inner solver starts, by parameter name; λ unless said.
+        together: whether support and query rows go through the model in one batch, as where features are computed once
+            for both; it matters to batch statistics.
     """
 
     support: Pair
@@ -31,6 +33,7 @@ class Task:
     support_weights: Tensor | None = None
     query_weights: Tensor | None = None
     start: Mapping[str, Tensor] | None = None
+    together: bool = False
 
     def __post_init__(self) -> None:
         _check_rows("support", self.support, self.support_weights)
@@ -38,7 +41,10 @@ class Task:
 
 
 class Samples(NamedTuple):
-    """Samples of ``B`` tasks: x ``[B, n, ...]``, y ``[B, n, ...]``, weights ``[B, n]``."""
+    """Samples of ``B`` tasks: x ``[B, n, ...]``, y ``[B, n, ...]``, weights ``[B, n]``.
+
+    x may have further rows, which go through the model with the others and have no loss.
+    """
 
     x: Tensor
     y: Tensor
@@ -72,31 +78,45 @@ def check_weights(weights: Tensor | Sequence[float] | None, count: int) -> list[
     return values
 
 
-def _signature(task: Task) -> tuple[torch.Size, ...]:
-    return tuple(part.shape for pair in (task.support, task.query) for part in pair)
+def _signature(task: Task) -> tuple[Any, ...]:
+    return task.together, *(part.shape for pair in (task.support, task.query) for part in pair)
 
 
-def _stack(pairs: list[Pair], weights: list[Tensor | None], like: Tensor) -> Samples:
-    x = torch.stack([pair[0] for pair in pairs]).to(like.device)
-    y = torch.stack([pair[1] for pair in pairs]).to(like.device)
-    w = [torch.ones(x.shape[1]) if weight is None else weight.detach() for weight in weights]
-    return Samples(x.detach(), y.detach(), torch.stack(w).to(like))
+def _stack(xs: list[Tensor], ys: list[Tensor], weights: list[Tensor | None], like: Tensor) -> Samples:
+    x, y = (torch.stack(parts).to(like.device).detach() for parts in (xs, ys))
+    w = [torch.ones(y.shape[1]) if weight is None else weight.detach() for weight in weights]
+    return Samples(x, y, torch.stack(w).to(like))
 
 
 def stack(tasks: list[Task], index: list[int], weights: list[float], like: Tensor) -> TaskBatch:
     """Stack tasks of equal shape; floating-point weights take the dtype and device of ``like``."""
     return TaskBatch(
         index=index,
-        support=_stack([t.support for t in tasks], [t.support_weights for t in tasks], like),
-        query=_stack([t.query for t in tasks], [t.query_weights for t in tasks], like),
-        weight=torch.tensor([weights[i] for i in index], dtype=torch.float64).to(like),
+        support=_stack(
+            [_inputs(t, t.support, t.query) for t in tasks],
+            [t.support[1] for t in tasks],
+            [t.support_weights for t in tasks],
+            like,
+        ),
+        query=_stack(
+            [_inputs(t, t.query, t.support) for t in tasks],
+            [t.query[1] for t in tasks],
+            [t.query_weights for t in tasks],
+            like,
+        ),
+        weight=torch.tensor([weights[i] for i in index], dtype=like.dtype, device=like.device),
         tasks=tasks,
     )
 
 
+def _inputs(task: Task, own: Pair, other: Pair) -> Tensor:
+    """The rows that go through the model when the losses of ``own`` are wanted, these first."""
+    return torch.cat([own[0], other[0]]) if task.together else own[0]
+
+
 def plan(tasks: Sequence[Task], size: int) -> list[list[int]]:
     """Positions grouped into batches of at most ``size`` tasks of equal shape; reads each task once, keeps none."""
-    waiting: dict[tuple[torch.Size, ...], list[int]] = {}
+    waiting: dict[tuple[Any, ...], list[int]] = {}
     groups: list[list[int]] = []
     for position in range(len(tasks)):
         signature = _signature(tasks[position])

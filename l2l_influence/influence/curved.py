@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeVar
 
 from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bilevel.functional import BatchNormMode
 from ..bilevel.hessians import Curvature
@@ -26,9 +26,9 @@ class CurvedHook(Hook):
     """A :class:`Hook` with a model of the outer curvature.
 
     Args:
-        maml, tasks, loss, reduction, inner, proximal, inner_solver, inner_tolerance, l2, batch_norm, on_indefinite,
-            on_unconverged, memory, progress: see :class:`Hook`. With ``hessian="exact"`` the inner problem's
-            ``inner_solver="auto"`` is ``"cg"``, which leaves nothing out.
+        maml, tasks, loss, body, reduction, inner, proximal, inner_solver, inner_tolerance, l2, batch_norm,
+            on_indefinite, on_unconverged, memory, progress: see :class:`Hook`. With ``hessian="exact"`` the inner
+            problem's ``inner_solver="auto"`` is ``"cg"``, which leaves nothing out.
         hessian: kind of total Hessian: ``"sketch"`` (a sampled Gauss–Newton matrix; the default), ``"gauss-newton"``,
             ``"exact"``, ``"hessian"``, ``"gamma"`` (the paper's), ``"direct"``, ``"direct-first-order"`` or
             ``"identity"``; or one with settings of its own from ``l2l_influence.bilevel``, such as
@@ -47,6 +47,7 @@ class CurvedHook(Hook):
         tasks: Taskset | None = None,
         loss: Callable[..., Tensor] | None = None,
         *,
+        body: nn.Module | None = None,
         reduction: Reduction | None = None,
         inner: Inner = "unrolled",
         proximal: float | Literal["auto"] = "auto",
@@ -68,6 +69,7 @@ class CurvedHook(Hook):
             maml,
             tasks,
             loss,
+            body=body,
             reduction=reduction,
             inner=inner,
             proximal=proximal,

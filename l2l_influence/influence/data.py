@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from learn2learn.data import Taskset
 from torch import Tensor
 
 from ..bilevel import Task
-from ..bilevel.layout import Named
 from ..bilevel.task import Pair
 from ..errors import RecordingError, TaskShapeError
 from ..recording import RecordedTask
@@ -25,25 +24,40 @@ Split = Callable[[Tensor, Tensor], tuple[Pair, Pair]]
 class RecordedTasks(Sequence[Task]):
     """Recorded tasks, converted when they are read, so that only one batch of them is in memory at a time."""
 
-    def __init__(self, recorded: Sequence[RecordedTask], reduction: Reduction, lam: Named, warm: bool) -> None:
-        self._recorded, self._reduction, self._lam, self._warm = recorded, reduction, lam, warm
-        self._like = next(iter(lam.values()))
+    def __init__(
+        self, recorded: Sequence[RecordedTask], reduction: Reduction, like: Tensor, start: Mapping[str, str] | None
+    ) -> None:
+        """``start``: names of θ's entries, and of the adapted parameters to start from; None to start from λ."""
+        self._recorded, self._reduction, self._like, self._start_names = recorded, reduction, like, start
 
     def __len__(self) -> int:
         return len(self._recorded)
 
     def __getitem__(self, position: Any) -> Any:
         recorded = self._recorded[position]
-        start = self._start(recorded) if self._warm else None
-        return make_task(recorded.support, recorded.query, self._reduction, self._like, start)
+        return make_task(
+            recorded.support,
+            recorded.query,
+            self._reduction,
+            self._like,
+            start=self._start(recorded.adapted),
+            together=recorded.together,
+        )
 
-    def _start(self, recorded: RecordedTask) -> dict[str, Tensor] | None:
-        """The adapted values of the trainable parameters; what was frozen is no part of θ."""
-        return None if recorded.adapted is None else {name: recorded.adapted[name] for name in self._lam}
+    def _start(self, adapted: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        if adapted is None or self._start_names is None:
+            return None
+        return {name: adapted[own] for name, own in self._start_names.items()}
 
 
 def make_task(
-    support: Pair, query: Pair, reduction: Reduction, like: Tensor, start: dict[str, Tensor] | None = None
+    support: Pair,
+    query: Pair,
+    reduction: Reduction,
+    like: Tensor,
+    *,
+    start: dict[str, Tensor] | None = None,
+    together: bool = False,
 ) -> Task:
     """A core task whose sample weights say how the user's loss is reduced; floats take the dtype of ``like``."""
     return Task(
@@ -52,6 +66,7 @@ def make_task(
         support_weights=_sample_weights(support, reduction),
         query_weights=_sample_weights(query, reduction),
         start=start,
+        together=together,
     )
 
 
@@ -74,7 +89,11 @@ def read_test_tasks(
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
     cut = split or split_as_recorded(recorded)
     items = read_tasks(source, num_tasks, seed) if isinstance(source, Taskset) else list(source)[:num_tasks]
-    return [item if isinstance(item, Task) else make_task(*_halves(item, cut), reduction, like) for item in items]
+    together = any(task.together for task in recorded)
+    return [
+        item if isinstance(item, Task) else make_task(*_halves(item, cut), reduction, like, together=together)
+        for item in items
+    ]
 
 
 def _halves(item: Any, cut: Split) -> tuple[Pair, Pair]:

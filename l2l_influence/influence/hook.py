@@ -8,7 +8,7 @@ from typing import Literal
 
 from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bilevel.functional import BatchNormMode
 from ..bilevel.inner import Inverse
@@ -17,6 +17,7 @@ from ..bilevel.solvers import OnIndefinite, OnUnconverged
 from ..bilevel.stationarity import Stationarity
 from ..recording import recording_of
 from .criterion import Reduction
+from .model import model_of
 from .outer import Outer
 from .state import State, same, state_of
 from .study import Inner, Options, Study
@@ -40,6 +41,8 @@ class Hook:
         maml: the recorded learner (:class:`l2l_influence.MAML`).
         tasks: the training :class:`~l2l_influence.TaskDataset`; None for all tasks that were trained on.
         loss: the loss of the loop: a torch loss module or function, or ``loss(outputs, y)`` with one value a sample.
+        body: for ANIL: the module that made the features which the learner, a head, was fed. Its parameters are
+            meta-parameters that no task adapts.
         reduction: ``"mean"`` or ``"sum"``, where it cannot be read off the loss.
         inner: ``"unrolled"``, the loop's own gradient steps, differentiated as the loop did (to first order if it did);
             ``"proximal"``, the paper's inner problem; or a kind with its settings from ``l2l_influence.bilevel``, such
@@ -66,6 +69,7 @@ class Hook:
         tasks: Taskset | None = None,
         loss: Callable[..., Tensor] | None = None,
         *,
+        body: nn.Module | None = None,
         reduction: Reduction | None = None,
         inner: Inner = "unrolled",
         proximal: float | Literal["auto"] = "auto",
@@ -83,6 +87,7 @@ class Hook:
         self._maml, self._tasks = maml, tasks
         self._options = Options(
             loss=loss,
+            body=body,
             reduction=reduction,
             inner=inner,
             proximal=proximal,
@@ -104,7 +109,7 @@ class Hook:
     def _study(self) -> Study:
         """The run at the learner's present parameters; kept until these, or the recording, change."""
         recorded = recording_of(self._maml).training_tasks(self._tasks)
-        state = state_of(self._maml, recorded)
+        state = state_of(model_of(self._maml, self._options.body), recorded)
         kept = self._kept
         if kept.study is None or kept.state is None or not same(kept.state, state):
             kept.state, kept.study, kept.outer = state, Study(self._maml, recorded, self._options), None

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from learn2learn.data import Taskset
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bilevel.hessians import Groups
 from ..bilevel.levels import Level
@@ -19,6 +19,7 @@ from .curved import CurvedHook
 from .data import Split
 from .edit import edited_state
 from .inner_notes import inner_notes
+from .model import model_of
 from .outer import Outer
 from .result import Scores
 from .scoring import Found, each_test_gradient, mean_test_gradient, score, score_on_itself
@@ -125,7 +126,8 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
     def remove(self, items: Ref | Iterable[Ref], *, correct_residual: bool = False) -> dict[str, Tensor]:
         """The learner's state_dict with λ* moved to where training without these items is predicted to end.
 
-        ``maml.load_state_dict(edited)`` applies it; ``maml`` itself is left as it is.
+        ``maml.load_state_dict(edited)`` applies it; ``maml`` itself is left as it is. With a ``body`` it is the
+        state_dict of ``nn.ModuleDict({"body": body, "module": maml.module})``.
 
         Args:
             items: one, or several, each named once.
@@ -176,7 +178,13 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         study = outer.study
         if correct_residual:
             change = change + study.stationarity.gradient.to(change)
-        return edited_state(self._maml, self._unravel(outer, study.local.lam - outer.solve(change, without)[0]))
+        edited = self._unravel(outer, study.local.lam - outer.solve(change, without)[0])
+        return edited_state(self._owner(), model_of(self._maml, self._options.body), edited)
+
+    def _owner(self) -> nn.Module:
+        """The module whose state_dict an edit is."""
+        body = self._options.body
+        return self._maml if body is None else model_of(self._maml, body)
 
     def _relabelled(self, outer: Outer, position: int, support: Labels, query: Labels) -> Tensor:
         """The change of c_i g_i when samples of a task get other labels, ``[1, P]``."""

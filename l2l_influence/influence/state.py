@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from learn2learn.algorithms.base_learner import BaseLearner
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..recording import RecordedTask
 
 State = tuple[list[Tensor], list[tuple[Any, ...]]]
 
 
-def state_of(maml: BaseLearner, recorded: Sequence[RecordedTask]) -> State:
-    """The learner's tensors, and how each task was used."""
-    tensors = [value.detach().clone() for value in maml.module.state_dict().values()]
+def state_of(model: nn.Module, recorded: Sequence[RecordedTask]) -> State:
+    """The model's tensors, and how each task was used."""
+    tensors = [value.detach().clone() for value in model.state_dict().values()]
     uses = [(t.id, t.trained, t.lr, t.steps, t.first_order, t.support_rows, t.query_rows) for t in recorded]
     return tensors, uses
 

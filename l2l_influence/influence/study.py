@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task, Unrolled
 from ..bilevel.functional import BatchNormMode
@@ -22,6 +22,7 @@ from ..errors import InfluenceError, LossStructureError
 from ..recording import RecordedTask
 from .criterion import Reduction, take_apart
 from .data import RecordedTasks, Split, read_test_tasks
+from .model import adapted_names, model_of
 
 Inner = Literal["proximal", "unrolled"] | InnerKind
 """How θ_i(λ) is defined: as the loop's own steps, as the paper's proximal problem, or by a kind with its settings."""
@@ -32,6 +33,7 @@ class Options:
     """How a hook reads the recorded run; see :class:`~l2l_influence.influence.hook.Hook` for what each means."""
 
     loss: Callable[..., Tensor]
+    body: nn.Module | None = None
     reduction: Reduction | None = None
     inner: Inner = "unrolled"
     proximal: float | Literal["auto"] = "auto"
@@ -57,25 +59,26 @@ class Study:
         self.recorded = recorded
         self.options = options
         criterion, self.reduction = take_apart(options.loss, options.reduction)
-        model = FunctionalModel(maml.module, batch_norm=options.batch_norm)
+        model = FunctionalModel(model_of(maml, options.body), batch_norm=options.batch_norm)
         self.lam = model.parameters
         self._like = next(iter(self.lam.values()))
         kind = self._inner_kind()
+        adapted = adapted_names(self.lam, options.body)
         loss = ModelLoss(model, criterion)
         self.problem = BilevelProblem(
             loss,
             loss,
             kind,
             options.l2,
+            list(adapted),
             on_indefinite=options.on_indefinite,
             on_unconverged=options.on_unconverged,
             memory=options.memory,
             progress=options.progress,
         )
-        warm = isinstance(kind, Proximal)
-        self.local = self.problem.at(
-            self.lam, RecordedTasks(self.recorded, self.reduction, self.lam, warm), self._weights()
-        )
+        start = adapted if isinstance(kind, Proximal) else None
+        tasks = RecordedTasks(self.recorded, self.reduction, self._like, start)
+        self.local = self.problem.at(self.lam, tasks, self._weights())
         self._require_same_loss(model, criterion)
         self._stationarity: Stationarity | None = None
         self._position = {task.id: position for position, task in enumerate(self.recorded)}

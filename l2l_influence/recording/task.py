@@ -29,6 +29,7 @@ class RecordedTask:
         trained: how many of these draws had a loss whose gradient reached the meta-parameters.
         lr, steps, first_order: of the last draw's ``adapt`` calls.
         labels: ``"changed"`` when the loss saw other support labels than were served.
+        together: whether the features of both sets were computed in one batch, by a body that is not adapted (ANIL).
         adapted: the adapted parameters of the last draw that trained, named as in ``model.named_parameters()``,
             detached, on the CPU; or None (switched off, over the memory cap, or never trained).
     """
@@ -49,6 +50,7 @@ class RecordedTask:
     adapted: dict[str, Tensor] | None = field(repr=False)
     seen_labels: Tensor | None = field(repr=False)
     read: Callable[[], tuple[Tensor, ...]] = field(repr=False)
+    together: bool = False
 
     @property
     def support(self) -> tuple[Tensor, Tensor]:
