@@ -2,26 +2,31 @@
 
 from .functional import FunctionalModel
 from .hessians import Sketch, Subsample
-from .inner import Proximal, Unrolled, UnrolledWith
+from .inner import EKFAC, Proximal, Unrolled, UnrolledWith
 from .layout import Layout
 from .loss import ModelLoss
 from .problem import BilevelProblem, InnerSolution, TotalHessian
-from .solvers import CG, Dense, Neumann, Solution, SolveReport
+from .solvers import CG, MINRES, Dense, Neumann, Policy, Solution, SolveReport
+from .stationarity import Stationarity
 from .task import Task
 
 __all__ = [
     "BilevelProblem",
     "CG",
     "Dense",
+    "EKFAC",
     "FunctionalModel",
     "InnerSolution",
     "Layout",
+    "MINRES",
     "ModelLoss",
     "Neumann",
+    "Policy",
     "Proximal",
     "Sketch",
     "Solution",
     "SolveReport",
+    "Stationarity",
     "Subsample",
     "Task",
     "TotalHessian",

@@ -49,7 +49,7 @@ def test_its_solve_equals_the_dense_solve():
     dense = hessian.operator.matvec(EYE) + (0.3 + 0.1) * EYE
     solution = hessian.solve(v, damping=0.1)
     assert relative(solution.value, torch.linalg.solve(dense, v)) < 1e-10
-    assert solution.report.solver == "closedform" and bool(solution.report.converged.all())
+    assert solution.report.solver == "closed form" and bool(solution.report.converged.all())
 
 
 def test_it_does_not_depend_on_batches_and_repeats_exactly():

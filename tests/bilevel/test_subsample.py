@@ -310,7 +310,7 @@ def test_a_sketch_is_still_solved_through_its_own_columns():
     eye = torch.eye(SIZE, dtype=torch.float64)
     whole = hessian.operator.matvec(eye) + (0.5 + 0.1) * eye
     solution = hessian.solve(v, damping=0.1)
-    assert solution.report.solver == "closedform"
+    assert solution.report.solver == "closed form"
     assert relative(solution.value, torch.linalg.solve(whole, v)) < 1e-10
 
 

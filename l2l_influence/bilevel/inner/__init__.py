@@ -2,12 +2,14 @@
 
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .direct import Carried, Constant, Reading, Simplified
+from .ekfac import EKFAC
 from .inverse import Inverse
 from .proximal import Proximal, ProximalMap
 from .stateful import StatefulMap, UnrolledWith
 from .unrolled import StepsMap, Unrolled, UnrolledMap
 
 __all__ = [
+    "EKFAC",
     "Carried",
     "Constant",
     "InnerKind",

@@ -25,8 +25,11 @@ class Proximal(InnerKind):
 
     Args:
         delta: δ > 0.
-        inverse: how H_in = ∂_θθ L_I is inverted: ``"gram"`` (its Gauss–Newton part, exactly), ``"cg"`` or ``"dense"``
-            (all of it), or ``"auto"``; or an object with settings of its own.
+        inverse: how H_in = ∂_θθ L_I is inverted. ``"gram"``: its Gauss–Newton part, exactly; ``"ekfac"``: an
+            approximation of that part; ``"identity"``: none of it but δI. All of H_in: ``"cg"``, ``"minres"``,
+            ``"neumann"`` or ``"dense"``, and, preconditioned, ``"cg+gram"``, ``"cg+ekfac"`` or ``"neumann+ekfac"``.
+            ``"auto"``: gram where a task has few outputs, else cg. Or an object with settings of its own, such as
+            ``EKFAC(fisher="mc")``.
         tolerance: largest ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖ that is accepted; from the dtype unless given. The search aims at
             a tenth of it, and ends earlier where nothing more is gained: networks with ReLU or max-pooling often have
             the minimum on a kink, where a few per cent is all that can be had.
@@ -152,7 +155,7 @@ class ProximalMap(InnerMap):
 
     @property
     def nbytes(self) -> int:
-        return self.theta.nbytes + self._operator.nbytes
+        return self.theta.nbytes + self._operator.nbytes + self._solver.nbytes
 
 
 def _require_minimum(minimum: Minimum, tolerance: float) -> None:

@@ -7,6 +7,7 @@ right-hand sides); a solver need not know.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ class LinearSolver(ABC):
     @property
     def name(self) -> str:
         """As reports call it."""
-        name = type(self).__name__.lower()
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(self).__name__).lower()  # "closed form"
         return name if self.preconditioner is None else f"preconditioned {name}"
 
     @property
