@@ -14,10 +14,11 @@ State = tuple[list[Tensor], list[tuple[Any, ...]]]
 
 
 def state_of(model: nn.Module, recorded: Sequence[RecordedTask]) -> State:
-    """The model's tensors, and how each task was used."""
-    tensors = [value.detach().clone() for value in model.state_dict().values()]
+    """The model's tensors; and what they are, which of them can be trained, and how each task was used."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    kinds = [(name, value.requires_grad, value.dtype, value.device) for name, value in named]
     uses = [(t.id, t.trained, t.lr, t.steps, t.first_order, t.support_rows, t.query_rows) for t in recorded]
-    return tensors, uses
+    return [value.detach().clone() for _, value in named], [*kinds, *uses]
 
 
 def same(a: State, b: State) -> bool:
