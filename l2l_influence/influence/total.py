@@ -22,7 +22,7 @@ class TotalGradient(Hook):
     def total(self) -> dict[str, Tensor]:
         """D_λ L_Total = Σ_i c_i g_i + δ_o λ, which is 0 at a minimum; see :meth:`stationarity`."""
         study = self._study()
-        return study.local.settings.layout.unravel(study.stationarity.gradient.to(study.local.lam))
+        return study.local.settings.layout.unravel(study.stationarity.gradient.to(study.local.lam, copy=True))
 
 
 class TotalHessian(CurvedHook):
