@@ -48,7 +48,8 @@ def score_leaving_out(outer: Outer, level: Level, tests: Tensor) -> Found:
 
 
 def score_on_itself(outer: Outer, level: Level) -> Found:
-    """Each item on its own loss, by one solve for each item. Never positive where H is positive semi-definite."""
+    """Each item on its own loss, by one solve for each item; for tasks and query samples never positive where H is
+    positive semi-definite."""
 
     def measure(at: SolvedBatch) -> Tensor:
         each = [outer.solve(level.pull(at, j)) * level.own(at, j).total_gradient for j in range(level.count(at))]
