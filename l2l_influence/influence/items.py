@@ -14,6 +14,7 @@ from ..bilevel.hessians import Groups
 from ..bilevel.levels import Level
 from ..bilevel.local import LocalProblem
 from ..bilevel.task import Samples
+from ..errors import TaskShapeError
 from ..recording import recording_of
 from .curved import CurvedHook
 from .data import Split
@@ -163,9 +164,10 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
 
     def _located(self, study: Study, items: Ref | Iterable[Ref]) -> list[tuple[int, int]]:
         refs = self._listed(items)
-        if not refs or len(set(refs)) < len(refs):
+        places = [self._locate(study, ref) for ref in refs]
+        if not places or len(set(places)) < len(places):
             raise ValueError(f"name at least one {self._level.what}, each once, got {refs}")
-        return [self._locate(study, ref) for ref in refs]
+        return places
 
     @abstractmethod
     def _listed(self, items: Ref | Iterable[Ref]) -> list[Ref]:
@@ -213,6 +215,8 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
 def _with_labels(samples: Samples, labels: Labels) -> Samples:
     y = samples.y.clone()
     for j, label in labels.items():
+        if torch.as_tensor(label).is_floating_point() and not y.is_floating_point():
+            raise TaskShapeError(f"labels are whole numbers ({y.dtype}) in this task, and {label} is none")
         y[:, j] = label
     return samples._replace(y=y)
 

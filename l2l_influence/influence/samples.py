@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from operator import index
 from typing import Any
 
 import torch
@@ -57,18 +59,15 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
         return [(study.recorded[position].id, j) for j in range(count)]
 
     def _locate(self, study: Study, ref: Sample) -> tuple[int, int]:
-        task, j = ref
+        task, j = _pair(ref)
         position = study.position(task)
         count = len(self._set(study.recorded[position])[0])
         if not 0 <= j < count:
-            raise InfluenceError(f"task {task} has {count} of {self._level.what}, 0 to {count - 1}: there is no {j}")
+            raise InfluenceError(f"task {task} has {count} {self._level.what}s, 0 to {count - 1}: there is no {j}")
         return position, j
 
     def _listed(self, items: Sample | Iterable[Sample]) -> list[Sample]:
-        listed = list(items)
-        if len(listed) == 2 and all(isinstance(part, int) for part in listed):
-            return [(listed[0], listed[1])]  # type: ignore[list-item]
-        return listed  # type: ignore[return-value]
+        return [items] if _is_one(items) else list(items)  # type: ignore[list-item, arg-type]
 
     def _result(
         self, study: Study, found: Found, order: list[int], loss: float, notes: list[str], reading: str | None = None
@@ -79,9 +78,9 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
         for rank, at in enumerate(order, start=1):
             position, j = places[at]
             task, (batch_rows, (_, y)) = study.recorded[position], sets[position]
-            index = None if task.indices is None else task.indices[batch_rows[j]]
+            source = None if task.indices is None else task.indices[batch_rows[j]]
             own, value = float(found.losses[position][j]), float(found.scores[position][j, 0])
-            rows.append(SampleScore(rank, task.id, j, batch_rows[j], index, _label(y[j]), task.trained, own, value))
+            rows.append(SampleScore(rank, task.id, j, batch_rows[j], source, _label(y[j]), task.trained, own, value))
         return SampleScores(f"{self._level.what}s", rows, loss, notes, reading)
 
 
@@ -156,6 +155,19 @@ def _removal(inner: str) -> Level:
     if inner not in REMOVALS:
         raise ValueError(f"inner must be one of {sorted(REMOVALS)}, not {inner!r}")
     return REMOVALS[inner]
+
+
+def _is_one(items: Sample | Iterable[Sample]) -> bool:
+    """Whether it names one sample. A list names several: ``[3, 17]`` are two tasks, and no sample."""
+    return not isinstance(items, Iterable) or (isinstance(items, tuple) and isinstance(next(iter(items), ()), Integral))
+
+
+def _pair(ref: Sample) -> Sample:
+    try:
+        task, j = (index(part) for part in ref)
+    except (TypeError, ValueError):
+        raise InfluenceError(f"a sample is named by a pair of whole numbers, (task, sample); got {ref!r}") from None
+    return task, j
 
 
 def _label(y: Tensor) -> Any:

@@ -10,6 +10,8 @@ from learn2learn.data import Taskset
 from torch import Tensor
 
 from ..bilevel.levels import WholeTask
+from ..errors import TaskShapeError
+from ..recording import RecordedTask
 from .data import Split
 from .items import ItemInfluence
 from .result import TaskScore, TaskScores
@@ -96,9 +98,9 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
         for task, y in labels.items():
             position = outer.study.position(task)
             recorded = outer.study.recorded[position]
-            support = dict(enumerate(y[list(recorded.support_rows)]))
-            query = dict(enumerate(y[list(recorded.query_rows)]))
-            change += self._relabelled(outer, position, support, query)
+            rows = _as_served(recorded, y)
+            support, query = rows[list(recorded.support_rows)], rows[list(recorded.query_rows)]
+            change += self._relabelled(outer, position, dict(enumerate(support)), dict(enumerate(query)))
         return self._moved(outer, change)
 
     def _refs(self, study: Study, position: int, count: int) -> list[int]:
@@ -108,7 +110,7 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
         return study.position(ref), 0
 
     def _listed(self, items: int | Iterable[int]) -> list[int]:
-        return [items] if isinstance(items, int) else list(items)
+        return list(items) if isinstance(items, Iterable) else [items]
 
     def _result(
         self, study: Study, found: Found, order: list[int], loss: float, notes: list[str], reading: str | None = None
@@ -119,3 +121,11 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
             own, value = float(found.losses[at]), float(found.scores[at][0, 0])
             rows.append(TaskScore(rank, task.id, task.key, task.classes, task.trained, own, value))
         return TaskScores(rows, loss, notes, reading)
+
+
+def _as_served(task: RecordedTask, y: Tensor) -> Tensor:
+    """Labels for all rows that the taskset served."""
+    count = len(task.read()[1])
+    if len(y) != count:
+        raise TaskShapeError(f"task {task.id} was served with {count} rows: it needs as many labels, got {len(y)}")
+    return torch.as_tensor(y)
