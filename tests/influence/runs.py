@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import learn2learn as l2l
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -34,9 +36,10 @@ def train(
     steps: int = 1,
     order: Sequence[int] | None = None,
     optimizer_lr: float = 0.0,
+    first_order: bool = False,
 ) -> tuple[MAML, TaskDataset]:
     """Train on even rows, query on odd rows, one task a step; a learning rate of 0 leaves the model where it is."""
-    maml = MAML(model, lr=lr)
+    maml = MAML(model, lr=lr, first_order=first_order)
     tasks = TaskDataset(ListedTasks(batches))
     optimizer = torch.optim.SGD(maml.parameters(), lr=optimizer_lr)
     for i in range(len(batches)) if order is None else order:
@@ -70,3 +73,24 @@ def regression_batches(count: int, seed: int, rows: int = 8, width: int = 3) -> 
 def classification_batches(count: int, seed: int, shape: tuple[int, ...] = (4,), ways: int = 3) -> list[Batch]:
     g = torch.Generator().manual_seed(seed)
     return [(torch.randn(4 * ways, *shape, generator=g), torch.arange(ways).repeat_interleave(4)) for _ in range(count)]
+
+
+def labelled_batches(count: int, seed: int) -> list[Batch]:
+    """Two classes, eight rows of width 3, float64: labels go by the first input and some noise."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 8, 3, generator=g, dtype=torch.float64)
+    y = (x[..., 0] + 0.5 * torch.randn(count, 8, generator=g, dtype=torch.float64) > 0).long()
+    return list(zip(x, y, strict=True))
+
+
+def everything(maml: nn.Module) -> list[object]:
+    """All that must stay: objects, values, flags, modes, gradients, hooks and random states."""
+    named = [*maml.named_parameters(remove_duplicate=False), *maml.named_buffers(remove_duplicate=False)]
+    return [
+        [(name, id(t), t.detach().clone().tolist(), t.requires_grad, t._version, id(t.grad)) for name, t in named],
+        [(name, None if t.grad is None else t.grad.tolist()) for name, t in named],
+        [(name, id(m), m.training, len(m._forward_hooks)) for name, m in maml.named_modules()],
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),
+        random.getstate(),
+    ]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import random
 
 import learn2learn as l2l
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -23,7 +21,7 @@ from l2l_influence.errors import (
     TaskShapeError,
 )
 
-from .runs import ListedTasks, classification_batches, pairs, regression_batches, train
+from .runs import ListedTasks, classification_batches, everything, pairs, regression_batches, train
 
 L2 = 0.3
 LR, STEPS = 0.1, 2
@@ -115,18 +113,6 @@ def test_gamma_ranks_as_the_product_of_total_gradients():
     test_gradient = sum(gradient(pair) for pair in test)
     products = [-float(test_gradient @ gradient(pair)) for pair in pairs(batches)]
     assert [row.key for row in scores] == sorted(range(6), key=lambda i: -products[i])
-
-
-def everything(maml: nn.Module) -> list[object]:
-    """All that must stay: objects, values, flags, modes, gradients, hooks and random states."""
-    named = [*maml.named_parameters(remove_duplicate=False), *maml.named_buffers(remove_duplicate=False)]
-    return [
-        [(name, id(t), t.detach().clone().tolist(), t.requires_grad, t._version, id(t.grad)) for name, t in named],
-        [(name, id(m), m.training, len(m._forward_hooks)) for name, m in maml.named_modules()],
-        torch.get_rng_state().tolist(),
-        np.random.get_state()[1].tolist(),
-        random.getstate(),
-    ]
 
 
 @pytest.mark.parametrize("inner", ["proximal", "unrolled"])
