@@ -1,4 +1,4 @@
-"""Shows Sphinx roles in docstrings, such as :class:`~package.Name`, as the name alone: editors know them, MkDocs not."""
+"""Shows Sphinx roles in docstrings, as :class:`~package.Name`, by the name alone: editors know them, MkDocs not."""
 
 from __future__ import annotations
 
