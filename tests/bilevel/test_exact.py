@@ -57,7 +57,9 @@ class Case:
         return sum(weight * function(task) for weight, task in zip(WEIGHTS, self.tasks, strict=True))
 
 
-@pytest.fixture(scope="module", params=[(None, "dense"), (None, "unrolled"), (["head"], "cg"), (["head"], "unrolled")])
+@pytest.fixture(
+    scope="module", params=[(None, "dense"), (None, "unrolled"), (["head"], "dense"), (["head"], "unrolled")]
+)
 def case(request):
     return Case(*request.param)
 
@@ -103,9 +105,9 @@ def conv_net(norm: nn.Module) -> tuple[nn.Module, tuple[int, ...]]:
 NETS = {
     "batch norm": lambda: dense_net(nn.BatchNorm1d(6)),
     "layer norm": lambda: dense_net(nn.LayerNorm(6)),
-    "group norm": lambda: dense_net(nn.GroupNorm(2, 6)),
     "rms norm": lambda: dense_net(nn.RMSNorm(6, eps=1e-5)),
     "conv, batch norm": lambda: conv_net(nn.BatchNorm2d(4)),
+    "conv, group norm": lambda: conv_net(nn.GroupNorm(2, 4)),
     "conv, instance norm": lambda: conv_net(nn.InstanceNorm2d(4, affine=True)),
 }
 
@@ -147,9 +149,13 @@ def along(problem, lam, tasks, v):
     return [(above - below) / (2 * step) for above, below in zip(at(step), at(-step), strict=True)]
 
 
-CASES = [(net, kind, "batch", None) for net in NETS for kind in (DELTA, UNROLLED)] + [
-    ("batch norm", kind, "running", ["3.weight", "3.bias"]) for kind in (DELTA, UNROLLED)
+COSTLY = ("rms norm", "conv, instance norm")
+"""Looked at through the unrolled kind alone."""
+
+CASES = [
+    (net, kind, "batch", None) for net in NETS for kind in (DELTA, UNROLLED) if kind is UNROLLED or net not in COSTLY
 ]
+CASES += [("batch norm", kind, "running", ["3.weight", "3.bias"]) for kind in (DELTA, UNROLLED)]
 
 
 @pytest.mark.parametrize(("net", "kind", "statistics", "theta_keys"), CASES)
