@@ -71,7 +71,7 @@ class MappedReference(Reference):
 
     def solve(self, lam: Tensor, task: Task) -> Tensor:
         inner, theta = self.inner(task), lam[self.where]
-        for _ in range(6):
+        for _ in range(5):
             theta = theta - torch.linalg.solve(jacrev(jacrev(inner, 1), 1)(lam, theta), jacrev(inner, 1)(lam, theta))
         return theta
 
