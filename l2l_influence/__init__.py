@@ -1,7 +1,8 @@
 """Influence functions for meta-learning with learn2learn.
 
-Record an unchanged training loop with :class:`MAML` and :class:`TaskDataset`, then ask a hook such as
-:class:`TaskInfluence` which training tasks made the meta-parameters what they are, and which of them hurt.
+Record an unchanged training loop inside :func:`record`, or with :class:`MAML` and :class:`TaskDataset` in the place of
+learn2learn's, then ask a hook such as :class:`TaskInfluence` which training tasks made the meta-parameters what they
+are, and which of them hurt.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from l2l_influence.influence import (
     TotalGradient,
     TotalHessian,
 )
-from l2l_influence.recording import MAML, TaskDataset, recording_of
+from l2l_influence.recording import GBML, MAML, MetaSGD, Study, TaskDataset, record, recording_of
 
 TaskIF = TaskInfluence
 """The paper's name of :class:`TaskInfluence`."""
@@ -32,11 +33,14 @@ DirectIF = DirectInfluence
 """The paper's name of :class:`DirectInfluence`."""
 
 __all__ = [
+    "GBML",
     "MAML",
     "DirectIF",
     "DirectInfluence",
+    "MetaSGD",
     "QueryInfluence",
     "SampleScores",
+    "Study",
     "SupportInfluence",
     "TaskDataset",
     "TaskIF",
@@ -47,5 +51,6 @@ __all__ = [
     "TrainingInstanceIF",
     "ValidationInstanceIF",
     "__version__",
+    "record",
     "recording_of",
 ]

@@ -18,7 +18,7 @@ from ..bilevel.local import GIB, LocalProblem
 from ..bilevel.loss import Criterion
 from ..bilevel.solvers import OnIndefinite, OnUnconverged, Policy
 from ..bilevel.stationarity import Stationarity, stationarity
-from ..errors import InfluenceError, LossStructureError
+from ..errors import InfluenceError, LossStructureError, UncoveredParameterError
 from ..recording import RecordedTask
 from .criterion import Reduction, take_apart
 from .data import RecordedTasks, Split, read_test_tasks
@@ -178,7 +178,14 @@ class Study:
         return orders.pop()
 
     def adaptation(self) -> tuple[float, int]:
-        """lr and K, which must be the same for all tasks."""
+        """lr and K, which must be the same for all tasks, and say all of what the loop's steps did."""
+        rules = {task.rule for task in self.recorded} - {"sgd"}
+        if rules:
+            raise UncoveredParameterError(
+                f"the inner steps were not plain gradient steps (rule: {', '.join(sorted(rules))}): learning rates or "
+                "transforms were learned, or the steps were the learner's own. Pass inner='proximal' and proximal=, a "
+                "number, to attribute the initialisation"
+            )
         found = {(task.lr, task.steps) for task in self.recorded}
         if len(found) > 1:
             raise InfluenceError(

@@ -85,7 +85,7 @@ class Board:
     def post(self, served: Served) -> None:
         """Remember ``served`` as the newest."""
         name = served.identity, served.content.fingerprint
-        served.serial = served.first = next(self._serials)
+        self.number(served)
         if name in self._entries:
             served.first = self._entries[name].first
             self._remove(name)
@@ -95,6 +95,10 @@ class Board:
         for digest in served.content.rows:
             self._by_row.setdefault(digest, []).append(served)
         self._shrink()
+
+    def number(self, served: Served) -> None:
+        """Give ``served`` its place in the order of all that was served."""
+        served.serial = served.first = next(self._serials)
 
     def holding(self, digests: Sequence[bytes]) -> list[Served]:
         """The remembered batches that contain all these rows, oldest first."""

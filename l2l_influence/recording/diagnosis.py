@@ -12,9 +12,10 @@ from .options import RecordingOptions
 from .task import RecordedTask
 
 _CHECK_INPUT = (
-    "Wrap every taskset that the loop draws from in l2l_influence.TaskDataset, feed the learner its rows as they were "
-    "served (any selection, order and device, but no change of values, dtype or shape: do that in the data set's "
-    "transforms), and let no DataLoader worker process draw them (num_workers=0)."
+    "Wrap every taskset that the loop draws from in l2l_influence.TaskDataset, or run the loop inside record(); feed "
+    "the learner its rows as they were served (any selection, order and device, but no change of values, dtype or "
+    "shape: do that in the data set's transforms); outside record(), let no DataLoader worker process draw them "
+    "(num_workers=0). A loop that cannot do so can tell its episodes by Study.add_episode()."
 )
 
 
@@ -53,8 +54,8 @@ def require_tasks(trained: list[RecordedTask], ledger: Ledger, tasks: Any) -> No
 def _reason(ledger: Ledger, tasks: Any) -> str:
     if not ledger.episodes:
         return (
-            "no clone of this learner was seen. Make the learner with l2l_influence.MAML, and pass the very object "
-            "whose clone() the loop calls."
+            "no clone of this learner was seen. Make the learner with l2l_influence.MAML (MetaSGD, GBML) or run the "
+            "loop inside record(), and pass the very object whose clone() the loop calls."
         )
     if not ledger.records:
         return f"its clones were fed nothing that a recorded taskset had served. {_CHECK_INPUT}"

@@ -7,6 +7,7 @@ watches is gone, no forward, adapt or backward can come any more, and the episod
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .board import Board, Served
 from .graph import LossReading
+from .task import Rule
 
 if TYPE_CHECKING:
     from .recording import Recording
@@ -49,6 +51,7 @@ class Track:
     steps: int = 0
     lr: float = float("nan")
     first_order: bool = False
+    rule: Rule = "sgd"
     adapted: dict[str, Tensor] | None = None
     unseen_losses: int = 0
     trained: bool = False
@@ -61,6 +64,7 @@ class Track:
             self.steps,
             self.lr,
             self.first_order,
+            self.rule,
             self.adapted,
             self.unseen_losses,
         )
@@ -73,13 +77,25 @@ class Track:
         self.candidates = fitting or self.candidates
         return forward
 
-    def adapted_to(self, reading: LossReading, lr: float, first_order: bool) -> None:
+    def adapted_to(self, reading: LossReading, lr: float, first_order: bool, rule: Rule) -> None:
         """Note an adapt call that succeeded, on the loss that was read."""
         for forward in self.forwards:
             forward.consumed = forward.consumed or forward.serial in reading.forwards
             forward.labels = reading.labels.get(forward.serial, forward.labels)
         self.unseen_losses += not reading.forwards
-        self.steps, self.lr, self.first_order = self.steps + 1, lr, first_order
+        self._stepped(lr, rule)
+        self.first_order = first_order
+
+    def updated(self) -> None:
+        """Note an update by other means than adapt: its loss is what gradients were taken of until now."""
+        for forward in self.forwards:
+            forward.consumed = forward.consumed or forward.used
+        self._stepped(math.nan, "other")
+
+    def _stepped(self, lr: float, rule: Rule) -> None:
+        self.rule = rule if rule == self.rule or not self.steps else "other"
+        self.lr = lr if self.rule == "sgd" else math.nan
+        self.steps += 1
 
     def _fitting(self, digests: Sequence[bytes], board: Board) -> list[Served]:
         if not self.candidates:
@@ -89,9 +105,13 @@ class Track:
 
 @dataclass(eq=False)
 class Episode:
-    """The tracks of a clone and of the clones made from it once it had been fed something: one draw."""
+    """The tracks of a clone and of the clones made from it once it had been fed something: one draw.
+
+    ``closed``: whatever the clones still do is not recorded.
+    """
 
     tracks: list[Track] = field(default_factory=list)
+    closed: bool = False
 
 
 class Lifeline:

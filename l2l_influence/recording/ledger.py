@@ -14,12 +14,12 @@ from .board import Identity, Served
 from .episode import Episode, Track
 from .matching import Ambiguity, Match, foreign, match
 from .reading import Source
-from .task import Labels
+from .task import Labels, Rule
 
 
 @dataclass(eq=False)
 class TaskRecord:
-    """What the draws of one task amount to. Rows, lr, steps and labels are of the last draw (that trained, if any)."""
+    """What the draws of one task amount to. All else is of the last draw (that trained, if any)."""
 
     source: Source
     first: int
@@ -36,6 +36,7 @@ class TaskRecord:
     lr: float = float("nan")
     steps: int = 0
     first_order: bool = False
+    rule: Rule = "sgd"
 
     @classmethod
     def of(cls, served: Served) -> TaskRecord:
@@ -58,7 +59,7 @@ class TaskRecord:
         self.source = replace(self.source, fingerprint=found.served.content.fingerprint)
         self.support_rows, self.query_rows = found.support_rows, found.query_rows
         self.labels, self.seen_labels = found.labels, found.seen_labels
-        self.lr, self.steps, self.first_order = track.lr, track.steps, track.first_order
+        self.lr, self.steps, self.first_order, self.rule = track.lr, track.steps, track.first_order, track.rule
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import TaskDataChangedError
 from .board import Served
 from .content import Content, read_batch
+from .serving import drawing
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Source:
                 f"The data of {self.name} were not kept and its taskset is gone or cannot give a chosen task again. "
                 "Keep the taskset, or set data_bytes higher in recording_of(learner).options before training."
             )
-        with random_state_kept():
+        with random_state_kept(), drawing():
             batch = self.taskset[self.key] if self.by_index else self.taskset.get_task(self.description)
         return read_batch(batch)
 

@@ -33,8 +33,8 @@ class Recording:
     Got by `recording_of`; it fills while the training loop runs and can be read at any time.
     """
 
-    def __init__(self) -> None:
-        self.options = RecordingOptions()
+    def __init__(self, options: RecordingOptions | None = None) -> None:
+        self.options = options or RecordingOptions()
         self.failures = Failures()
         self.adapting = 0
         self._adapted: BoundedStore[Identity, dict[str, Tensor]] = BoundedStore()
@@ -81,12 +81,27 @@ class Recording:
     def begin(self, parent: Watch | None) -> Watch:
         """Start to watch a new clone, of the learner or of a clone that ``parent`` watches."""
         self._settle()
-        if parent is not None and parent.track.forwards:
+        if parent is not None and parent.track.forwards and not parent.episode.closed:
             track, episode, lifeline = parent.track.child(), parent.episode, parent.lifeline
         else:
             track, (episode, lifeline) = Track(), self._opened()
         episode.tracks.append(track)
         return Watch(track, episode, lifeline, self)
+
+    def add(self, episode: Episode) -> None:
+        """Enter an episode that nobody watched."""
+        self._settle()
+        self._enter(episode, self._ledger)
+
+    def close(self) -> None:
+        """End the open episodes: whatever their clones still do is not recorded."""
+        self._settle()
+        self._lifelines.clear()
+        self._over.clear()  # of what ended since: it is still among the open ones
+        for episode in self._open.values():
+            episode.closed = True
+            self._enter(episode, self._ledger)
+        self._open.clear()
 
     @contextmanager
     def adaptation(self) -> Iterator[None]:
@@ -153,6 +168,7 @@ class Recording:
                 lr=record.lr,
                 steps=record.steps,
                 first_order=record.first_order,
+                rule=record.rule,
                 labels=record.labels,
                 adapted=self._adapted.get(identity),
                 seen_labels=record.seen_labels,

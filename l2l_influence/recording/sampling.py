@@ -13,6 +13,7 @@ from learn2learn.data import Taskset
 from torch import Tensor
 
 from .reading import random_state_kept
+from .serving import drawing
 from .tasks import plain
 
 DEFAULT_COUNT = 100
@@ -42,5 +43,5 @@ def read_tasks(taskset: Taskset, num_tasks: int | None, seed: int) -> list[tuple
     count = DEFAULT_COUNT if num_tasks is None else num_tasks
     if own.num_tasks != -1:
         count = min(count, own.num_tasks)
-    with seeded(seed):
+    with seeded(seed), drawing():
         return [tuple(own[i])[:2] for i in range(count)]

@@ -13,6 +13,9 @@ from ..errors import LabelMismatchError, RecordingError
 Labels = Literal["confirmed", "unseen", "changed"]
 """What the loss given to ``adapt`` told: it saw the labels served, its labels could not be read, or it saw others."""
 
+Rule = Literal["sgd", "meta-sgd", "gbml", "other"]
+"""How an inner step moved the parameters: by -lr times the gradient, as MetaSGD or GBML do, or in a way unknown."""
+
 
 @dataclass(frozen=True, eq=False)
 class RecordedTask:
@@ -28,6 +31,7 @@ class RecordedTask:
         draws: how many clones of the learner were fed this task.
         trained: how many of these draws had a loss whose gradient reached the meta-parameters.
         lr, steps, first_order: of the last draw's ``adapt`` calls.
+        rule: how these moved the parameters. If it is not ``"sgd"``, lr is NaN.
         labels: ``"changed"`` when the loss saw other support labels than were served.
         together: whether the features of both sets were computed in one batch, by a body that is not adapted (ANIL).
         adapted: the adapted parameters of the last draw that trained, named as in ``model.named_parameters()``,
@@ -50,6 +54,7 @@ class RecordedTask:
     adapted: dict[str, Tensor] | None = field(repr=False)
     seen_labels: Tensor | None = field(repr=False)
     read: Callable[[], tuple[Tensor, ...]] = field(repr=False)
+    rule: Rule = "sgd"
     together: bool = False
 
     @property

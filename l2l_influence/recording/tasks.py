@@ -29,6 +29,11 @@ class Card:
         return self.keys_by_content[fingerprint]
 
 
+def new_card(fresh_keys: itertools.count[int]) -> Card:
+    """A card with a number of its own."""
+    return Card(next(_numbers), fresh_keys)
+
+
 _cards: weakref.WeakKeyDictionary[Taskset, Card] = weakref.WeakKeyDictionary()
 _numbers = itertools.count()
 
@@ -37,7 +42,7 @@ def card_of(taskset: Taskset) -> Card:
     """The card of a taskset, wrapped or not: all wrappers of one taskset share its card. A copy gets a new one."""
     taskset = plain(taskset)
     if taskset not in _cards:
-        card = _cards[taskset] = Card(next(_numbers), itertools.count(max(taskset.num_tasks, 0)))
+        card = _cards[taskset] = new_card(itertools.count(max(taskset.num_tasks, 0)))
         weakref.finalize(taskset, board.forget, card.number).atexit = False
     return _cards[taskset]
 
@@ -45,6 +50,11 @@ def card_of(taskset: Taskset) -> Card:
 def plain(taskset: Taskset) -> Taskset:
     """The taskset inside a wrapper."""
     return taskset._plain if isinstance(taskset, TaskDataset) else taskset
+
+
+def key_of(taskset: Taskset, description: Any) -> int | None:
+    """The index of a description that came without it."""
+    return next((key for key, known in taskset.sampled_descriptions.items() if known is description), None)
 
 
 class TaskDataset(Taskset):
@@ -122,15 +132,11 @@ class TaskDataset(Taskset):
 
     def get_task(self, task_description: Any) -> Any:
         """The batch that a task description stands for."""
-        key = self._key_of(task_description) if self._key is None else self._key
+        key = key_of(self, task_description) if self._key is None else self._key
         return self._served(self._plain.get_task(task_description), task_description, key)
 
     def _overridden(self, method: str) -> bool:
         return getattr(type(self._plain), method) is not getattr(Taskset, method)
-
-    def _key_of(self, description: Any) -> int | None:
-        """The index of a description that came without it."""
-        return next((key for key, known in self.sampled_descriptions.items() if known is description), None)
 
     def _served(self, batch: Any, description: Any, key: int | None, by_index: bool = False) -> Any:
         with board.failures.kept():

@@ -1,0 +1,130 @@
+"""A study: the learners whose training was recorded, and what can be told by hand of those that could not be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from learn2learn.data import Taskset
+from torch import Tensor, nn
+
+from ..errors import RecordingError
+from . import observe
+from .learners import require_learner
+from .observe import recording_of
+from .options import RecordingOptions
+from .recording import Recording
+from .task import RecordedTask
+from .telling import ToldEpisode, tell
+
+
+class Study:
+    """What `record` yields: the learners that were cloned inside, and their recordings.
+
+    Attributes:
+        options: what to keep, for learners that have no recording yet.
+        learners: those that were cloned, in order of first clone; kept alive with the study.
+        remarks: what no learner's recording can tell, with how often it happened.
+    """
+
+    def __init__(self, options: RecordingOptions | None = None) -> None:
+        self.options = options or RecordingOptions()
+        self.learners: list[nn.Module] = []
+        self.remarks: Counter[str] = Counter()
+
+    @property
+    def learner(self) -> Any:
+        """The learner that trained tasks.
+
+        Raises:
+            RecordingError: there are several, or none was cloned.
+        """
+        trained = [learner for learner in self.learners if _trained(learner)] or self.learners
+        if len(trained) != 1:
+            raise RecordingError(self._why_not_one(trained))
+        return trained[0]
+
+    @property
+    def recording(self) -> Recording:
+        """The recording of `learner`."""
+        return recording_of(self.learner)
+
+    @property
+    def tasks(self) -> list[RecordedTask]:
+        """All tasks that `learner` was fed; see `Recording.tasks`."""
+        return self.recording.tasks
+
+    def training_tasks(self, tasks: Taskset | None = None) -> list[RecordedTask]:
+        """The tasks that `learner` was trained on; see `Recording.training_tasks`, also for what it raises."""
+        return self.recording.training_tasks(tasks)
+
+    def add_episode(
+        self,
+        *,
+        learner: nn.Module,
+        support: tuple[Tensor, Tensor],
+        query: tuple[Tensor, Tensor],
+        lr: float,
+        steps: int,
+        first_order: bool = False,
+        key: int | None = None,
+    ) -> None:
+        """Enter one draw of one task that the learner was trained on, in a loop that no recorder can see.
+
+        It is a plain one: ``steps`` gradient steps of size ``lr`` on the support set from the learner's parameters,
+        then the gradient of the loss on the query set. The data are kept within the learner's ``data_bytes``, and
+        can't be had again beyond.
+
+        Args:
+            learner: whose recording it is for. For a loop without one: ``learn2learn.algorithms.MAML(model, lr)``,
+                which shares the model's parameters.
+            support, query: ``(x, y)``, with a row for each sample.
+            lr, steps, first_order: of the adaptation.
+            key: names the task: 0, 1, ...; None for a name by content, where the same data are the same task.
+
+        Raises:
+            RecordingError: ``learner`` is none that can be recorded.
+            TaskShapeError: the rows do not fit together.
+            ValueError: lr, steps or key is out of its range.
+        """
+        require_learner(learner)
+        episode = ToldEpisode(support, query, lr, steps, first_order, key)
+        tell(self.meet(learner), episode)
+
+    def meet(self, learner: nn.Module) -> Recording:
+        """Take note of a learner, unless it is a clone of one. Called before each clone is made."""
+        if not observe.watched(learner) and not any(known is learner for known in self.learners):
+            observe.prepare(learner, self.options)
+            self.learners.append(learner)
+        return recording_of(learner)
+
+    def describe(self) -> str:
+        """What was recorded of each learner, and what could not be."""
+        lines = [f"{type(learner).__name__}: {recording_of(learner).describe()}" for learner in self.learners]
+        return "\n".join([*(lines or ["No learner was cloned."]), *self._remarks()])
+
+    def __repr__(self) -> str:
+        return f"<Study: {self.describe()}>"
+
+    def _remarks(self) -> list[str]:
+        return [f"{count} {text}." for text, count in self.remarks.items()]
+
+    def _why_not_one(self, trained: list[nn.Module]) -> str:
+        if not trained:
+            return " ".join(
+                [
+                    "No learner was cloned inside record(). It sees those derived from learn2learn's MAML, MetaSGD and "
+                    "GBML; for loops without one there is add_episode().",
+                    *self._remarks(),
+                ]
+            )
+        counts = [f"{type(learner).__name__} ({_trained(learner)} tasks)" for learner in trained]
+        return (
+            f"{len(trained)} learners, not one, trained tasks (or only validated): {', '.join(counts)}. "
+            "Take one of .learners, and recording_of(it)."
+        )
+
+
+def _trained(learner: nn.Module) -> int:
+    """How many tasks the learner was trained on."""
+    return sum(task.trained > 0 for task in recording_of(learner).tasks)
