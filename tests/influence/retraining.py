@@ -43,8 +43,7 @@ class Retraining:
     """min_λ Σ_i c_i L_O^i(λ, θ_i(λ)) + (l2/2) ‖λ‖² for mean losses; tasks are pairs of support and query set.
 
     Args:
-        inner: ``"unrolled"``, K gradient steps; ``"first-order"``, the same but differentiated with dθ/dλ = I; or
-            ``"proximal"``, argmin_θ L_I + ‖θ − λ‖²/(2·lr·K).
+        inner: ``"unrolled"``, K gradient steps; or ``"proximal"``, argmin_θ L_I + ‖θ − λ‖²/(2·lr·K).
         draws: how often each task was drawn, which makes c_i; once each unless given.
     """
 
@@ -132,16 +131,17 @@ class Retraining:
     def gradient(self, lam: Tensor, weights: Weights | None = None) -> Tensor:
         """D_λ L_Total, ``[P]``."""
         weights = weights or self.weights
-        start = self.theta(lam, weights)
-        if self._inner != "first-order":
-            return grad(self._total)(lam, weights, start, 1)
-        carried = vmap(grad(self.mean_loss))(start, *self.query, weights.query)
-        return weights.task @ carried + self.l2 * lam
+        return grad(self._total)(lam, weights, self.theta(lam, weights), 1)
 
     def hessian(self, lam: Tensor, weights: Weights | None = None) -> Tensor:
         """D²_λ L_Total, ``[P, P]``, l2 included."""
         weights = weights or self.weights
         return hessian(self._total)(lam, weights, self.theta(lam, weights), 2)
+
+    def by_theta(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        """∂_θ L_O ``[T, P]`` and ∂_θθ L_O ``[T, P, P]`` of each task at θ(λ), as if θ were λ itself."""
+        at = (self.theta(lam, self.weights), *self.query, self.weights.query)
+        return vmap(grad(self.mean_loss))(*at), vmap(hessian(self.mean_loss))(*at)
 
     # ---- re-optimisation ----------------------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class Run:
 
     def hook(self, kind: type[Hook], **options: Any) -> Any:
         """A hook that solves everything exactly, unless told otherwise."""
-        inner = {"inner": self.inner, "l2": L2, "inner_tolerance": 1e-12}
+        inner = {"inner": self.inner, "l2": L2, "inner_solver": "dense", "inner_tolerance": 1e-12}
         outer = {"hessian": "exact", "damping": 0.0, "tolerance": 1e-12} if issubclass(kind, CurvedHook) else {}
         return kind(self.maml, self.tasks, self.loss, **{**inner, **outer, **options})
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import random
 
 import learn2learn as l2l
+import numpy as np
 import pytest
 import torch
 from learn2learn.data.transforms import ConsecutiveLabels, KShots, LoadData, NWays, RemapLabels
@@ -143,7 +145,8 @@ def test_a_support_set_of_one_can_be_adapted_without_it(inner):
 @pytest.mark.parametrize("level", list(HOOKS))
 def test_rows_say_whose_they_are(level):
     """Tasks are drawn out of order, one without training: ids are neither keys nor positions among trained tasks."""
-    torch.manual_seed(0)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(0)
     data = l2l.data.MetaDataset(TensorDataset(torch.randn(60, 4), torch.arange(60) // 12))
     transforms = [NWays(data, 3), KShots(data, 4), LoadData(data), RemapLabels(data), ConsecutiveLabels(data)]
     tasks = TaskDataset(l2l.data.TaskDataset(data, transforms, num_tasks=6))
