@@ -59,7 +59,7 @@ class FunctionalModel:
         placed |= {site: value for name, value in parameters.items() for site in self._names[name]}
         # Tied weights are named at each of their sites above. Letting torch tie them would visit a submodule that is
         # registered twice (learn2learn's OmniglotCNN) twice, and put the wrong tensors back.
-        with _NoDropout():
+        with _Replacements():
             outputs = torch.func.functional_call(self._module, placed, (x,), tie_weights=False)
         if not isinstance(outputs, Tensor):
             raise UncoveredParameterError(f"the model must return one tensor, not {type(outputs).__name__}")
@@ -98,17 +98,24 @@ def _warn_of_randomness(name: str, stacklevel: int) -> None:
     warnings.warn(message, stacklevel=stacklevel)
 
 
-class _NoDropout(TorchFunctionMode):
-    """Switches off the dropout that a module calls as a function, with its own training flag."""
+class _Replacements(TorchFunctionMode):
+    """Switches off the dropout that a module calls as a function, with its own training flag, and computes weight
+    normalisation from elementary operations: torch's own has a wrong second derivative, without a word."""
 
-    FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+    DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in self.FUNCTIONS and kwargs.get("training"):
+        if func in self.DROPOUT and kwargs.get("training"):
             _warn_of_randomness(func.__name__, stacklevel=3)
             kwargs["training"] = False
-        return func(*args, **kwargs)
+        return (_weight_norm if func is torch._weight_norm else func)(*args, **kwargs)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / ‖v‖, the norm taken over all dimensions but ``dim`` (over all for −1)."""
+    kept = None if dim == -1 else dim % v.dim()
+    return v * (g / v.square().sum([i for i in range(v.dim()) if i != kept], keepdim=True).sqrt())
 
 
 def _set_batch_norm(module: nn.Module, mode: BatchNormMode) -> None:

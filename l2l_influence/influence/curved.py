@@ -14,10 +14,11 @@ from ..bilevel.hessians import Curvature
 from ..bilevel.inner import Inverse
 from ..bilevel.local import GIB
 from ..bilevel.solvers import LinearSolver, OnIndefinite, OnUnconverged
+from ..recording import Study
+from .choice import Inner
 from .criterion import Reduction
 from .hook import Hook
 from .outer import Curved, Outer
-from .study import Inner
 
 Other = TypeVar("Other", bound="CurvedHook")
 
@@ -43,7 +44,7 @@ class CurvedHook(Hook):
 
     def __init__(
         self,
-        maml: BaseLearner,
+        maml: BaseLearner | Study,
         tasks: Taskset | None = None,
         loss: Callable[..., Tensor] | None = None,
         *,

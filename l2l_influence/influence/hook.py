@@ -15,12 +15,13 @@ from ..bilevel.inner import Inverse
 from ..bilevel.local import GIB
 from ..bilevel.solvers import OnIndefinite, OnUnconverged
 from ..bilevel.stationarity import Stationarity
-from ..recording import recording_of
+from ..recording import Study
+from .choice import Inner, Options
 from .criterion import Reduction
-from .model import model_of
 from .outer import Outer
+from .run import Run
+from .snapshot import Snapshot
 from .state import State, same, state_of
-from .study import Inner, Options, Study
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Kept:
     """What has been computed so far, and the state of the learner and its recording that it holds for."""
 
     state: State | None = None
-    study: Study | None = None
+    study: Snapshot | None = None
     outer: Outer | None = None
 
 
@@ -38,11 +39,11 @@ class Hook:
     It reads the learner's parameters λ* when asked, on a private copy; the learner is never changed.
 
     Args:
-        maml: the recorded learner (:class:`l2l_influence.MAML`).
+        maml: the recorded learner, or the study that :func:`~l2l_influence.record` yielded.
         tasks: the training :class:`~l2l_influence.TaskDataset`; None for all tasks that were trained on.
         loss: the loss of the loop: a torch loss module or function, or ``loss(outputs, y)`` with one value a sample.
-        body: for ANIL: the module that made the features which the learner, a head, was fed. Its parameters are
-            meta-parameters that no task adapts.
+        body: for ANIL: the module that made the features which the learner, a head, was fed; what
+            :func:`~l2l_influence.record` saw unless given. Its parameters are meta-parameters that no task adapts.
         reduction: ``"mean"`` or ``"sum"``, where it cannot be read off the loss.
         inner: ``"unrolled"``, the loop's own gradient steps, differentiated as the loop did (to first order if it did);
             ``"proximal"``, the paper's inner problem; or a kind with its settings from ``l2l_influence.bilevel``, such
@@ -65,7 +66,7 @@ class Hook:
 
     def __init__(
         self,
-        maml: BaseLearner,
+        maml: BaseLearner | Study,
         tasks: Taskset | None = None,
         loss: Callable[..., Tensor] | None = None,
         *,
@@ -84,10 +85,9 @@ class Hook:
     ) -> None:
         if loss is None:
             raise TypeError("pass the loss of your training loop, for example loss=nn.CrossEntropyLoss()")
-        self._maml, self._tasks = maml, tasks
+        self._run, self._tasks = Run(maml, body), tasks
         self._options = Options(
             loss=loss,
-            body=body,
             reduction=reduction,
             inner=inner,
             proximal=proximal,
@@ -106,11 +106,11 @@ class Hook:
         """How close λ* is to a minimum of L_Total, which is where influence functions hold; printed, it says so."""
         return self._study().stationarity
 
-    def _study(self) -> Study:
+    def _study(self) -> Snapshot:
         """The run at the learner's present parameters; kept until these, or the recording, change."""
-        recorded = recording_of(self._maml).training_tasks(self._tasks)
-        state = state_of(model_of(self._maml, self._options.body), recorded)
+        recorded = self._run.recording.training_tasks(self._tasks)
+        state = state_of(self._run.model, recorded)
         kept = self._kept
         if kept.study is None or kept.state is None or not same(kept.state, state):
-            kept.state, kept.study, kept.outer = state, Study(self._maml, recorded, self._options), None
+            kept.state, kept.study, kept.outer = state, Snapshot(self._run, recorded, self._options), None
         return kept.study

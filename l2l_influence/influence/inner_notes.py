@@ -6,23 +6,26 @@ from ..bilevel import Unrolled
 from ..bilevel.inner import InnerMap, Proximal, ProximalMap
 from ..bilevel.local import SolvedBatch
 from ..errors import InfluenceError
-from .study import Study
+from .snapshot import Snapshot
 
 
-def inner_notes(study: Study, residual: float) -> list[str]:
+def inner_notes(study: Snapshot, residual: float) -> list[str]:
     """The inner kind and how well it was solved; for the proximal kind also how it relates to the loop's own steps,
     and what an approximate inverse leaves out."""
-    if isinstance(study.problem.kind, Proximal):
-        return _proximal_notes(study, study.problem.kind, residual)
-    if study.options.inner != "unrolled":
-        return [f"inner: {study.problem.kind}"]
-    order = " (first-order: dθ/dλ = I, as in the loop)" if study.first_order else ""
+    kind = study.problem.kind
+    if isinstance(kind, Proximal):
+        return _proximal_notes(study, kind, residual)
+    if study.options.inner != "unrolled" or not isinstance(kind, Unrolled):
+        return [f"inner: {kind}"]
+    order = " (first-order: dθ/dλ = I, as in the loop)" if kind.first_order else ""
     return [f"inner: the loop's own gradient steps{order}"]
 
 
-def _proximal_notes(study: Study, kind: Proximal, residual: float) -> list[str]:
+def _proximal_notes(study: Snapshot, kind: Proximal, residual: float) -> list[str]:
     at = next(study.local.solved())
-    first = f"inner: proximal, δ = {kind.delta:.4g}{study.strength_note}; largest relative residual {residual:.1e}"
+    first = (
+        f"inner: proximal, δ = {kind.delta:.4g}{study.choice.strength_note}; largest relative residual {residual:.1e}"
+    )
     return [first, *_inverse_note(at), *_distance_note(study, at.solution)]
 
 
@@ -37,10 +40,10 @@ def _inverse_note(at: SolvedBatch) -> list[str]:
     return [f"{note}; held against all of H_in: {agreement} (median of {len(at.batch.index)} tasks)"]
 
 
-def _distance_note(study: Study, solution: InnerMap) -> list[str]:
+def _distance_note(study: Snapshot, solution: InnerMap) -> list[str]:
     """How far θ is from where the loop's steps end, both from λ*."""
     try:
-        lr, steps = study.adaptation()
+        lr, steps = study.choice.adaptation()
     except InfluenceError:
         return []
     problem = solution.problem

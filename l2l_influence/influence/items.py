@@ -8,23 +8,21 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from learn2learn.data import Taskset
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..bilevel.hessians import Groups
 from ..bilevel.levels import Level
 from ..bilevel.local import LocalProblem
 from ..bilevel.task import Samples
 from ..errors import TaskShapeError
-from ..recording import recording_of
 from .curved import CurvedHook
 from .data import Split
 from .edit import edited_state
 from .inner_notes import inner_notes
-from .model import model_of
 from .outer import Outer
 from .result import Scores
 from .scoring import Found, each_test_gradient, mean_test_gradient, score, score_on_itself
-from .study import Study
+from .snapshot import Snapshot
 
 Ref = TypeVar("Ref")
 """How a user names an item: a task's id, or (task's id, sample)."""
@@ -50,16 +48,16 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
     # ---- what a subclass says ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def _refs(self, study: Study, position: int, count: int) -> list[Ref]:
+    def _refs(self, study: Snapshot, position: int, count: int) -> list[Ref]:
         """The names of a task's ``count`` items."""
 
     @abstractmethod
-    def _locate(self, study: Study, ref: Ref) -> tuple[int, int]:
+    def _locate(self, study: Snapshot, ref: Ref) -> tuple[int, int]:
         """(position of the task, j) of a named item."""
 
     @abstractmethod
     def _result(
-        self, study: Study, found: Found, order: list[int], loss: float, notes: list[str], reading: str | None = None
+        self, study: Snapshot, found: Found, order: list[int], loss: float, notes: list[str], reading: str | None = None
     ) -> Result:
         """The found items in that order, as rows; ``loss`` is the mean that they were scored on."""
 
@@ -162,7 +160,7 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
     def _solved_pull(self, outer: Outer, level: Level, items: Ref | Iterable[Ref]) -> Tensor:
         return outer.solve(outer.pull(level, self._located(outer.study, items)))[0]
 
-    def _located(self, study: Study, items: Ref | Iterable[Ref]) -> list[tuple[int, int]]:
+    def _located(self, study: Snapshot, items: Ref | Iterable[Ref]) -> list[tuple[int, int]]:
         refs = self._listed(items)
         places = [self._locate(study, ref) for ref in refs]
         if not places or len(set(places)) < len(places):
@@ -181,12 +179,7 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         if correct_residual:
             change = change + study.stationarity.gradient.to(change)
         edited = self._unravel(outer, study.local.lam - outer.solve(change, without)[0])
-        return edited_state(self._owner(), model_of(self._maml, self._options.body), edited)
-
-    def _owner(self) -> nn.Module:
-        """The module whose state_dict an edit is."""
-        body = self._options.body
-        return self._maml if body is None else model_of(self._maml, body)
+        return edited_state(self._run.owner, self._run.model, edited)
 
     def _relabelled(self, outer: Outer, position: int, support: Labels, query: Labels) -> Tensor:
         """The change of c_i g_i when samples of a task get other labels, ``[1, P]``."""
@@ -199,7 +192,7 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
     def _unravel(self, outer: Outer, flat: Tensor) -> dict[str, Tensor]:
         return outer.study.local.settings.layout.unravel(flat)
 
-    def _all_refs(self, study: Study, found: Found) -> list[Ref]:
+    def _all_refs(self, study: Snapshot, found: Found) -> list[Ref]:
         return [ref for position, losses in enumerate(found.losses) for ref in self._refs(study, position, len(losses))]
 
     def _notes(self, outer: Outer, found: Found) -> list[str]:
@@ -208,7 +201,7 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
             *inner_notes(study, found.residual),
             outer.note(),
             f"λ*: {study.stationarity}",
-            f"recording: {recording_of(self._maml).describe()}",
+            f"recording: {self._run.recording.describe()}",
         ]
 
 

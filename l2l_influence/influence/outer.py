@@ -14,7 +14,7 @@ from ..bilevel.hessians import Curvature, Groups
 from ..bilevel.levels import Level
 from ..bilevel.solvers import LinearSolver, SolveReport
 from ..bilevel.solvers.neumann import largest_eigenvalue
-from .study import Study
+from .snapshot import Snapshot
 
 RELATIVE_DAMPING = 1e-2
 """``damping="auto"`` is this times the largest eigenvalue of the total Hessian."""
@@ -38,7 +38,7 @@ class Outer:
         report: of the last solve.
     """
 
-    def __init__(self, study: Study, how: Curved) -> None:
+    def __init__(self, study: Snapshot, how: Curved) -> None:
         self.study, self._how = study, how
         self.report: SolveReport | None = None
 

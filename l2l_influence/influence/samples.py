@@ -22,7 +22,7 @@ from .items import ItemInfluence, Labels
 from .outer import Outer
 from .result import SampleScore, SampleScores
 from .scoring import Found, score
-from .study import Study
+from .snapshot import Snapshot
 
 Sample = tuple[int, int]
 """(task's id, position in its query or support set)."""
@@ -55,10 +55,10 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
             change += self._relabelled_set(outer, position, some)
         return self._moved(outer, change)
 
-    def _refs(self, study: Study, position: int, count: int) -> list[Sample]:
+    def _refs(self, study: Snapshot, position: int, count: int) -> list[Sample]:
         return [(study.recorded[position].id, j) for j in range(count)]
 
-    def _locate(self, study: Study, ref: Sample) -> tuple[int, int]:
+    def _locate(self, study: Snapshot, ref: Sample) -> tuple[int, int]:
         task, j = _pair(ref)
         position = study.position(task)
         count = len(self._set(study.recorded[position])[0])
@@ -70,7 +70,7 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
         return [items] if _is_one(items) else list(items)  # type: ignore[list-item, arg-type]
 
     def _result(
-        self, study: Study, found: Found, order: list[int], loss: float, notes: list[str], reading: str | None = None
+        self, study: Snapshot, found: Found, order: list[int], loss: float, notes: list[str], reading: str | None = None
     ) -> SampleScores:
         places = [(position, j) for position, losses in enumerate(found.losses) for j in range(len(losses))]
         sets = [self._set(task) for task in study.recorded]

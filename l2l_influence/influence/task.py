@@ -16,7 +16,7 @@ from .data import Split
 from .items import ItemInfluence
 from .result import TaskScore, TaskScores
 from .scoring import Found, score, score_leaving_out
-from .study import Study
+from .snapshot import Snapshot
 
 
 class TaskInfluence(ItemInfluence[int, TaskScores]):
@@ -103,17 +103,17 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
             change += self._relabelled(outer, position, dict(enumerate(support)), dict(enumerate(query)))
         return self._moved(outer, change)
 
-    def _refs(self, study: Study, position: int, count: int) -> list[int]:
+    def _refs(self, study: Snapshot, position: int, count: int) -> list[int]:
         return [study.recorded[position].id]
 
-    def _locate(self, study: Study, ref: int) -> tuple[int, int]:
+    def _locate(self, study: Snapshot, ref: int) -> tuple[int, int]:
         return study.position(ref), 0
 
     def _listed(self, items: int | Iterable[int]) -> list[int]:
         return list(items) if isinstance(items, Iterable) else [items]
 
     def _result(
-        self, study: Study, found: Found, order: list[int], loss: float, notes: list[str], reading: str | None = None
+        self, study: Snapshot, found: Found, order: list[int], loss: float, notes: list[str], reading: str | None = None
     ) -> TaskScores:
         rows = []
         for rank, at in enumerate(order, start=1):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .board import Board, Served
+from .features import Call
 from .graph import LossReading
 from .task import Rule
 
@@ -29,7 +30,8 @@ class Forward:
     """One call of a clone: the rows fed, in order, and what became of the output.
 
     ``matched``: the rows belong to a task served. ``step``: number of adapt calls before. ``consumed``: the loss given
-    to ``adapt`` came from it. ``used``: a backward outside ``adapt`` passed through it.
+    to ``adapt`` came from it. ``used``: a backward outside ``adapt`` passed through it. ``features``: what made
+    the rows fed of those served, if they were not the same.
     """
 
     digests: tuple[bytes, ...]
@@ -39,6 +41,7 @@ class Forward:
     consumed: bool = False
     used: bool = False
     labels: Tensor | None = None
+    features: Call | None = None
     serial: int = field(default_factory=lambda: next(_serials))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from learn2learn.data.transforms import LoadData
-from torch import Tensor
+from torch import Tensor, nn
 
 from .board import Identity, Served
 from .episode import Episode, Track
@@ -37,6 +37,8 @@ class TaskRecord:
     steps: int = 0
     first_order: bool = False
     rule: Rule = "sgd"
+    bodies: tuple[nn.Module, ...] = ()
+    together: bool = False
 
     @classmethod
     def of(cls, served: Served) -> TaskRecord:
@@ -59,6 +61,7 @@ class TaskRecord:
         self.source = replace(self.source, fingerprint=found.served.content.fingerprint)
         self.support_rows, self.query_rows = found.support_rows, found.query_rows
         self.labels, self.seen_labels = found.labels, found.seen_labels
+        self.bodies, self.together = found.bodies, found.together
         self.lr, self.steps, self.first_order, self.rule = track.lr, track.steps, track.first_order, track.rule
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .board import Served
 from .episode import Forward, Track
@@ -16,13 +16,18 @@ from .task import Labels
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """A track bound to a task."""
+    """A track bound to a task.
+
+    ``bodies``: what rows went through on their way to the learner. ``together``: in one call, support and query.
+    """
 
     served: Served
     support_rows: tuple[int, ...]
     query_rows: tuple[int, ...]
     labels: Labels
     seen_labels: Tensor | None
+    bodies: tuple[nn.Module, ...]
+    together: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +61,10 @@ def _bind(track: Track, served: Served, labels: Labels) -> Match:
     support = _merged(assign(forward.digests, rows) for forward in _support(track))
     query = _merged(assign(forward.digests, rows, avoid=frozenset(support)) for forward in _query(track))
     seen = _seen_labels(track, served, support) if labels == "changed" else None
-    return Match(served, support, query, labels, seen)
+    calls = {forward.features for forward in (*_support(track), *_query(track))}
+    bodies = {call.bodies if call else () for call in calls}
+    together = len(calls) == 1 and calls != {None}
+    return Match(served, support, query, labels, seen, bodies.pop() if len(bodies) == 1 else (), together)
 
 
 def _support(track: Track) -> list[Forward]:

@@ -16,6 +16,7 @@ from torch import nn
 from .board import board
 from .digests import row_digests, tensors_in
 from .episode import Watch
+from .features import features
 from .graph import mark, read_loss
 from .learners import known_step, require_learner
 from .options import RecordingOptions
@@ -76,7 +77,9 @@ def fed(learner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], outp
     with watch.recording.failures.kept():
         rows = next(tensors_in((args, kwargs)), None)
         digests, shape = ((), "none") if rows is None else (row_digests(rows), str(tuple(rows.shape)))
-        forward = watch.track.fed(digests, shape, board)
+        call = features.source(digests)
+        forward = watch.track.fed(digests if call is None else call.origin(digests), shape, board)
+        forward.features = call
         for tensor in tensors_in(output):
             mark(tensor, forward.serial, watch.watch_output(forward))
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 
 from learn2learn.data import Taskset
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..errors import RecordingError
 from .board import Identity
 from .content import Data
 from .diagnosis import require_complete, require_tasks
@@ -70,6 +71,22 @@ class Recording:
             trained = [task for task in trained if task.taskset == card_of(tasks).number]
         require_tasks(trained, ledger, tasks)
         return trained
+
+    @property
+    def body(self) -> nn.Module | None:
+        """What made the features that the learner was fed (ANIL), if it was not fed the rows themselves.
+
+        Raises:
+            RecordingError: not all tasks that trained came through the same modules.
+        """
+        found = {record.bodies for record in self._current_ledger().records.values() if record.trained}
+        if len(found) > 1:
+            raise RecordingError(
+                "not all tasks that trained were fed as features of the same modules: pass body=, the module that "
+                "makes them, or feed all tasks in the same way"
+            )
+        bodies = found.pop() if found else ()
+        return bodies[0] if len(bodies) == 1 else nn.Sequential(*bodies) if bodies else None
 
     def describe(self) -> str:
         """What was recorded, what was not, and how much memory it takes."""
@@ -169,6 +186,7 @@ class Recording:
                 steps=record.steps,
                 first_order=record.first_order,
                 rule=record.rule,
+                together=record.together,
                 labels=record.labels,
                 adapted=self._adapted.get(identity),
                 seen_labels=record.seen_labels,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .drop_ins import Recorded
+from .features import watcher
 from .observe import recorded_learners, recording_of
 from .options import RecordingOptions
 from .patches import patches, studies
@@ -43,6 +44,7 @@ def _begin(study: Study) -> None:
         studies.append(study)
         if len(studies) == 1:
             patches.apply()
+            watcher.on()
 
 
 def _end(study: Study) -> None:
@@ -51,6 +53,7 @@ def _end(study: Study) -> None:
         if studies:
             return
         patches.undo()
+        watcher.off()
         for learner in recorded_learners():
             if not isinstance(learner, Recorded):
                 recording_of(learner).close()

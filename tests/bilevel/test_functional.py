@@ -11,10 +11,10 @@ import pytest
 import torch
 from learn2learn.algorithms import MAML
 from learn2learn.vision.models import CNN4, OmniglotCNN, OmniglotFC, ResNet12
-from torch import nn
+from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
-from l2l_influence.bilevel import FunctionalModel
+from l2l_influence.bilevel import FunctionalModel, Layout
 from l2l_influence.errors import UncoveredParameterError
 
 from .toys import generator
@@ -311,3 +311,26 @@ def test_what_cannot_be_attributed_to_is_refused():
     lstm = FunctionalModel(nn.LSTM(2, 2))
     with pytest.raises(UncoveredParameterError, match="one tensor, not tuple"):
         lstm(lstm.parameters, torch.randn(3, 2))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_second_derivatives_of_weight_normalisation_are_right(old: bool) -> None:
+    """torch's own are not: a product with the Hessian is off by some 10 %."""
+    torch.manual_seed(0)
+    norm = nn.utils.weight_norm if old else nn.utils.parametrizations.weight_norm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        net = nn.Sequential(norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2)).double()
+    model, x = FunctionalModel(net), torch.randn(5, 3, dtype=torch.float64)
+    layout = Layout(model.parameters)
+    at, v = layout.ravel(model.parameters), torch.randn(layout.size, dtype=torch.float64)
+    assert torch.allclose(model(model.parameters, x), net(x), rtol=1e-12)
+
+    def value(flat: Tensor) -> Tensor:
+        return model(layout.unravel(flat), x).square().sum()
+
+    slope = torch.func.grad(value)
+    product = torch.func.grad(lambda flat: slope(flat) @ v)(at)
+    step = 1e-5
+    expected = (slope(at + step * v) - slope(at - step * v)) / (2 * step)
+    assert float((product - expected).norm() / expected.norm()) < 1e-7

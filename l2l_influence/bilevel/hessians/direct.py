@@ -26,7 +26,7 @@ class Direct(PerTask):
         return self.seen(at).hessian(v)
 
     def operator(self, local: LocalProblem) -> TaskSum:
-        if local.settings.outer.direct:
+        if _any_of_its_own(local):
             return super().operator(local)
         warnings.warn(
             "the direct total Hessian and gradient (Eq. 6, 7) are identically zero: every parameter is adapted, so the "
@@ -34,6 +34,14 @@ class Direct(PerTask):
             stacklevel=2,
         )
         return ScaledIdentity(torch.zeros(len(local.tasks)))
+
+
+def _any_of_its_own(local: LocalProblem) -> bool:
+    """Whether L_O depends on λ at fixed θ, in any task. Where all of λ is adapted, its gradient tells."""
+    settings = local.settings
+    if not settings.outer.direct or settings.part.size < settings.layout.size:
+        return settings.outer.direct
+    return any(bool(at.outer_gradient[0].any()) for at in local.solved("direct gradient"))
 
 
 class DirectFirstOrder(PerTask):

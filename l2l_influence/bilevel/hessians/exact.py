@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
-from ..local import SolvedBatch
-from .base import PerTask
+from ..inner import Proximal
+from ..local import LocalProblem, SolvedBatch
+from .base import PerTask, TaskSum
+
+APPROXIMATE = ("auto", "gram", "ekfac", "identity")
+"""Inner inverses that leave some of H_in out, or may."""
 
 
 class Exact(PerTask):
     """Zᵀ ∇²L_O Z and the second derivatives of θ_i(λ), by the Lagrangian (proximal) or through the steps (unrolled).
 
-    Symmetric; indefinite where λ is not near a minimum.
+    Symmetric; indefinite where λ is not near a minimum. For the proximal kind it is as exact as the inner inverse.
     """
+
+    def operator(self, local: LocalProblem) -> TaskSum:
+        kind = local.settings.kind
+        if isinstance(kind, Proximal) and kind.inverse in APPROXIMATE:
+            warnings.warn(
+                f"the exact total Hessian goes through the inner inverse {kind.inverse!r}, which leaves curvature out "
+                "unless outputs are linear in θ: choose inner_solver='cg', 'minres' or 'dense'",
+                stacklevel=2,
+            )
+        return super().operator(local)
 
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
         return at.second(v, torch.zeros_like(at.batch.support.w))[0]

@@ -24,7 +24,7 @@ class Simplified(InnerKind):
 
 
 class Reading(InnerMap):
-    """θ as another solution found it, with linear dependence on λ and on the sample weights."""
+    """θ as another solution found it, and as the sample weights move it there; its dependence on λ is linear."""
 
     def __init__(self, solution: InnerMap) -> None:
         self._solution = solution
@@ -41,6 +41,12 @@ class Reading(InnerMap):
 
         return product
 
+    def jvp_weights(self, e: Tensor) -> Tensor:
+        return self._solution.jvp_weights(e)
+
+    def vjp_weights(self, u: Tensor) -> Tensor:
+        return self._solution.vjp_weights(u)
+
     @property
     def nbytes(self) -> int:
         return self._solution.nbytes
@@ -55,27 +61,12 @@ class Constant(Reading):
     def vjp(self, u: Tensor) -> Tensor:
         return u.new_zeros(len(u), self.problem.lam.numel())
 
-    def jvp_weights(self, e: Tensor) -> Tensor:
-        return torch.zeros_like(self.theta)
-
-    def vjp_weights(self, u: Tensor) -> Tensor:
-        return torch.zeros_like(self.problem.samples.w)
-
 
 class Carried(Reading):
-    """dθ/dλ = I on the adapted entries: θ_i carried along with λ, as first-order MAML has it.
-
-    The sample weights move θ as they do in the solution it wraps.
-    """
+    """dθ/dλ = I on the adapted entries: θ_i carried along with λ, as first-order MAML has it."""
 
     def jvp(self, v: Tensor) -> Tensor:
         return self.problem.restrict(v)
 
     def vjp(self, u: Tensor) -> Tensor:
         return self.problem.embed(u)
-
-    def jvp_weights(self, e: Tensor) -> Tensor:
-        return self._solution.jvp_weights(e)
-
-    def vjp_weights(self, u: Tensor) -> Tensor:
-        return self._solution.vjp_weights(u)

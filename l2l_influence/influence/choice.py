@@ -1,0 +1,106 @@
+"""What a user chose, and what the recording says where they left it open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..bilevel import Unrolled
+from ..bilevel.functional import BatchNormMode
+from ..bilevel.inner import InnerKind, Inverse, Proximal
+from ..bilevel.local import GIB
+from ..bilevel.solvers import OnIndefinite, OnUnconverged, Policy
+from ..errors import InfluenceError, UncoveredParameterError
+from ..recording import RecordedTask
+from .criterion import Reduction
+
+Inner = Literal["proximal", "unrolled"] | InnerKind
+"""How θ_i(λ) is defined: as the loop's own steps, as the paper's proximal problem, or by a kind with its settings."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a hook reads the recorded run; see :class:`~l2l_influence.influence.hook.Hook` for what each means."""
+
+    loss: Callable[..., Tensor]
+    reduction: Reduction | None = None
+    inner: Inner = "unrolled"
+    proximal: float | Literal["auto"] = "auto"
+    inner_solver: str | Inverse = "auto"
+    inner_tolerance: float = 0.1
+    l2: float = 1e-3
+    batch_norm: BatchNormMode = "batch"
+    on_indefinite: OnIndefinite = "raise"
+    on_unconverged: OnUnconverged = "raise"
+    memory: int = GIB
+    progress: bool | None = None
+
+
+class InnerChoice:
+    """How θ_i(λ) is defined, by the options and by what the recorded tasks were adapted with."""
+
+    def __init__(self, recorded: Sequence[RecordedTask], reduction: Reduction, options: Options) -> None:
+        self._recorded, self._reduction, self._options = recorded, reduction, options
+
+    def kind(self) -> InnerKind:
+        """The inner kind."""
+        options = self._options
+        if isinstance(options.inner, InnerKind):
+            return options.inner
+        if options.inner == "unrolled":
+            if options.proximal != "auto":
+                raise ValueError("proximal= is the strength of the proximal inner problem: pass inner='proximal' too")
+            return Unrolled(*self.adaptation(), first_order=self._first_order())
+        if options.inner != "proximal":
+            raise ValueError(f"inner must be 'proximal', 'unrolled' or an inner kind, not {options.inner!r}")
+        policy = Policy(options.on_indefinite, options.on_unconverged)
+        return Proximal(self._strength(), options.inner_solver, options.inner_tolerance, policy=policy)
+
+    def _strength(self) -> float:
+        """δ: K gradient steps of size lr reach about as far as a proximal term of 1/(lr·K) lets θ go."""
+        if self._options.proximal != "auto":
+            return float(self._options.proximal)
+        lr, steps = self.adaptation()
+        if self._reduction == "mean":
+            return 1 / (lr * steps)
+        sizes = {len(task.support_rows) for task in self._recorded}
+        if len(sizes) > 1:
+            raise InfluenceError(f"support sets have different sizes ({sorted(sizes)}): pass proximal=, a number")
+        return sizes.pop() / (lr * steps)
+
+    def _first_order(self) -> bool:
+        """Whether the loop's meta-gradients left out second derivatives."""
+        orders = {task.first_order for task in self._recorded}
+        if len(orders) > 1:
+            raise InfluenceError("some tasks were adapted with first_order=True, others without: pass inner='proximal'")
+        return orders.pop()
+
+    def adaptation(self) -> tuple[float, int]:
+        """lr and K, which must be the same for all tasks, and say all of what the loop's steps did."""
+        rules = {task.rule for task in self._recorded} - {"sgd"}
+        if rules:
+            raise UncoveredParameterError(
+                f"the inner steps were not plain gradient steps (rule: {', '.join(sorted(rules))}): learning rates or "
+                "transforms were learned, or the steps were the learner's own. Pass inner='proximal' and proximal=, a "
+                "number, to attribute the initialisation"
+            )
+        found = {(task.lr, task.steps) for task in self._recorded}
+        if len(found) > 1:
+            raise InfluenceError(
+                f"tasks were adapted with different (lr, steps): {sorted(found)}. "
+                "Pass inner='proximal' and proximal=, a number"
+            )
+        lr, steps = found.pop()
+        if steps == 0:
+            raise InfluenceError("the loop never adapted its learners: there is no inner problem to differentiate")
+        return lr, steps
+
+    @property
+    def strength_note(self) -> str:
+        """Where δ comes from."""
+        if self._options.proximal != "auto":
+            return ""
+        return " (auto: 1/(lr·K), for a mean loss)" if self._reduction == "mean" else " (auto: n/(lr·K), for a sum)"

@@ -1,0 +1,70 @@
+"""The recorded run that a hook asks about: a learner, its recording, and what maps a task's rows to outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+from learn2learn.algorithms.base_learner import BaseLearner
+from torch import Tensor, nn
+
+from ..recording import Recording, Study, recording_of
+
+HEAD = "module."
+"""What names of the head's parameters begin with."""
+
+
+class BodyAndHead(nn.Module):
+    """``head(body(x))``. Parameters are named ``body.…`` and, as in the learner's own state_dict, ``module.…``."""
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.module = body, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.module(self.body(x))
+        return outputs
+
+
+class Run:
+    """A learner as it stands, or the one of a study.
+
+    Args:
+        source: a recorded learner, or what :func:`~l2l_influence.record` yielded.
+        body: what made the features that the learner was fed; None for what was recorded of that.
+    """
+
+    def __init__(self, source: BaseLearner | Study, body: nn.Module | None) -> None:
+        self._source, self._body = source, body
+
+    @property
+    def learner(self) -> BaseLearner:
+        """The learner that trained."""
+        return cast(BaseLearner, self._source.learner) if isinstance(self._source, Study) else self._source
+
+    @property
+    def recording(self) -> Recording:
+        """What was recorded of it."""
+        return recording_of(self.learner)
+
+    @property
+    def body(self) -> nn.Module | None:
+        """A module that no task adapts, which goes before the learner's own (ANIL)."""
+        return self._body or self.recording.body
+
+    @property
+    def model(self) -> nn.Module:
+        """What maps a task's rows to outputs."""
+        body = self.body
+        return self.learner.module if body is None else BodyAndHead(body, self.learner.module)
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module whose state_dict an edit is."""
+        return self.learner if self.body is None else self.model
+
+    def adapted_names(self, names: Iterable[str]) -> dict[str, str]:
+        """The model's parameters that a task adapts, and what they are called in the learner's own module."""
+        if self.body is None:
+            return {name: name for name in names}
+        return {name: name.removeprefix(HEAD) for name in names if name.startswith(HEAD)}

@@ -1,0 +1,110 @@
+"""What all hooks ask: the recorded run as a bilevel problem at the learner's present meta-parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from learn2learn.data import Taskset
+from torch import Tensor
+
+from ..bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task
+from ..bilevel.inner import Proximal
+from ..bilevel.local import LocalProblem
+from ..bilevel.loss import Criterion
+from ..bilevel.stationarity import Stationarity, stationarity
+from ..errors import InfluenceError, LossStructureError
+from ..recording import RecordedTask
+from .choice import InnerChoice, Options
+from .criterion import take_apart
+from .data import RecordedTasks, Split, read_test_tasks
+from .run import Run
+
+
+class Snapshot:
+    """A recorded run, read at the learner's present parameters λ*.
+
+    Attributes:
+        recorded: the training tasks, in order of first draw.
+        problem: the bilevel problem; ``local`` is it at λ* on the recorded tasks.
+    """
+
+    def __init__(self, run: Run, recorded: list[RecordedTask], options: Options) -> None:
+        self.recorded = recorded
+        self.options = options
+        criterion, self.reduction = take_apart(options.loss, options.reduction)
+        model = FunctionalModel(run.model, batch_norm=options.batch_norm)
+        self.lam = model.parameters
+        self._like = next(iter(self.lam.values()))
+        self.choice = InnerChoice(recorded, self.reduction, options)
+        kind = self.choice.kind()
+        adapted = run.adapted_names(self.lam)
+        loss = ModelLoss(model, criterion)
+        self.problem = BilevelProblem(
+            loss,
+            loss,
+            kind,
+            options.l2,
+            list(adapted),
+            on_indefinite=options.on_indefinite,
+            on_unconverged=options.on_unconverged,
+            memory=options.memory,
+            progress=options.progress,
+        )
+        start = adapted if isinstance(kind, Proximal) else None
+        tasks = RecordedTasks(self.recorded, self.reduction, self._like, start)
+        self.local = self.problem.at(self.lam, tasks, self._weights())
+        self._require_same_loss(model, criterion)
+        self._stationarity: Stationarity | None = None
+        self._position = {task.id: position for position, task in enumerate(self.recorded)}
+
+    def position(self, task: int) -> int:
+        """Where the task with that id stands among the recorded training tasks."""
+        if task not in self._position:
+            raise InfluenceError(
+                f"no training task has id {task}: ids are those in the first column of a result's table, "
+                f"{min(self._position)} to {max(self._position)} here"
+            )
+        return self._position[task]
+
+    @property
+    def stationarity(self) -> Stationarity:
+        """How close λ* is to a minimum, at the cost of a pass over the tasks unless one has left it here."""
+        if self._stationarity is None:
+            self._stationarity = stationarity(self.local, self.problem.l2)
+        return self._stationarity
+
+    @stationarity.setter
+    def stationarity(self, found: Stationarity) -> None:
+        self._stationarity = found
+
+    def test_problem(
+        self, source: Taskset | Sequence[Any], num_tasks: int | None, split: Split | None, seed: int
+    ) -> LocalProblem:
+        """Test tasks at λ*, under the same losses and inner kind."""
+        tasks: list[Task] = read_test_tasks(source, num_tasks, split, self.recorded, self.reduction, self._like, seed)
+        if not tasks:
+            raise InfluenceError("there are no test tasks to score against")
+        return self.problem.at(self.lam, tasks)
+
+    def _require_same_loss(self, model: FunctionalModel, criterion: Criterion) -> None:
+        """On a recorded task, the loss taken apart must be the loss that was given."""
+        task = self.local.tasks[0]
+        x, y = task.support
+        with torch.no_grad():
+            outputs = model(self.lam, x.to(self._like.device))
+            whole = self.options.loss(outputs, y.to(outputs.device))
+            samples = criterion(outputs, y.to(outputs.device))
+        found = samples.mean() if self.reduction == "mean" else samples.sum()
+        if whole.dim() == 0 and not torch.allclose(whole, found, rtol=1e-3, atol=1e-6):
+            raise LossStructureError(
+                f"the loss is {float(whole):.6g} on the support set of task {self.recorded[0].id}, but its samples' "
+                f"{self.reduction} is {float(found):.6g}: it weights samples unequally (class weights, ignore_index) "
+                "or is reduced otherwise. Pass a loss that returns one value a sample, and reduction="
+            )
+
+    def _weights(self) -> Tensor:
+        """c_i: how often each task was trained on, relative to the average."""
+        draws = torch.tensor([float(task.trained) for task in self.recorded], dtype=torch.float64)
+        return draws / draws.mean()
