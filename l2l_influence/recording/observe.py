@@ -49,6 +49,11 @@ def prepare(learner: nn.Module, options: RecordingOptions) -> None:
         _recordings[learner] = Recording(replace(options))
 
 
+def enter(learner: nn.Module, recording: Recording) -> None:
+    """Let ``recording`` be that of a learner that has none yet."""
+    _recordings[learner] = recording
+
+
 def recorded_learners() -> list[nn.Module]:
     """The learners that have a recording, as far as they are alive; without their clones."""
     return list(_recordings)

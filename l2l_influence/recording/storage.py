@@ -1,8 +1,8 @@
 """Recorded tasks as files: safetensors for tensors, JSON for the rest, nothing that runs code when it is read.
 
-A folder holds ``study.json``, ``weights.safetensors`` (the model when it was saved) and numbered files of tasks. Each
-file is written under another name first and then moved into place, ``study.json`` last: what a reader finds is whole,
-whenever the writer was stopped.
+A folder holds ``study.json``, a file of weights (the model when it was saved) and files of tasks. Tensor files are
+named by their content and never changed; ``study.json``, which says which of them belong to the study, is written last
+and moved into place: what a reader finds is whole, whenever the writer was stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .options import MIB
 from .task import RecordedTask
 
 FORMAT = 1
-MANIFEST, WEIGHTS = "study.json", "weights.safetensors"
+MANIFEST = "study.json"
 SHARD_BYTES = 64 * MIB
 
 TENSORS = {"adapted", "seen_labels", "read"}
@@ -60,16 +60,24 @@ def save(
     folder = Path(folder)
     _require_own(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {WEIGHTS: _write(folder / WEIGHTS, _plain(weights))}
-    entries = []
-    for number, shard in enumerate(_shards(tasks)):
-        name = f"tasks-{number:05d}.safetensors"
-        files[name] = _write(folder / name, {key: value for task, found in shard for key, value in found.items()})
+    weights_file = _write(folder, "weights", _plain(weights))
+    files, entries = [weights_file], []
+    for shard in _shards(tasks):
+        name = _write(folder, "tasks", {key: value for _, found in shard for key, value in found.items()})
+        files.append(name)
         entries += [{**_described(task), "file": name} for task, _ in shard]
-    manifest = {"format": FORMAT, "versions": _versions(), "about": dict(about), "files": files, "tasks": entries}
-    _replace(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
-    for old in set(folder.glob("tasks-*.safetensors")) - {folder / name for name in files}:
-        old.unlink()
+    manifest = {
+        "format": FORMAT,
+        "versions": _versions(),
+        "about": dict(about),
+        "weights": weights_file,
+        "tasks": entries,
+    }
+    new = folder / f"{MANIFEST}.new"
+    new.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    os.replace(new, folder / MANIFEST)
+    for old in {path.name for path in folder.glob("*.safetensors")} - set(files):
+        (folder / old).unlink()
     return folder
 
 
@@ -85,10 +93,10 @@ def load(folder: str | Path) -> Saved:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if manifest.get("format") != FORMAT:
         raise RecordingError(f"{folder} was written in format {manifest.get('format')}; this version reads {FORMAT}")
-    for name, digest in manifest["files"].items():
-        if not (folder / name).is_file() or _digest(folder / name) != digest:
+    for name in {manifest["weights"], *(entry["file"] for entry in manifest["tasks"])}:
+        if not (folder / name).is_file() or _digest(folder / name) not in name:
             raise RecordingError(f"{folder / name} is missing or was changed after the recording was saved")
-    weights = load_file(folder / WEIGHTS)
+    weights = load_file(folder / manifest["weights"])
     return Saved([_task(folder, entry) for entry in manifest["tasks"]], weights, manifest["about"])
 
 
@@ -155,16 +163,13 @@ def _named(path: Path, prefix: str, but: str | None = None) -> Iterator[tuple[st
                 yield rest, file.get_tensor(name)
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write a tensor file; returns its digest."""
-    _replace(path, lambda new: save_file(tensors, new))
-    return _digest(path)
-
-
-def _replace(path: Path, write: Any) -> None:
-    new = path.with_name(f"{path.name}.new")
-    write(new)
-    os.replace(new, path)
+def _write(folder: Path, stem: str, tensors: dict[str, Tensor]) -> str:
+    """Write a tensor file; returns its name, which holds its digest."""
+    new = folder / f"{stem}.new"
+    save_file(tensors, new)
+    name = f"{stem}-{_digest(new)}.safetensors"
+    os.replace(new, folder / name)
+    return name
 
 
 def _digest(path: Path) -> str:
@@ -172,7 +177,7 @@ def _digest(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(MIB):
             digest.update(block)
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 def _versions() -> dict[str, str]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+from learn2learn import algorithms
 from learn2learn.data import Taskset
 from torch import Tensor, nn
 
 from ..errors import RecordingError
-from . import observe
+from . import observe, storage
 from .learners import require_learner
+from .loaded import LoadedRecording
 from .observe import recording_of
 from .options import RecordingOptions
 from .recording import Recording
 from .task import RecordedTask
 from .telling import ToldEpisode, tell
+
+MODEL, BODY = "model", "body"
+"""What names of weights in the files begin with."""
 
 
 class Study:
@@ -91,6 +97,51 @@ class Study:
         episode = ToldEpisode(support, query, lr, steps, first_order, key)
         tell(self.meet(learner), episode)
 
+    def save(self, path: str | Path) -> Path:
+        """Write the tasks, their data and `learner`'s model to a folder, as safetensors and JSON; see :meth:`load`.
+
+        What was recorded is written even if it is not the whole story; a loaded study says then why it is not. A study
+        that the folder holds already is replaced.
+
+        Raises:
+            RecordingError: there is not one learner, the folder holds something else, or data cannot be had again.
+        """
+        recording = self.recording
+        weights = {f"{MODEL}.{name}": value for name, value in self.learner.module.state_dict().items()}
+        if recording.body is not None:
+            weights |= {f"{BODY}.{name}": value for name, value in recording.body.state_dict().items()}
+        about = {
+            "learner": type(self.learner).__name__,
+            "lr": _number(getattr(self.learner, "lr", None)),
+            "first_order": bool(getattr(self.learner, "first_order", False)),
+            "summary": self.describe(),
+            "trouble": _trouble(recording),
+        }
+        return storage.save(path, recording.tasks, weights, about)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module, body: nn.Module | None = None) -> Study:
+        """Read what :meth:`save` wrote, to ask hooks about it: no taskset, data set or script is needed.
+
+        Args:
+            path: the folder.
+            model: a module like the learner's. The saved weights are loaded into it.
+            body: for ANIL, a module like the one that made the features; its weights are loaded too.
+
+        Raises:
+            RecordingError: there is no whole study in the folder, or the modules do not fit its weights.
+        """
+        saved = storage.load(path)
+        _load_weights(model, saved.weights, MODEL)
+        if body is not None or any(name.startswith(f"{BODY}.") for name in saved.weights):
+            _load_weights(body, saved.weights, BODY)
+        about = saved.about
+        learner = algorithms.MAML(model, lr=about["lr"] or 0.0, first_order=about["first_order"])
+        observe.enter(learner, LoadedRecording(saved.tasks, body, about["summary"], about["trouble"]))
+        study = cls()
+        study.learners.append(learner)
+        return study
+
     def meet(self, learner: nn.Module) -> Recording:
         """Take note of a learner, unless it is a clone of one. Called before each clone is made."""
         if not observe.watched(learner) and not any(known is learner for known in self.learners):
@@ -128,3 +179,27 @@ class Study:
 def _trained(learner: nn.Module) -> int:
     """How many tasks the learner was trained on."""
     return sum(task.trained > 0 for task in recording_of(learner).tasks)
+
+
+def _trouble(recording: Recording) -> str:
+    """Why the tasks that trained are not the whole story, or nothing."""
+    try:
+        recording.training_tasks()
+    except RecordingError as error:
+        return str(error)
+    return ""
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _load_weights(module: nn.Module | None, weights: dict[str, Tensor], part: str) -> None:
+    """Into ``module``, those whose names begin with ``part``."""
+    if module is None:
+        raise RecordingError(f"the study was recorded with features of a {part}: pass body=, a module like it")
+    own = {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        raise RecordingError(f"the {part} that was passed is not like the one that was saved: {error}") from error

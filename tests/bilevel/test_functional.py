@@ -313,14 +313,11 @@ def test_what_cannot_be_attributed_to_is_refused():
         lstm(lstm.parameters, torch.randn(3, 2))
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_second_derivatives_of_weight_normalisation_are_right(old: bool) -> None:
+def test_second_derivatives_of_weight_normalisation_are_right() -> None:
     """torch's own are not: a product with the Hessian is off by some 10 %."""
     torch.manual_seed(0)
-    norm = nn.utils.weight_norm if old else nn.utils.parametrizations.weight_norm
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        net = nn.Sequential(norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2)).double()
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    net = nn.Sequential(normed, nn.Tanh(), nn.Linear(4, 2)).double()
     model, x = FunctionalModel(net), torch.randn(5, 3, dtype=torch.float64)
     layout = Layout(model.parameters)
     at, v = layout.ravel(model.parameters), torch.randn(layout.size, dtype=torch.float64)

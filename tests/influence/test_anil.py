@@ -1,0 +1,134 @@
+"""ANIL as users write it: features computed once, MAML on the head; recorded without a change, analysed as a whole."""
+
+from __future__ import annotations
+
+import random
+
+import learn2learn as l2l
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from l2l_influence import QueryInfluence, Study, SupportInfluence, TaskInfluence, TotalGradient, record
+from l2l_influence.errors import UnmatchedInputError
+
+from .runs import ListedTasks, classification_batches, pairs
+
+LOSS = nn.CrossEntropyLoss()
+BATCHES = [(x.double(), y) for x, y in classification_batches(5, 0)]
+TEST = pairs([(x.double(), y) for x, y in classification_batches(3, 9)])
+
+
+class Loop:
+    """One pass over the tasks; ``together`` computes the features of both sets in one batch."""
+
+    def __init__(self, together: bool = True) -> None:
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        self.together = together
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh()).double()
+        self.head = l2l.algorithms.MAML(nn.Linear(8, 3).double(), lr=0.1)
+        self.optimizer = torch.optim.SGD([*self.body.parameters(), *self.head.parameters()], lr=0.1)
+        self.losses: list[float] = []
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.together:
+            return self.body(x[::2]), self.body(x[1::2])
+        features = self.body(x)
+        return features[::2], features[1::2]
+
+    def query_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        learner = self.head.clone()
+        support, query = self.features(x)
+        for _ in range(2):
+            learner.adapt(LOSS(learner(support), y[::2]))
+        return LOSS(learner(query), y[1::2])
+
+    def run(self, epochs: int = 6) -> Loop:
+        tasks = ListedTasks(BATCHES)
+        for _ in range(epochs * len(tasks)):
+            loss = self.query_loss(*tasks.sample())
+            self.losses.append(float(loss.detach()))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return self
+
+
+def recorded(together: bool = True) -> tuple[Loop, Study]:
+    with record() as study:
+        loop = Loop(together).run()
+    return loop, study
+
+
+def states(loop: Loop) -> list[Tensor]:
+    return [*loop.body.state_dict().values(), *loop.head.state_dict().values()]
+
+
+def test_recording_changes_no_bit() -> None:
+    plain = Loop().run()
+    after = torch.get_rng_state(), random.getstate()
+    watched, _ = recorded()
+    assert plain.losses == watched.losses
+    assert all(torch.equal(a, b) for a, b in zip(states(plain), states(watched), strict=True))
+    assert torch.equal(after[0], torch.get_rng_state()) and after[1] == random.getstate()
+    assert not watched.body._forward_hooks
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_rows_are_followed_through_the_body(together: bool) -> None:
+    loop, study = recorded(together)
+    assert study.recording.body is loop.body
+    for task in study.training_tasks():
+        assert task.support_rows == (0, 2, 4, 6, 8, 10) and task.query_rows == (1, 3, 5, 7, 9, 11)
+        assert task.together is together
+        assert torch.equal(task.support[0], BATCHES[task.key][0][::2])
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_total_gradient_is_what_the_loops_own_backward_leaves(together: bool) -> None:
+    loop, study = recorded(together)
+    hook = TotalGradient(study, loss=LOSS)
+    for task in study.training_tasks():
+        found = hook.of(task.id)
+        loop.optimizer.zero_grad()
+        loop.query_loss(*BATCHES[task.key]).backward()
+        expected = {f"body.{name}": p.grad for name, p in loop.body.named_parameters()}
+        expected |= {f"module.{name}": p.grad for name, p in loop.head.module.named_parameters()}
+        assert set(found) == set(expected)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_hooks_answer_for_body_and_head() -> None:
+    loop, study = recorded()
+    hook = TaskInfluence(study, loss=LOSS)
+    before = [value.clone() for value in states(loop)]
+    scores = hook.scores(TEST)
+    assert len(scores) == 5 and "5 training tasks" in str(scores)
+    edited = hook.remove(scores[0].task)
+    whole = nn.ModuleDict({"body": loop.body, "module": loop.head.module})
+    assert set(edited) == set(whole.state_dict())
+    assert not torch.equal(edited["body.0.weight"], loop.body[0].weight)
+    samples = QueryInfluence.like(hook).scores(TEST)
+    sums = {row.task: 0.0 for row in scores}
+    for row in samples:
+        sums[row.task] += row.score
+    assert all(abs(sums[task] - value) < 1e-9 * max(map(abs, sums.values())) for task, value in scores.values.items())
+    assert len(SupportInfluence.like(hook).scores(TEST)) == 30
+    assert all(torch.equal(a, b) for a, b in zip(before, states(loop), strict=True))
+
+
+def test_features_that_no_module_made_are_refused_with_a_way_out() -> None:
+    with record() as study:
+        loop = Loop()
+        for x, y in ListedTasks(BATCHES):
+            learner = loop.head.clone()
+            features = 2 * loop.body(x)
+            learner.adapt(LOSS(learner(features[::2]), y[::2]))
+            LOSS(learner(features[1::2]), y[1::2]).backward()
+    with pytest.raises(UnmatchedInputError, match="add_episode"):
+        TaskInfluence(study, loss=LOSS).scores(TEST)
