@@ -21,7 +21,16 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 import l2l_influence
 from l2l_influence.errors import NothingRecordedError, RecordingError, UnmatchedInputError
-from l2l_influence.recording import RecordedTask, RecordingOptions, Study, patches, record, recording_of
+from l2l_influence.recording import (
+    RecordedTask,
+    RecordingOptions,
+    Study,
+    observe,
+    patches,
+    record,
+    recording_of,
+    serving,
+)
 from l2l_influence.recording.board import board
 from l2l_influence.recording.sampling import read_tasks
 
@@ -219,6 +228,36 @@ def test_steps_of_a_subclass_s_own_are_no_gradient_steps() -> None:
     assert (task.key, task.steps, str(task.lr), task.rule) == (3, 2, "nan", "other")
     assert task.support_rows == (0, 2, 4, 6, 8)
     assert not study.remarks
+
+
+class Doubled(MAML):
+    """A user's subclass that adds something to each of learn2learn's methods."""
+
+    def clone(self) -> Doubled:
+        clone = super().clone()
+        clone.__class__ = Doubled
+        return clone
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = 2 * super().forward(x)
+        return output
+
+    def adapt(self, loss: Tensor) -> None:
+        super().adapt(2 * loss)
+
+
+@pytest.mark.parametrize("kind", [MAML, Doubled, l2l_influence.MAML])
+def test_each_call_is_recorded_once(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("cloned", "fed"):
+        told = getattr(observe, name)
+        monkeypatch.setattr(observe, name, lambda *args, told=told, name=name: calls.append(name) or told(*args))
+    maml, tasks = kind(nn.Linear(4, 5), 0.1), small()
+    with record() as study:
+        step(maml, tasks[2])
+    assert calls == ["cloned", "fed", "fed"]
+    (task,) = study.training_tasks()
+    assert (task.key, task.steps, task.lr, task.rule, task.draws, task.trained) == (2, 1, 0.1, "sgd", 1, 1)
 
 
 def test_a_class_made_inside_is_watched_until_the_end() -> None:
@@ -429,12 +468,16 @@ def test_augmented_data_are_what_was_drawn() -> None:
 
 def test_reading_inside_the_block_serves_nothing() -> None:
     maml, tasks, test_tasks = linear(), small(-1), small(seed=1)
+    posted: list[Any] = []
     with record(RecordingOptions(data_bytes=0)) as study:
         step(maml, tasks.sample())
-        posted = len(board)
-        study.training_tasks()[0].support  # noqa: B018
-        read_tasks(test_tasks, 3, seed=0)
-        assert len(board) == posted
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(serving, "record_served", lambda *args, **_kwargs: posted.append(args))
+            study.training_tasks()[0].support  # noqa: B018
+            read_tasks(test_tasks, 3, seed=0)
+            assert not posted
+            test_tasks.sample()
+            assert len(posted) == 1
         step(maml, tasks.sample())
     assert keys(maml) == [0, 1]
 
@@ -457,6 +500,14 @@ def test_data_loaders(arguments: dict[str, Any], workers: int) -> None:
     for task, (x, y) in zip(found, batches, strict=True):
         assert torch.equal(task.query[0], x[1::2])
         assert torch.equal(task.query[1], y[1::2])
+
+
+def test_worker_processes_post_nothing_on_boards_of_their_own() -> None:
+    tasks = small()
+    with record():
+        lengths = list(DataLoader(tasks, num_workers=1, collate_fn=lambda _batch: len(board)))
+    assert len(lengths) == 6
+    assert len(set(lengths)) == 1
 
 
 def test_the_tasks_of_a_sampler() -> None:
@@ -572,11 +623,18 @@ def test_updates_of_a_clone_s_model_are_inner_steps(part: Callable[[Any], Any]) 
     assert not study.remarks
 
 
-def test_a_function_kept_from_inside_does_what_it_did() -> None:
+def test_what_was_kept_from_inside_does_what_it_did() -> None:
+    maml, tasks = linear(), small()
     with record() as study:
-        from learn2learn.algorithms.maml import maml_update
-    model = l2l.clone_module(nn.Linear(4, 5))
-    before = model.weight
-    maml_update(model, 1.0, [torch.ones(5, 4), torch.ones(5)])
-    assert torch.equal(model.weight, before - 1)
-    assert not study.remarks
+        step(maml, tasks[0])
+        update, clone, forward, adapt = l2l.algorithms.maml_update, MAML.clone, MAML.forward, MAML.adapt
+        draw = l2l.data.Taskset.__getitem__
+    before = study.describe()
+    x, y = draw(tasks, 1)
+    learner = clone(maml)
+    adapt(learner, cross_entropy(forward(learner, x[::2]), y[::2]))
+    cross_entropy(forward(learner, x[1::2]), y[1::2]).backward()
+    assert study.describe() == before
+    weight = learner.module.weight
+    update(learner.module, 1.0, [torch.ones(5, 4), torch.ones(5)])
+    assert torch.equal(learner.module.weight, weight - 1)
