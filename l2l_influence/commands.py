@@ -48,3 +48,34 @@ def demo(
     from .demo import run_demo  # imports torch and learn2learn, which takes seconds that --help need not wait for
 
     run_demo(out, seed=seed, quiet=quiet, quick=quick)
+
+
+# What follows the script's path is the script's, whatever it looks like.
+@application.command(context_settings={"allow_interspersed_args": False})
+def run(
+    script: Annotated[str, typer.Argument(help="A python file.", show_default=False)],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[ARGS]...", help="The script's own.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the study, scores, picture and report.", file_okay=False)
+    ] = Path("l2l-influence-run"),
+    loss: Annotated[
+        str | None, typer.Option(help="The script's loss: cross-entropy or mse; by the type of labels unless given.")
+    ] = None,
+    reduction: Annotated[str, typer.Option(help="How that reduces its samples: mean or sum.")] = "mean",
+    hessian: Annotated[str | None, typer.Option(help="Kind of total Hessian, such as gauss-newton or exact.")] = None,
+    test_tasks: Annotated[int, typer.Option(help="Most tasks to score on.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of which tasks, where there are more.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say only where the files are.")] = False,
+) -> None:
+    """Run a learn2learn script as python would, and rank the tasks that it trained on. The exit code is its own."""
+    from .running import Settings, run_script
+
+    if not Path(script).is_file():
+        raise typer.BadParameter(f"there is no file {script}", param_hint="SCRIPT")
+    try:
+        settings = Settings(loss, reduction, hessian, test_tasks, seed, progress=False if quiet else None)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    raise SystemExit(run_script(script, arguments or [], out, settings, quiet))

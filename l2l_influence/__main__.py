@@ -1,0 +1,7 @@
+"""``python -m l2l_influence`` is the command ``l2l-influence``."""
+
+from __future__ import annotations
+
+from .cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""The files that a run leaves: its study, scores, a picture, and the page that explains them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InfluenceError
+from ..influence.result import TaskScore
+from ..recording import Study
+from ..report.html import versions, write_page
+from .analysis import Found
+from .script import Ending
+
+STUDY, SCORES, RANKING, PAGE = "study", "scores.csv", "ranking.png", "report.html"
+COLUMNS = ("rank", "task", "key", "classes", "times trained", "its own loss", "score")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A script that has ended, and what was recorded of one of its learners.
+
+    Attributes:
+        argv: the script and its arguments.
+        ending: how it ended.
+        study: what was recorded.
+    """
+
+    argv: Sequence[str]
+    ending: Ending
+    study: Study
+
+    @property
+    def command(self) -> str:
+        """As it would be typed."""
+        return shlex.join(["python", *self.argv])
+
+    @property
+    def model(self) -> str:
+        """The class of the learner's model."""
+        return type(self.study.learner.module).__name__
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the learner is the head of something else."""
+        return self.study.recording.body is not None
+
+
+def save_study(study: Study, folder: Path) -> str:
+    """Save it, and take away what an earlier run left. Says why it could not be saved, or nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (SCORES, RANKING, PAGE):
+        (folder / name).unlink(missing_ok=True)
+    try:
+        study.save(folder / STUDY)
+    except (InfluenceError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def write_files(finished: Finished, found: Found | str, unsaved: str, folder: Path) -> Path:
+    """scores.csv, ranking.png and report.html; or, where there are no scores, a page that says why.
+
+    Args:
+        finished: what was run.
+        found: the scores, or why there are none.
+        unsaved: why there is no study, or nothing.
+        folder: where the files go.
+
+    Returns:
+        The page.
+    """
+    scores = None if isinstance(found, str) else found.scores
+    figure = None
+    if scores is not None:
+        scores.to_csv(folder / SCORES)
+        figure = scores.plot(folder / RANKING)
+    return write_page(
+        folder / PAGE,
+        "run.html.j2",
+        finished=finished,
+        found=found,
+        unsaved=unsaved,
+        figure=figure,
+        columns=COLUMNS,
+        harmful=[_cells(row) for row in scores.top() if row.score > 0] if scores else [],
+        helpful=[_cells(row) for row in scores.bottom() if row.score < 0] if scores else [],
+        worst=[row.task for row in scores.top(3)] if scores else [],
+        saved_in=str(folder / STUDY),
+        versions=versions(),
+    )
+
+
+def _cells(row: TaskScore) -> list[str]:
+    classes = " ".join(map(str, row.classes or ()))
+    numbers = [f"{row.loss:.3f}", f"{row.score:+.2e}"]
+    return [str(row.rank), str(row.task), str(row.key), classes, str(row.draws), *numbers]
