@@ -58,6 +58,7 @@ class Track:
     adapted: dict[str, Tensor] | None = None
     unseen_losses: int = 0
     trained: bool = False
+    _tasksets: list[Any] = field(default_factory=list)
 
     def child(self) -> Track:
         """The track of a clone of this clone."""
@@ -77,8 +78,13 @@ class Track:
         fitting = self._fitting(digests, board) if digests else []
         forward = Forward(digests, shape, self.steps, matched=bool(fitting))
         self.forwards.append(forward)
-        self.candidates = fitting or self.candidates
+        self._consider(fitting or self.candidates)
         return forward
+
+    def _consider(self, candidates: list[Served]) -> None:
+        self.candidates = candidates
+        # They outlive the loop, if need be, until the draw is entered, for its class names and its data.
+        self._tasksets = [served.taskset() for served in candidates]
 
     def adapted_to(self, reading: LossReading, lr: float, first_order: bool, rule: Rule) -> None:
         """Note an adapt call that succeeded, on the loss that was read."""

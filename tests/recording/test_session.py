@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import threading
@@ -464,6 +465,19 @@ def test_augmented_data_are_what_was_drawn() -> None:
     batches: list[Any] = []
     (task,) = recorded(lambda: batches.append(tasks[0]) or batches)
     assert torch.equal(task.support[0], batches[0][0][::2])
+
+
+def test_a_taskset_outlives_draws_that_are_not_entered_yet() -> None:
+    maml, tasks = linear(), small()
+    with record(RecordingOptions(data_bytes=0)) as study:
+        batch = tasks[3]
+        learner = maml.clone()
+        fast_adapt(batch, learner, cross_entropy)[0].backward()
+        del tasks
+        gc.collect()
+    (task,) = study.training_tasks()
+    assert task.classes is not None
+    assert torch.equal(task.query[0], batch[0][1::2])
 
 
 def test_reading_inside_the_block_serves_nothing() -> None:
