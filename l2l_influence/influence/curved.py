@@ -10,7 +10,7 @@ from learn2learn.data import Taskset
 from torch import Tensor, nn
 
 from ..bilevel.functional import BatchNormMode
-from ..bilevel.hessians import Curvature
+from ..bilevel.hessians import Curvature, curvature
 from ..bilevel.inner import Inverse
 from ..bilevel.local import GIB
 from ..bilevel.solvers import LinearSolver, OnIndefinite, OnUnconverged
@@ -74,7 +74,7 @@ class CurvedHook(Hook):
             reduction=reduction,
             inner=inner,
             proximal=proximal,
-            inner_solver="cg" if (inner_solver, kind) == ("auto", "exact") else inner_solver,
+            inner_solver="cg" if inner_solver == "auto" and curvature(kind).exact else inner_solver,
             inner_tolerance=inner_tolerance,
             l2=l2,
             batch_norm=batch_norm,
@@ -91,7 +91,12 @@ class CurvedHook(Hook):
 
         ``QueryInfluence.like(study)`` asks about query samples after ``study`` has scored tasks, and needs no second
         Hessian.
+
+        Raises:
+            TypeError: the two are about different Hessians, as direct influence is from all others.
         """
+        if cls._default_hessian != hook._default_hessian:
+            raise TypeError(f"{cls.__name__} has a Hessian of its own: make it from the learner, not from another hook")
         other = cls.__new__(cls)
         vars(other).update(vars(hook))
         return other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
@@ -64,6 +64,9 @@ class Hook:
         progress: show a progress bar; None for only on a terminal.
     """
 
+    _auto_inverse: ClassVar[str] = "auto"
+    """What ``inner_solver="auto"`` means to this hook."""
+
     def __init__(
         self,
         maml: BaseLearner | Study,
@@ -91,7 +94,7 @@ class Hook:
             reduction=reduction,
             inner=inner,
             proximal=proximal,
-            inner_solver=inner_solver,
+            inner_solver=self._auto_inverse if inner_solver == "auto" else inner_solver,
             inner_tolerance=inner_tolerance,
             l2=l2,
             batch_norm=batch_norm,

@@ -12,7 +12,10 @@ from .hook import Hook
 
 class TotalGradient(Hook):
     """g_i = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O (Thm 4.1) of recorded tasks, as named tensors like ``maml.module``'s
-    parameters. See :class:`~l2l_influence.influence.hook.Hook` for the arguments."""
+    parameters. See :class:`~l2l_influence.influence.hook.Hook` for the arguments; for the proximal kind
+    ``inner_solver="auto"`` is ``"cg"`` here, which leaves nothing out."""
+
+    _auto_inverse = "cg"
 
     def of(self, task: int) -> dict[str, Tensor]:
         """g_i of the task with that id, without its weight c_i."""

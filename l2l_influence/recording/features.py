@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from learn2learn.algorithms.base_learner import BaseLearner
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 from torch.utils.hooks import RemovableHandle
 
 from .board import board
 from .digests import row_digests, tensors_in
+from .learners import ROOTS
 
 MAX_CALLS = 64
 
@@ -109,7 +109,7 @@ class Watcher:
     def _left(self, module: nn.Module, args: Any, output: Any) -> None:
         # It may begin inside a call that it has not seen begin.
         self._nesting.depth = max(0, self._nesting.depth - 1)
-        if self._nesting.depth or isinstance(module, BaseLearner) or not isinstance(output, Tensor):
+        if self._nesting.depth or isinstance(module, ROOTS) or not isinstance(output, Tensor):
             return
         with board.failures.kept():
             self._note(module, args, output)

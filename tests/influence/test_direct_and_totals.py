@@ -20,11 +20,13 @@ from l2l_influence import (
     TotalGradient,
     TotalHessian,
 )
-from l2l_influence.bilevel import Dense
+from l2l_influence.bilevel import Dense, Subsample
+from l2l_influence.bilevel.hessians import Curvature
+from l2l_influence.bilevel.hessians.exact import Exact
 from l2l_influence.errors import InfluenceError
 
 from .retraining import L2, Run, changes, flat, optimal_run, relative
-from .runs import ListedTasks, classification_batches, labelled_batches, pairs, train
+from .runs import ListedTasks, classification_batches, labelled_batches, pairs, regression_batches, train
 
 
 @pytest.fixture(scope="module", params=["unrolled", "proximal"])
@@ -208,3 +210,20 @@ def test_steps_of_both_orders_cannot_be_one_problem():
     with pytest.raises(InfluenceError, match="first_order=True, others without: pass inner='proximal'"):
         TotalGradient(maml, tasks, loss).total()
     assert set(TotalGradient(maml, tasks, loss, inner="proximal").total()) == {"weight", "bias"}
+
+
+def test_a_direct_hook_takes_over_no_other_hessian() -> None:
+    maml, tasks = train(nn.Linear(3, 1).double(), regression_batches(3, 0), nn.MSELoss())
+    hook = TaskInfluence(maml, tasks, nn.MSELoss())
+    with pytest.raises(TypeError, match="a Hessian of its own"):
+        DirectInfluence.like(hook)
+    with pytest.raises(TypeError, match="a Hessian of its own"):
+        TaskInfluence.like(DirectInfluence(maml, tasks, nn.MSELoss()))
+
+
+@pytest.mark.parametrize("kind", ["exact", Exact(), Subsample("exact", tasks=2)], ids=["name", "object", "subsample"])
+def test_exact_kinds_take_an_inner_inverse_that_leaves_nothing_out(kind: str | Curvature) -> None:
+    maml, tasks = train(nn.Linear(3, 1).double(), regression_batches(3, 0), nn.MSELoss())
+    hook = TaskInfluence(maml, tasks, nn.MSELoss(), inner="proximal", inner_tolerance=1e-6, hessian=kind, damping=1.0)
+    notes = str(hook.scores(pairs(regression_batches(2, 7))))
+    assert "inner inverse: cg" in notes

@@ -180,3 +180,8 @@ def test_what_is_no_learner_is_told_so(thing: Any) -> None:
         recording_of(thing)
     with pytest.raises(RecordingError, match=text):
         TaskInfluence(thing, loss=cross_entropy).scores([])
+
+
+def test_a_study_without_a_learner_says_what_it_sees() -> None:
+    with pytest.raises(RecordingError, match="No learner was cloned"):
+        TaskInfluence(l2l_influence.Study(), loss=cross_entropy).scores([])

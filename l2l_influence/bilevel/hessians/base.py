@@ -26,6 +26,11 @@ class TaskSum(LinearOperator):
 class Curvature(ABC):
     """One way to approximate D²_λ L_O^i. A new kind is a new file with one of these, named in ``CURVATURES``."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether it is meant to leave nothing out, which takes an inner inverse that leaves nothing out either."""
+        return False
+
     @abstractmethod
     def operator(self, local: LocalProblem) -> TaskSum:
         """Σ_i c_i D²_λ L_O^i in this approximation, over all tasks."""

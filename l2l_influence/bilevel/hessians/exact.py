@@ -21,6 +21,10 @@ class Exact(PerTask):
     Symmetric; indefinite where λ is not near a minimum. For the proximal kind it is as exact as the inner inverse.
     """
 
+    @property
+    def exact(self) -> bool:
+        return True
+
     def operator(self, local: LocalProblem) -> TaskSum:
         kind = local.settings.kind
         if isinstance(kind, Proximal) and kind.inverse in APPROXIMATE:

@@ -86,6 +86,11 @@ class Subsample(Curvature):
         if self.by not in get_args(By):
             raise ValueError(f"by must be one of {list(get_args(By))}, not {self.by!r}")
 
+    @property
+    def exact(self) -> bool:
+        """Whether what is estimated is."""
+        return curvature(self.kind).exact
+
     def seen(self, at: SolvedBatch) -> SolvedBatch:
         return curvature(self.kind).seen(at)
 
