@@ -14,7 +14,7 @@ import torch
 from learn2learn.nn import PrototypicalClassifier
 from torch import Tensor, nn
 
-from l2l_influence import TaskInfluence
+from l2l_influence import Study, TaskInfluence
 from l2l_influence.errors import RecordingError, UncoveredParameterError
 from l2l_influence.recording import GBML, MAML, MetaSGD, TaskDataset, recording_of
 from l2l_influence.recording.learners import known_step
@@ -184,4 +184,4 @@ def test_what_is_no_learner_is_told_so(thing: Any) -> None:
 
 def test_a_study_without_a_learner_says_what_it_sees() -> None:
     with pytest.raises(RecordingError, match="No learner was cloned"):
-        TaskInfluence(l2l_influence.Study(), loss=cross_entropy).scores([])
+        TaskInfluence(Study(), loss=cross_entropy).scores([])
