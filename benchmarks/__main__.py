@@ -2,6 +2,9 @@
 
 ``python -m benchmarks [--quick] [--out FILE]`` prints a table and writes JSON. Every figure is a ratio of things that
 are run side by side, in turns, in this process; images are random, since only time is measured.
+
+``python -m benchmarks estimators [--quick] [--out FOLDER]`` measures how faithful the estimators are instead; see
+:mod:`benchmarks.estimators`.
 """
 
 from __future__ import annotations
@@ -76,16 +79,26 @@ def measure(name: str, count: int, repeats: int) -> list[dict[str, object]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("cost", "estimators"), default="cost")
     parser.add_argument("--quick", action="store_true", help="few tasks, one turn")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks.json"), help="where the JSON goes")
+    parser.add_argument("--out", type=Path, help="benchmarks.json, or the folder benchmarks-estimators, unless given")
     options = parser.parse_args(arguments)
-    count, repeats = (20, 1) if options.quick else (200, 3)
+    if options.what == "estimators":
+        from .estimators.run import run  # needs scikit-learn and SciPy
+
+        run(options.quick, options.out or Path("benchmarks-estimators"))
+    else:
+        cost(options.quick, options.out or Path("benchmarks.json"))
+
+
+def cost(quick: bool, out: Path) -> None:
+    count, repeats = (20, 1) if quick else (200, 3)
     rows = [row for name in MODELS for row in measure(name, count, repeats)]
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
-    options.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1), encoding="utf-8")
+    out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1), encoding="utf-8")
     for row in rows:
         print("  ".join(str(cell).ljust(28) for cell in row.values()))
-    print(f"written to {options.out}")
+    print(f"written to {out}")
 
 
 if __name__ == "__main__":
