@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from learn2learn.data import DataDescription
 
 from .content import Content
 from .failures import Failures
@@ -19,11 +22,12 @@ Identity = tuple[int, int, "tuple[int, ...] | None"]
 """What makes two draws the same task: taskset number, key, and the samples in it."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Served:
     """One batch that a taskset served: which task it is, and what was in it.
 
-    ``serial`` counts the batches posted; ``first`` is that of the same task's first one, as far as is remembered.
+    ``identity`` is equal for two draws of one task, even if augmentation changed its data. ``serial`` counts what was
+    posted; ``first`` is that of the same task's first batch, as far as is remembered.
     ``by_index`` says that the same batch is had again as ``taskset[key]`` and not from the description.
     """
 
@@ -35,15 +39,15 @@ class Served:
     by_index: bool = False
     serial: int = -1
     first: int = -1
+    identity: Identity = field(init=False)
 
     def __post_init__(self) -> None:
-        self.indices = _indices(self.description, self.content.length)
-        self.nbytes = 0 if self.content.data is None else self.content.data.nbytes
+        self.identity = self.taskset_number, self.key, _indices(self.description, self.content.length)
 
     @property
-    def identity(self) -> Identity:
-        """Equal for two draws of one task, even if augmentation changed its data."""
-        return self.taskset_number, self.key, self.indices
+    def indices(self) -> tuple[int, ...] | None:
+        """The data set's sample index for each row, where the taskset says."""
+        return self.identity[2]
 
     def same_task(self, other: Served) -> bool:
         """Whether nothing that matters tells the two apart."""
@@ -62,6 +66,14 @@ def _indices(description: Any, rows: int) -> tuple[int, ...] | None:
     return indices if len(indices) == rows else None
 
 
+def without_transforms(description: Any) -> list[DataDescription] | None:
+    """A description with the samples' indices only: its transforms hold the data set that they read."""
+    try:
+        return [DataDescription(entry.index) for entry in description]
+    except (TypeError, AttributeError):
+        return None
+
+
 @dataclass
 class Board:
     """A bounded memory of served batches, newest last.
@@ -75,7 +87,9 @@ class Board:
     failures: Failures = field(default_factory=Failures)
     _entries: OrderedDict[tuple[Identity, bytes], Served] = field(default_factory=OrderedDict)
     _with_tensors: OrderedDict[Served, None] = field(default_factory=OrderedDict)
-    _by_row: dict[bytes, list[Served]] = field(default_factory=dict)
+    _by_serial: dict[int, Served] = field(default_factory=dict)
+    # Arrays of serials, not lists of batches: there are many, and the garbage collector would go through them all.
+    _by_row: dict[bytes, array[int]] = field(default_factory=dict)
     _bytes: int = 0
     _serials: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -85,15 +99,20 @@ class Board:
     def post(self, served: Served) -> None:
         """Remember ``served`` as the newest."""
         name = served.identity, served.content.fingerprint
-        self.number(served)
-        if name in self._entries:
-            served.first = self._entries[name].first
+        former = self._entries.get(name)
+        if former is not None:
             self._remove(name)
-        self._entries[name] = served
+        self.number(served)
+        if former is not None:
+            served.first = former.first
+        self._entries[name] = self._by_serial[served.serial] = served
         self._with_tensors[served] = None
-        self._bytes += served.nbytes
+        self._bytes += served.content.nbytes
         for digest in served.content.rows:
-            self._by_row.setdefault(digest, []).append(served)
+            if digest in self._by_row:
+                self._by_row[digest].append(served.serial)
+            else:
+                self._by_row[digest] = array("q", (served.serial,))
         self._shrink()
 
     def number(self, served: Served) -> None:
@@ -102,7 +121,14 @@ class Board:
 
     def holding(self, digests: Sequence[bytes]) -> list[Served]:
         """The remembered batches that contain all these rows, oldest first."""
-        return [served for served in self._by_row.get(digests[0], ()) if served.content.contains(digests)]
+        holders = [self._by_serial[serial] for serial in self._by_row.get(digests[0], ())]
+        return [served for served in holders if served.content.contains(digests)]
+
+    def drop_transforms(self, taskset_number: int) -> None:
+        """Do not keep the data set of a taskset that is gone."""
+        for served in list(self._entries.values()):
+            if served.taskset_number == taskset_number:
+                served.description = without_transforms(served.description)
 
     def forget(self, taskset_number: int) -> None:
         """Drop what a taskset served, because it is gone."""
@@ -116,21 +142,22 @@ class Board:
         while self._bytes > self.max_tensor_bytes and len(self._with_tensors) > 1:
             oldest = next(iter(self._with_tensors))
             self._release(oldest)
-            oldest.content.data = None
+            oldest.content.tensors = None
 
     def _remove(self, name: tuple[Identity, bytes]) -> None:
         served = self._entries.pop(name)
+        del self._by_serial[served.serial]
         self._release(served)
         for digest in served.content.rows:
             holders = self._by_row[digest]
-            holders.remove(served)
+            holders.remove(served.serial)
             if not holders:
                 del self._by_row[digest]
 
     def _release(self, served: Served) -> None:
         if served in self._with_tensors:
             del self._with_tensors[served]
-            self._bytes -= served.nbytes
+            self._bytes -= served.content.nbytes
 
 
 board = Board()

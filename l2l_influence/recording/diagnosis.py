@@ -30,11 +30,11 @@ def require_complete(ledger: Ledger, failures: Failures, options: RecordingOptio
             f"{len(ledger.ambiguous)} draw(s) that trained the meta-parameters fit two tasks, for example both {one} "
             f"and {other}: they share all the rows that the learner was fed. Draw tasks that differ in some row."
         )
-    if ledger.surplus:
+    if ledger.surplus and not ledger.sampled:
         raise RecordingError(
             f"{ledger.surplus} draw(s) that trained the meta-parameters were of tasks beyond "
-            f"max_tasks={options.max_tasks}. Train on a finite taskset (num_tasks=...), or raise "
-            "recording_of(learner).options.max_tasks before training."
+            f"max_tasks={options.max_tasks}. Before training, set recording_of(learner).options.overflow = 'reservoir' "
+            "to keep a uniform sample of the tasks, or max_tasks higher; or train on a finite taskset (num_tasks=...)."
         )
     if ledger.foreign and options.unmatched == "raise":
         shapes = ", ".join(sorted(ledger.foreign))

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .board import Board, Served
-from .features import Call
-from .graph import LossReading
+from .digests import row_digests
+from .failures import Failures
+from .features import Call, features
+from .graph import LossReading, running_backward_passes
+from .journal import journal
 from .task import Rule
 
 if TYPE_CHECKING:
@@ -25,19 +30,19 @@ if TYPE_CHECKING:
 _serials = itertools.count()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Forward:
     """One call of a clone: the rows fed, in order, and what became of the output.
 
-    ``matched``: the rows belong to a task served. ``step``: number of adapt calls before. ``consumed``: the loss given
-    to ``adapt`` came from it. ``used``: a backward outside ``adapt`` passed through it. ``features``: what made
-    the rows fed of those served, if they were not the same.
+    ``step``: number of adapt calls before. ``shape``: of the tensor fed, None if there was none. ``matched``: the rows
+    belong to a task served. ``consumed``: the loss given to ``adapt`` came from it. ``used``: a backward outside
+    ``adapt`` passed through it. ``features``: what made the rows fed of those served, if they were not the same.
     """
 
-    digests: tuple[bytes, ...]
-    shape: str
     step: int
-    matched: bool
+    shape: torch.Size | None
+    digests: tuple[bytes, ...] = ()
+    matched: bool = False
     consumed: bool = False
     used: bool = False
     labels: Tensor | None = None
@@ -45,9 +50,30 @@ class Forward:
     serial: int = field(default_factory=lambda: next(_serials))
 
 
+class Adapted(NamedTuple):
+    """Adapted parameters and their names; None for a shared one that has been named before."""
+
+    names: Sequence[str | None]
+    values: Sequence[Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the values take."""
+        return sum([value.nbytes for value in self.values])
+
+    def on_cpu(self) -> dict[str, Tensor]:
+        """By name."""
+        pairs = zip(self.names, self.values, strict=True)
+        return {name: value.cpu() for name, value in pairs if name is not None}
+
+
 @dataclass(eq=False)
 class Track:
-    """The evidence about one clone. A clone of a clone starts with what is known of its parent."""
+    """The evidence about one clone. A clone of a clone starts with what is known of its parent.
+
+    ``tasksets``: those that the rows may come from. They outlive the loop, if need be, until the draw is entered, for
+    its class names and its data.
+    """
 
     forwards: list[Forward] = field(default_factory=list)
     candidates: list[Served] = field(default_factory=list)
@@ -55,10 +81,10 @@ class Track:
     lr: float = float("nan")
     first_order: bool = False
     rule: Rule = "sgd"
-    adapted: dict[str, Tensor] | None = None
+    adapted: Adapted | None = None
     unseen_losses: int = 0
     trained: bool = False
-    _tasksets: list[Any] = field(default_factory=list)
+    tasksets: list[Any] = field(default_factory=list)
 
     def child(self) -> Track:
         """The track of a clone of this clone."""
@@ -73,20 +99,23 @@ class Track:
             self.unseen_losses,
         )
 
-    def fed(self, digests: tuple[bytes, ...], shape: str, board: Board) -> Forward:
-        """Note a forward, and keep only those candidates that contain its rows too."""
-        fitting = self._fitting(digests, board) if digests else []
-        forward = Forward(digests, shape, self.steps, matched=bool(fitting))
+    def fed(self, shape: torch.Size | None) -> Forward:
+        """Note a forward."""
+        forward = Forward(self.steps, shape)
         self.forwards.append(forward)
-        self._consider(fitting or self.candidates)
         return forward
 
-    def _consider(self, candidates: list[Served]) -> None:
-        self.candidates = candidates
-        # They outlive the loop, if need be, until the draw is entered, for its class names and its data.
-        self._tasksets = [served.taskset() for served in candidates]
+    def identify(self, forward: Forward, rows: Tensor, board: Board) -> None:
+        """Find out which rows ``forward`` was fed, and keep only those candidates that contain them too."""
+        digests = row_digests(rows)
+        forward.features = features.source(digests)
+        forward.digests = digests if forward.features is None else forward.features.origin(digests)
+        fitting = self._fitting(forward.digests, board) if digests else []
+        forward.matched = bool(fitting)
+        self.candidates = fitting or self.candidates
+        self.tasksets = [served.taskset() for served in self.candidates]
 
-    def adapted_to(self, reading: LossReading, lr: float, first_order: bool, rule: Rule) -> None:
+    def adapted_to(self, reading: LossReading, lr: float, rule: Rule, first_order: bool) -> None:
         """Note an adapt call that succeeded, on the loss that was read."""
         for forward in self.forwards:
             forward.consumed = forward.consumed or forward.serial in reading.forwards
@@ -112,7 +141,7 @@ class Track:
         return [served for served in self.candidates if served.content.contains(digests)]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Episode:
     """The tracks of a clone and of the clones made from it once it had been fed something: one draw.
 
@@ -124,33 +153,69 @@ class Episode:
 
 
 class Lifeline:
-    """Dies with the last clone and the last graph of an episode."""
+    """Dies with the last clone and the last graph of an episode, and leaves a note of it."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("failures", "number", "recording")
+
+    def __init__(self, number: int, recording: weakref.ref[Recording], failures: Failures) -> None:
+        self.number, self.recording, self.failures = number, recording, failures
+
+    def __del__(self) -> None:
+        # This may run anywhere, also while autograd takes a graph down: so nothing but the note.
+        journal.append(self.failures, _end, self.recording, self.number)
+
+
+def _end(recording: weakref.ref[Recording], number: int) -> None:
+    alive = recording()
+    if alive is not None:
+        alive.end(number)
 
 
 class Watch:
-    """Held by a clone and by its graph; tells the track what they do."""
+    """Held by a clone and by its graph; tells the track what they do.
+
+    ``nodes``: where the gradients of the clone's parameters go on to, until there are hooks on them.
+    """
+
+    __slots__ = ("episode", "lifeline", "nodes", "recording", "track")
 
     def __init__(self, track: Track, episode: Episode, lifeline: Lifeline, recording: Recording) -> None:
         self.track, self.episode, self.lifeline, self.recording = track, episode, lifeline, recording
+        self.nodes: list[Any] = []
 
-    def reached_meta_parameters(self, *_gradients: Any) -> None:
-        """Called by autograd when a gradient goes from the clone's parameters to the learner's."""
+    def passed(self, forward: Forward) -> None:
+        """A backward passes the output of ``forward``."""
+        forward.used = True
+        if not self.track.trained:
+            reaches = running_backward_passes(self.nodes)
+            self.track.trained = bool(reaches)
+            if reaches is None:
+                self.listen()
+
+    def listen(self) -> None:
+        """Have autograd say when a gradient goes from the clone's parameters to the learner's."""
+        nodes, self.nodes = self.nodes, []  # the nodes hold this watch from now on, so it may not hold them
+        for node in nodes:
+            node.register_hook(self._reached)
+
+    def _reached(self, *_gradients: Any) -> None:
         if not self.recording.adapting:
             self.track.trained = True
 
-    def watch_output(self, forward: Forward) -> _OutputHook:
-        """A hook for autograd to call when a gradient reaches the output of ``forward``."""
-        return _OutputHook(self, forward)
 
+class OutputHook:
+    """What autograd calls when a gradient reaches the output of a forward."""
 
-class _OutputHook:
     __slots__ = ("forward", "watch")
 
     def __init__(self, watch: Watch, forward: Forward) -> None:
         self.watch, self.forward = watch, forward
 
     def __call__(self, *_gradients: Any) -> None:
-        if not self.watch.recording.adapting:
-            self.forward.used = True
+        recording = self.watch.recording
+        if recording.adapting:
+            return
+        try:
+            self.watch.passed(self.forward)
+        except Exception:
+            recording.failures.keep()

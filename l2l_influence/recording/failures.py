@@ -21,8 +21,12 @@ class Failures:
         try:
             yield
         except Exception:
-            self.count += 1
-            self.first = self.first or traceback.format_exc()
+            self.keep()
+
+    def keep(self) -> None:
+        """Keep the exception that is being handled."""
+        self.count += 1
+        self.first = self.first or traceback.format_exc()
 
     def __bool__(self) -> bool:
         return self.count > 0

@@ -18,7 +18,9 @@ from torch.nn.modules import module as modules
 from torch.utils.hooks import RemovableHandle
 
 from .board import board
-from .digests import row_digests, tensors_in
+from .content import copied
+from .digests import first_tensor, row_digests
+from .journal import journal
 from .learners import ROOTS
 
 MAX_CALLS = 64
@@ -54,8 +56,9 @@ class Features:
         call = self._by_row.get(digests[0]) if digests else None
         return call if call is not None and all(digest in call.rows for digest in digests) else None
 
-    def note(self, body: nn.Module, fed: Sequence[bytes], made: Tensor) -> None:
+    def note(self, body: nn.Module, rows: Tensor, made: Tensor) -> None:
         """``body`` made these rows, in order, of those; nothing is noted if those were not served."""
+        fed = row_digests(rows)
         before = self.source(fed)
         origin = before.origin(fed) if before else tuple(fed)
         if not board.holding(origin):
@@ -116,9 +119,10 @@ class Watcher:
 
     @staticmethod
     def _note(module: nn.Module, args: Any, output: Tensor) -> None:
-        rows = next(tensors_in(args), None)
+        rows = first_tensor((args,))
         if rows is not None and min(rows.dim(), output.dim()) > 0 and len(rows) == len(output):
-            features.note(module, row_digests(rows), output)
+            fed, made = copied(rows), copied(output)
+            journal.note(fed.nbytes + made.nbytes, board.failures, features.note, module, fed, made)
 
 
 watcher = Watcher()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import RecordingError
@@ -16,17 +17,46 @@ from ..errors import RecordingError
 MARK = "l2l_influence.forward"
 FEW_NODES, MAX_NODES = 50, 20_000
 
+# torch.autograd.graph asks this itself, for its hooks on several tensors.
+_will_execute: Callable[[Any], bool] | None = getattr(torch._C, "_will_engine_execute_node", None)
+
 # Between a model's output and the labels: operations that leave row i in row i.
 _ROWWISE = ("LogSoftmax", "Div", "Mul", "Add", "Sub", "Squeeze", "Unsqueeze", "View", "UnsafeView", "ReshapeAlias",
             "Alias", "ToCopy", "Clone", "Neg")  # fmt: skip
 
 
-def mark(output: Tensor, serial: int, when_used: Callable[..., None]) -> None:
-    """Mark ``output`` as the result of forward ``serial``, and have ``when_used`` called when a backward passes it."""
+def mark(output: Tensor, serial: int, when_used: Callable[..., None]) -> bool:
+    """Mark ``output`` as the result of forward ``serial``, and have ``when_used`` called when a backward passes it.
+
+    Says whether there is a graph to mark.
+    """
     node: Any = output.grad_fn
-    if node is not None:
-        node.metadata.setdefault(MARK, []).append(serial)
-        node.register_hook(when_used)
+    if node is None:
+        return False
+    node.metadata.setdefault(MARK, []).append(serial)
+    node.register_hook(when_used)
+    return True
+
+
+def running_backward_passes(nodes: Iterable[Any]) -> bool | None:
+    """Whether the backward that calls this goes through one of ``nodes`` and beyond; None if torch does not tell.
+
+    To ask costs next to nothing. A hook on each parameter's node, which tells the same, costs as much as all the rest
+    of the recorder.
+    """
+    return None if _will_execute is None else any(_passes(node) for node in nodes)
+
+
+def _passes(node: Any) -> bool:
+    # A node that only hands its gradient to autograd.grad counts as executed; but then nothing beyond it does.
+    return _runs(node) and any(_runs(beyond) for beyond, _ in node.next_functions if beyond is not None)
+
+
+def _runs(node: Any) -> bool:
+    try:
+        return bool(_will_execute(node))  # type: ignore[misc]
+    except RuntimeError:  # torch's answer for a parameter whose gradient autograd.grad was asked for
+        return True
 
 
 @dataclass
@@ -55,7 +85,7 @@ def read_loss(loss: Tensor, known: set[int], stop: Callable[[], Iterable[Any]]) 
         reading.forwards |= serials
         target = None if serials else _target(node)
         if target is not None and (serial := _row_by_row(node, known)) is not None:
-            reading.labels[serial] = target.detach().cpu().clone()
+            reading.labels[serial] = target.detach().clone()
     return reading
 
 
@@ -73,15 +103,15 @@ def _below(root: Any, known: set[int], seen: set[Any], limit: int) -> list[tuple
         if len(nodes) == limit:
             return None
         seen.add(node)
-        serials = _marks(node) & known
+        serials = _marks(node, known)
         nodes.append((node, serials))
         if not serials:
             stack.extend(parent for parent, _ in node.next_functions)
     return nodes
 
 
-def _marks(node: Any) -> set[int]:
-    return set(node.metadata.get(MARK, ()))
+def _marks(node: Any, known: set[int]) -> set[int]:
+    return known.intersection(node.metadata.get(MARK, ()))
 
 
 def _target(node: Any) -> Any:
@@ -99,7 +129,7 @@ def _row_by_row(node: Any, known: set[int]) -> int | None:
         if len(parents) != 1:
             return None
         node = parents[0]
-        serials = _marks(node) & known
+        serials = _marks(node, known)
         if serials:
             return max(serials)
         if not node.name().startswith(_ROWWISE):

@@ -11,13 +11,18 @@ from learn2learn.data.transforms import LoadData
 from torch import Tensor, nn
 
 from .board import Identity, Served
-from .episode import Episode, Track
+from .episode import Episode, Forward, Track
 from .matching import Ambiguity, Match, foreign, match
+from .options import RecordingOptions
 from .reading import Source
+from .reservoir import Reservoir
 from .task import Labels, Rule
 
+ENOUGH_REPEATS = 16
+"""A taskset that augments at random may give a task's data twice by chance, but not so often and never others."""
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, slots=True)
 class TaskRecord:
     """What the draws of one task amount to. All else is of the last draw (that trained, if any)."""
 
@@ -58,7 +63,8 @@ class TaskRecord:
         return latest
 
     def _take(self, track: Track, found: Match) -> None:
-        self.source = replace(self.source, fingerprint=found.served.content.fingerprint)
+        if self.source.fingerprint != found.served.content.fingerprint:
+            self.source = replace(self.source, fingerprint=found.served.content.fingerprint)
         self.support_rows, self.query_rows = found.support_rows, found.query_rows
         self.labels, self.seen_labels = found.labels, found.seen_labels
         self.bodies, self.together = found.bodies, found.together
@@ -70,14 +76,17 @@ class Ledger:
     """Records by task, in order of arrival, and counts of what has no place in them.
 
     ``foreign``: shapes of unknown input that was trained on. ``ambiguous``: pairs of tasks that a draw that trained
-    could not be told from. ``surplus``: draws that trained, of tasks beyond the limit. ``remarks``: what a reader
-    of the recording should know.
+    could not be told from. ``surplus``: draws that trained, of tasks that had to go. ``reservoir``: which ones have to,
+    once there are too many. ``repeats``: by taskset, how often it served a task's data again; -1 for one that served
+    others. ``remarks``: what a reader of the recording should know.
     """
 
     records: dict[Identity, TaskRecord] = field(default_factory=dict)
     foreign: Counter[str] = field(default_factory=Counter)
     ambiguous: list[tuple[str, str]] = field(default_factory=list)
     surplus: int = 0
+    reservoir: Reservoir | None = None
+    repeats: dict[int, int] = field(default_factory=dict)
     episodes: int = 0
     remarks: Counter[str] = field(default_factory=Counter)
 
@@ -89,10 +98,28 @@ class Ledger:
             records=records,
             foreign=self.foreign.copy(),
             ambiguous=list(self.ambiguous),
+            reservoir=None if self.reservoir is None else self.reservoir.copy(),
+            repeats=dict(self.repeats),
             remarks=self.remarks.copy(),
         )
 
-    def add(self, episode: Episode, max_tasks: int) -> list[tuple[Track, Match]]:
+    @property
+    def sampled(self) -> bool:
+        """Whether tasks that trained had to go, and those recorded are a uniform sample of them."""
+        return self.surplus > 0 and self.reservoir is not None and self.reservoir.uniform
+
+    @property
+    def stands_for(self) -> float:
+        """How many draws that trained there were for each one recorded."""
+        recorded = sum([record.trained for record in self.records.values()])
+        return (recorded + self.surplus) / recorded if self.surplus else 1.0
+
+    def gives_back(self, identity: Identity) -> bool:
+        """Whether a task's data can be had again: its taskset can be asked, and has often enough served the same."""
+        record = self.records[identity]
+        return record.source.readable and self.repeats.get(record.taskset, 0) >= ENOUGH_REPEATS
+
+    def add(self, episode: Episode) -> list[tuple[Track, Match]]:
         """Count an episode that is over; returns the draws in it that records are now of."""
         self.episodes += 1
         found: dict[Identity, tuple[Track, Match]] = {}
@@ -103,23 +130,47 @@ class Ledger:
                 self.ambiguous.append((str(verdict.one), str(verdict.other)))
             if isinstance(verdict, Match) and (track.trained or not _trained(found, verdict)):
                 found[verdict.served.identity] = track, verdict
-        return [draw for draw in found.values() if self._count(*draw, max_tasks)]
+        return [draw for draw in found.values() if self._count(*draw)]
 
-    def _count(self, track: Track, found: Match, max_tasks: int) -> bool:
+    def shrink(self, options: RecordingOptions) -> list[Identity]:
+        """Let tasks go until there are no more than ``max_tasks``; returns them."""
+        if self.reservoir is None:
+            if len(self.records) <= options.max_tasks:
+                return []
+            self.reservoir = _reservoir(options)
+            self.reservoir.enter((identity, record.trained > 0) for identity, record in self.records.items())
+        self.reservoir.limit = min(self.reservoir.limit, options.max_tasks)
+        gone = []
+        while len(self.records) > self.reservoir.limit:
+            gone.append(self.reservoir.leave())
+            self.surplus += self.records.pop(gone[-1]).trained
+        return gone
+
+    def _count(self, track: Track, found: Match) -> bool:
         identity = found.served.identity
-        if identity not in self.records and len(self.records) >= max_tasks:
-            self.surplus += track.trained
-            return False
-        if identity not in self.records:
-            self.records[identity] = TaskRecord.of(found.served)
-        record = self.records[identity]
+        record = self.records.get(identity)
+        new = record is None or (track.trained and not record.trained)
+        if record is None:
+            record = self.records[identity] = TaskRecord.of(found.served)
+        else:
+            self._compare(record, track, found)
+        latest = record.add(track, found)
+        if new and self.reservoir is not None:
+            self.reservoir.enter([(identity, track.trained)])
+        return latest
+
+    def _compare(self, record: TaskRecord, track: Track, found: Match) -> None:
+        """Take note of how this draw of a task differs from the one before."""
+        if record.source.fingerprint != found.served.content.fingerprint:
+            self.repeats[record.taskset] = -1
+        elif (repeats := self.repeats.get(record.taskset, 0)) >= 0:
+            self.repeats[record.taskset] = repeats + 1
         if record.trained and track.trained and _split(record) != _split(found):
-            self.remarks["draws of a task split otherwise into support and query than the draw before"] += 1
-        return record.add(track, found)
+            self._remark("draws of a task split otherwise into support and query than the draw before", 1)
 
     def _note(self, track: Track) -> None:
         if track.trained:
-            self.foreign.update(forward.shape for forward in foreign(track))
+            self.foreign.update([_shape(forward) for forward in foreign(track)])
         unmatched = sum(not forward.matched for forward in track.forwards)
         early = any(forward.used and not forward.consumed and forward.step < track.steps for forward in track.forwards)
         self._remark("forwards of input that no recorded taskset had served", unmatched)
@@ -131,9 +182,19 @@ class Ledger:
             self.remarks[text] += count
 
 
+def _reservoir(options: RecordingOptions) -> Reservoir:
+    if options.overflow == "raise":
+        return Reservoir.first_come(options.max_tasks)
+    return Reservoir.sampling(options.max_tasks, options.seed)
+
+
 def _trained(found: dict[Identity, tuple[Track, Match]], verdict: Match) -> bool:
     draw = found.get(verdict.served.identity)
     return draw is not None and draw[0].trained
+
+
+def _shape(forward: Forward) -> str:
+    return "none" if forward.shape is None else str(tuple(forward.shape))
 
 
 def _split(rows: TaskRecord | Match) -> tuple[tuple[int, ...], tuple[int, ...]]:

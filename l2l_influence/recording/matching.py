@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,9 +56,9 @@ def foreign(track: Track) -> list[Forward]:
 
 
 def _bind(track: Track, served: Served, labels: Labels) -> Match:
-    rows = served.content.rows
-    support = _merged(assign(forward.digests, rows) for forward in _support(track))
-    query = _merged(assign(forward.digests, rows, avoid=frozenset(support)) for forward in _query(track))
+    content = served.content
+    support = _merged([content.assign(forward.digests) for forward in _support(track)])
+    query = _merged([content.assign(forward.digests, avoid=support) for forward in _query(track)])
     seen = _seen_labels(track, served, support) if labels == "changed" else None
     calls = {forward.features for forward in (*_support(track), *_query(track))}
     bodies = {call.bodies if call else () for call in calls}
@@ -77,33 +76,18 @@ def _query(track: Track) -> list[Forward]:
     return [forward for forward in others if forward.used] if track.trained else others
 
 
-def assign(
-    digests: Sequence[bytes], rows: Mapping[bytes, list[int]], avoid: frozenset[int] = frozenset()
-) -> tuple[int, ...]:
-    """Numbers of the rows fed. Equal rows are given out in order, those to ``avoid`` only if there are no others."""
-    given: Counter[bytes] = Counter()
-    numbers = []
-    for digest in digests:
-        equal = rows[digest]
-        if len(equal) > 1:
-            equal = [row for row in equal if row not in avoid] or equal
-        numbers.append(equal[given[digest] % len(equal)])
-        given[digest] += 1
-    return tuple(numbers)
-
-
-def _merged(feeds: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+def _merged(feeds: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The rows of several forwards in the order in which they were fed; a later forward adds what is new in it."""
     merged: tuple[int, ...] = ()
     for rows in feeds:
-        merged += tuple(row for row in rows if row not in merged)
+        merged += tuple([row for row in rows if row not in merged])
     return merged
 
 
 def _compare_labels(track: Track, served: Served) -> Labels:
     """Whether the inner losses saw the labels that were served."""
     verdicts = [
-        _agree(forward.labels, served.content.labels, assign(forward.digests, served.content.rows))
+        _agree(forward.labels, served.content.labels, served.content.assign(forward.digests))
         for forward in _support(track)
         if forward.labels is not None and served.content.labels is not None
     ]
@@ -128,7 +112,7 @@ def _seen_labels(track: Track, served: Served, support: tuple[int, ...]) -> Tens
     for forward in _support(track):
         if forward.labels is None or len(forward.labels) != len(forward.digests):
             return None
-        for row, label in zip(assign(forward.digests, served.content.rows), forward.labels, strict=True):
+        for row, label in zip(served.content.assign(forward.digests), forward.labels, strict=True):
             if not torch.equal(seen.setdefault(row, label), label):
                 return None
-    return torch.stack([seen[row] for row in support])
+    return torch.stack([seen[row] for row in support]).cpu()

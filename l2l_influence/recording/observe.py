@@ -11,17 +11,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .board import board
-from .digests import row_digests, tensors_in
-from .episode import Watch
-from .features import features
-from .graph import mark, read_loss
+from .content import copied
+from .digests import first_tensor, tensors_in
+from .episode import Adapted, Forward, OutputHook, Track, Watch
+from .graph import LossReading, mark, read_loss
+from .journal import journal
 from .learners import known_step, require_learner
 from .options import RecordingOptions
 from .recording import Recording
 from .task import Rule
+from .tasks import tasksets_alive
 
 # Side tables, keyed weakly: nothing is stored on the modules, so state_dict, pickle and deepcopy know nothing of this.
 _recordings: weakref.WeakKeyDictionary[nn.Module, Recording] = weakref.WeakKeyDictionary()
@@ -38,9 +40,10 @@ def recording_of(learner: nn.Module) -> Recording:
     watch = _watches.get(learner)
     if watch is not None:
         return watch.recording
-    if learner not in _recordings:
-        _recordings[learner] = Recording()
-    return _recordings[learner]
+    recording = _recordings.get(learner)
+    if recording is None:
+        recording = _recordings[learner] = Recording()
+    return recording
 
 
 def prepare(learner: nn.Module, options: RecordingOptions) -> None:
@@ -68,10 +71,14 @@ def watched(learner: nn.Module) -> bool:
 def cloned(parent: nn.Module, clone: nn.Module) -> None:
     """``clone`` was made from ``parent``."""
     recording = recording_of(parent)
-    with recording.failures.kept():
+    try:
         watch = _watches[clone] = recording.begin(_watches.get(parent))
-        for node in _gradient_nodes(clone):
-            node.register_hook(watch.reached_meta_parameters)
+        parameters = _parameters(clone)
+        watch.nodes = _gradient_nodes(parameters)
+        if len(parameters) != len(recording.names):
+            recording.names = _names(clone)
+    except Exception:
+        recording.failures.keep()
 
 
 def fed(learner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
@@ -79,14 +86,31 @@ def fed(learner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], outp
     watch = _watches.get(learner)
     if watch is None:
         return
-    with watch.recording.failures.kept():
-        rows = next(tensors_in((args, kwargs)), None)
-        digests, shape = ((), "none") if rows is None else (row_digests(rows), str(tuple(rows.shape)))
-        call = features.source(digests)
-        forward = watch.track.fed(digests if call is None else call.origin(digests), shape, board)
-        forward.features = call
-        for tensor in tensors_in(output):
-            mark(tensor, forward.serial, watch.watch_output(forward))
+    try:
+        forward = _note(watch, first_tensor((*args, kwargs)))
+        hook = OutputHook(watch, forward)
+        marked = [mark(tensor, forward.serial, hook) for tensor in tensors_in(output)]
+        if not any(marked):
+            watch.listen()  # no output will say when to
+    except Exception:
+        watch.recording.failures.keep()
+
+
+def _note(watch: Watch, rows: Tensor | None) -> Forward:
+    """Write down what a clone was fed."""
+    if rows is None:
+        return watch.track.fed(None)
+    track, copy = watch.track, copied(rows)
+    track.tasksets = track.tasksets or tasksets_alive()
+    forward = track.fed(rows.shape)
+    journal.note(copy.nbytes, watch.recording.failures, _identify, weakref.ref(track), forward, copy)
+    return forward
+
+
+def _identify(track: weakref.ref[Track], forward: Forward, rows: Tensor) -> None:
+    known = track()
+    if known is not None:  # else nobody can ask for what comes of it
+        known.identify(forward, rows, board)
 
 
 @contextmanager
@@ -96,19 +120,29 @@ def adapting(learner: nn.Module, loss: Any, lr: Any, first_order: bool, rule: Ru
     if watch is None:
         yield
         return
-    reading = None
-    with watch.recording.failures.kept():
-        known = {forward.serial for forward in watch.track.forwards}
-        reading = read_loss(loss, known, lambda: _gradient_nodes(learner))
-    steps = watch.track.steps
-    with watch.recording.adaptation():
+    reading, steps = _read(watch, loss, learner), watch.track.steps
+    watch.recording.adapting += 1  # meanwhile gradients are no sign of meta-training
+    try:
         yield
-    with watch.recording.failures.kept():
+    finally:
+        watch.recording.adapting -= 1
+    try:
         if reading is not None and watch.track.steps == steps:
-            lr, rule = known_step(lr, rule)
-            watch.track.adapted_to(reading, lr, first_order, rule)
-        if watch.recording.options.keep_adapted:
-            watch.track.adapted = {name: value.detach() for name, value in _model(learner).named_parameters()}
+            watch.track.adapted_to(reading, *known_step(lr, rule), first_order)
+        if watch.recording.keeps_adapted:
+            adapted = watch.track.adapted = Adapted(watch.recording.names, [p.detach() for p in _parameters(learner)])
+            journal.hold(adapted.nbytes)
+    except Exception:
+        watch.recording.failures.keep()
+
+
+def _read(watch: Watch, loss: Any, learner: nn.Module) -> LossReading | None:
+    try:
+        known = {forward.serial for forward in watch.track.forwards}
+        return read_loss(loss, known, lambda: _gradient_nodes(_parameters(learner)))
+    except Exception:
+        watch.recording.failures.keep()
+        return None
 
 
 def updated(model: object) -> bool:
@@ -119,11 +153,35 @@ def updated(model: object) -> bool:
     return bool(found)
 
 
-def _gradient_nodes(learner: nn.Module) -> list[Any]:
+def _gradient_nodes(parameters: Sequence[Tensor]) -> list[Any]:
     """Where the gradients of the parameters of a clone go on to."""
-    return [parameter.grad_fn for parameter in _model(learner).parameters() if parameter.grad_fn is not None]
+    return [node for parameter in parameters if (node := parameter.grad_fn) is not None]
+
+
+def _parameters(learner: nn.Module) -> list[Tensor]:
+    """The parameters of the model inside a learner, one that is shared as often as it occurs."""
+    found: list[Tensor] = []
+    _gather(_model(learner), found)
+    return found
 
 
 def _model(learner: nn.Module) -> nn.Module:
     """The model inside a learner."""
-    return learner.get_submodule("module")
+    model = learner._modules["module"]
+    assert model is not None
+    return model
+
+
+def _gather(module: nn.Module | None, found: list[Tensor]) -> None:
+    # nn.Module's own walk takes four times as long, and this is asked twice a draw.
+    if module is not None:
+        found += [parameter for parameter in module._parameters.values() if parameter is not None]
+        for child in module._modules.values():
+            _gather(child, found)
+
+
+def _names(learner: nn.Module) -> list[str | None]:
+    """What ``named_parameters`` calls each of them; None for one that it has named before."""
+    model = _model(learner)
+    named = {name for name, _ in model.named_parameters()}
+    return [name if name in named else None for name, _ in model.named_parameters(remove_duplicate=False)]

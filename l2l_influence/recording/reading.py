@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..errors import TaskDataChangedError
 from .board import Served
-from .content import Content, read_batch
+from .content import Content, batch_tensors, read_batch
 from .serving import drawing
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Source:
     """Where a task's data come from, and the fingerprint that they have to have."""
 
@@ -36,6 +36,11 @@ class Source:
             served.taskset(), served.key, served.description, served.by_index, served.content.fingerprint, str(served)
         )
 
+    @property
+    def readable(self) -> bool:
+        """Whether there is a taskset that can be asked for this very task."""
+        return self.taskset is not None and (self.description is not None or self.by_index)
+
     def read(self) -> tuple[Tensor, ...]:
         """``(inputs, labels)`` on the CPU, read again.
 
@@ -43,23 +48,23 @@ class Source:
             TaskDataChangedError: the taskset cannot give the task again, or gives other data.
         """
         content = self._read_quietly()
-        if content is None or content.data is None or content.fingerprint != self.fingerprint:
+        if content is None or content.tensors is None or content.fingerprint != self.fingerprint:
             raise TaskDataChangedError(
                 f"The data of {self.name} were not kept and reading them again gives other data: probably the data "
                 "set is augmented at random or has changed. Keep the data: set data_bytes higher in "
                 "recording_of(learner).options before training."
             )
-        return content.data.on_cpu().tensors
+        return tuple(tensor.cpu() for tensor in content.tensors)
 
     def _read_quietly(self) -> Content | None:
-        if self.taskset is None or (self.description is None and not self.by_index):
+        if not self.readable:
             raise TaskDataChangedError(
                 f"The data of {self.name} were not kept and its taskset is gone or cannot give a chosen task again. "
                 "Keep the taskset, or set data_bytes higher in recording_of(learner).options before training."
             )
         with random_state_kept(), drawing():
             batch = self.taskset[self.key] if self.by_index else self.taskset.get_task(self.description)
-        return read_batch(batch)
+        return read_batch(batch_tensors(batch))
 
 
 @contextmanager

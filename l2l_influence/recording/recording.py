@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from learn2learn.data import Taskset
@@ -14,16 +11,17 @@ from torch import Tensor, nn
 
 from ..errors import RecordingError
 from .board import Identity
-from .content import Data
+from .content import Tensors
 from .diagnosis import require_complete, require_tasks
 from .episode import Episode, Lifeline, Track, Watch
 from .failures import Failures
+from .journal import journal
 from .ledger import Ledger
 from .matching import Match
 from .options import MIB, RecordingOptions
 from .reading import Source
 from .report import describe
-from .stores import BoundedStore
+from .stores import BoundedStore, CompleteStore
 from .task import RecordedTask
 from .tasks import card_of
 
@@ -38,12 +36,11 @@ class Recording:
         self.options = options or RecordingOptions()
         self.failures = Failures()
         self.adapting = 0
-        self._adapted: BoundedStore[Identity, dict[str, Tensor]] = BoundedStore()
-        self._data: BoundedStore[Identity, Data] = BoundedStore()
+        self.names: list[str | None] = []
+        self._adapted: CompleteStore[Identity, dict[str, Tensor]] = CompleteStore()
+        self._data: BoundedStore[Identity, Tensors] = BoundedStore()
         self._ledger = Ledger()
         self._open: dict[int, Episode] = {}
-        self._lifelines: dict[int, weakref.ref[Lifeline]] = {}
-        self._over: deque[int] = deque()
         self._numbers = itertools.count()
         self._ids: dict[Identity, int] = {}
 
@@ -95,10 +92,23 @@ class Recording:
     def __repr__(self) -> str:
         return f"<Recording: {self.describe()}>"
 
+    @property
+    def stands_for(self) -> float:
+        """How many draws that trained there were for each one recorded: 1, unless there were too many tasks for all.
+
+        Those recorded are then a uniform sample; see ``overflow`` in `RecordingOptions`.
+        """
+        return self._current_ledger().stands_for
+
+    @property
+    def keeps_adapted(self) -> bool:
+        """Whether adapted parameters are worth being remembered."""
+        return self.options.keep_adapted and self._adapted.open
+
     def begin(self, parent: Watch | None) -> Watch:
         """Start to watch a new clone, of the learner or of a clone that ``parent`` watches."""
-        self._settle()
         if parent is not None and parent.track.forwards and not parent.episode.closed:
+            journal.catch_up()  # it goes on with what its parent was found to be fed
             track, episode, lifeline = parent.track.child(), parent.episode, parent.lifeline
         else:
             track, (episode, lifeline) = Track(), self._opened()
@@ -107,67 +117,62 @@ class Recording:
 
     def add(self, episode: Episode) -> None:
         """Enter an episode that nobody watched."""
-        self._settle()
         self._enter(episode, self._ledger)
+
+    def end(self, number: int) -> None:
+        """Enter an episode that is over, unless all were closed."""
+        episode = self._open.pop(number, None)
+        if episode is not None:
+            self._enter(episode, self._ledger)
 
     def close(self) -> None:
         """End the open episodes: whatever their clones still do is not recorded."""
-        self._settle()
-        self._lifelines.clear()
-        self._over.clear()  # of what ended since: it is still among the open ones
-        for episode in self._open.values():
+        journal.catch_up()
+        for number, episode in list(self._open.items()):
             episode.closed = True
-            self._enter(episode, self._ledger)
-        self._open.clear()
-
-    @contextmanager
-    def adaptation(self) -> Iterator[None]:
-        """While a learner adapts, gradients are no sign of meta-training."""
-        self.adapting += 1
-        try:
-            yield
-        finally:
-            self.adapting -= 1
+            with self.failures.kept():
+                self.end(number)
 
     def _opened(self) -> tuple[Episode, Lifeline]:
-        number, lifeline, episode = next(self._numbers), Lifeline(), Episode()
-        self._open[number] = episode
-        # The callback may run anywhere, also while autograd takes a graph down: it only leaves a note.
-        self._lifelines[number] = weakref.ref(lifeline, partial(_note, self._over, number))
-        return episode, lifeline
-
-    def _settle(self) -> None:
-        """Enter the episodes that are over."""
-        while self._over:
-            number = self._over.popleft()
-            del self._lifelines[number]
-            self._enter(self._open.pop(number), self._ledger)
+        number = next(self._numbers)
+        episode = self._open[number] = Episode()
+        return episode, Lifeline(number, weakref.ref(self), self.failures)
 
     def _current_ledger(self) -> Ledger:
         """The ledger as it would be if the open episodes ended now."""
-        self._settle()
+        journal.catch_up()
         ledger = self._ledger.copy()
         for episode in self._open.values():
-            self._enter(episode, ledger)
+            with self.failures.kept():
+                self._enter(episode, ledger)
         return ledger
 
     def _enter(self, episode: Episode, ledger: Ledger) -> None:
-        with self.failures.kept():
-            for track, found in ledger.add(episode, self.options.max_tasks):
-                self._keep_data(found, expendable=not track.trained)
-                self._keep_adapted(track, found)
+        for track, found in ledger.add(episode):
+            again = ledger.gives_back(found.served.identity)
+            self._keep_data(found, expendable=not track.trained, again=again)
+            self._keep_adapted(track, found)
+        for identity in ledger.shrink(self.options):
+            self._data.discard(identity)
+            self._adapted.discard(identity)
 
-    def _keep_data(self, found: Match, expendable: bool) -> None:
-        identity, data = found.served.identity, found.served.content.data
-        if data is not None and data.intact:
-            self._data.put(identity, data.on_cpu(), data.nbytes, self.options.data_bytes, expendable)
+    def _keep_data(self, found: Match, expendable: bool, again: bool) -> None:
+        """Keep the data of a task, unless they are to be had ``again`` from the taskset or were let go already."""
+        tensors, identity = found.served.content.tensors, found.served.identity
+        if again or tensors is None:
+            self._data.discard(identity)
+        else:
+            self._keep(identity, tuple([tensor.cpu() for tensor in tensors]), expendable)
+
+    def _keep(self, identity: Identity, tensors: Tensors, expendable: bool) -> None:
+        size = sum([tensor.nbytes for tensor in tensors])
+        self._data.put(identity, tensors, size, self.options.data_bytes, expendable)
 
     def _keep_adapted(self, track: Track, found: Match) -> None:
-        if track.adapted is None or not track.trained:
-            return
-        size = sum(tensor.nbytes for tensor in track.adapted.values())
-        on_cpu = {name: tensor.cpu() for name, tensor in track.adapted.items()}
-        self._adapted.put(found.served.identity, on_cpu, size, self.options.adapted_bytes)
+        if track.adapted is not None and track.trained:
+            on_cpu = track.adapted.on_cpu()
+            size = sum([value.nbytes for value in on_cpu.values()])
+            self._adapted.put(found.served.identity, on_cpu, size, self.options.adapted_bytes)
 
     def _handed_out(self, ledger: Ledger) -> list[RecordedTask]:
         in_order = sorted(ledger.records.items(), key=lambda item: item[1].first)
@@ -195,12 +200,9 @@ class Recording:
             for identity, record in in_order
         ]
 
-    def _read(self, identity: Identity, source: Source) -> tuple[Tensor, ...]:
-        data = self._data.get(identity)
-        if data is not None and data.intact and data.fingerprint == source.fingerprint:
-            return data.tensors
-        return source.read()
-
-
-def _note(over: deque[int], number: int, _dead: object) -> None:
-    over.append(number)
+    def _read(self, identity: Identity, source: Source) -> Tensors:
+        tensors = self._data.get(identity)
+        if tensors is None:
+            tensors = source.read()
+            self._keep(identity, tensors, expendable=True)
+        return tensors

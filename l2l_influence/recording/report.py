@@ -30,4 +30,8 @@ def _troubles(ledger: Ledger) -> list[str]:
         sentences.append(f"{len(ledger.ambiguous)} draws that trained fit two tasks.")
     if ledger.surplus:
         sentences.append(f"{ledger.surplus} draws that trained were of tasks beyond max_tasks.")
+    if ledger.sampled:
+        sentences.append(
+            f"The tasks that trained are a uniform sample: a draw stands for {ledger.stands_for:.1f} of the run's."
+        )
     return sentences

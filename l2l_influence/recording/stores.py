@@ -12,6 +12,35 @@ Value = TypeVar("Value")
 
 
 @dataclass
+class CompleteStore(Generic[Name, Value]):
+    """Keeps all values while they are within a limit, and none from when they are not."""
+
+    bytes: int = 0
+    open: bool = True
+    _values: dict[Name, tuple[Value, int]] = field(default_factory=dict)
+
+    def get(self, name: Name) -> Value | None:
+        """The value under ``name``, if it is here."""
+        entry = self._values.get(name)
+        return None if entry is None else entry[0]
+
+    def put(self, name: Name, value: Value, size: int, limit: int) -> None:
+        """Keep ``value``, if there is room for all. Sizes are in bytes."""
+        self.discard(name)
+        self.open = self.open and self.bytes + size <= limit
+        if self.open:
+            self._values[name] = value, size
+            self.bytes += size
+        else:
+            self._values.clear()
+            self.bytes = 0
+
+    def discard(self, name: Name) -> None:
+        """Let the value under ``name`` go."""
+        self.bytes -= self._values.pop(name, (None, 0))[1]
+
+
+@dataclass
 class BoundedStore(Generic[Name, Value]):
     """Keeps the latest values within a limit: those that were put longest ago make room, expendable ones first."""
 

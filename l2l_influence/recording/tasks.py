@@ -10,8 +10,9 @@ from typing import Any
 
 from learn2learn.data import Taskset
 
-from .board import Served, board
-from .content import read_batch
+from .board import Served, board, without_transforms
+from .content import Tensors, batch_tensors, read_batch
+from .journal import journal
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Card:
 
     number: int
     fresh_keys: itertools.count[int]
+    infinite: bool = False
     keys_by_content: dict[bytes, int] = field(default_factory=dict)
 
     def key_of(self, fingerprint: bytes) -> int:
@@ -29,11 +31,12 @@ class Card:
         return self.keys_by_content[fingerprint]
 
 
-def new_card(fresh_keys: itertools.count[int]) -> Card:
+def new_card(fresh_keys: itertools.count[int], infinite: bool = False) -> Card:
     """A card with a number of its own."""
-    return Card(next(_numbers), fresh_keys)
+    return Card(next(_numbers), fresh_keys, infinite)
 
 
+_alive: dict[int, weakref.ref[Taskset]] = {}
 _cards: weakref.WeakKeyDictionary[Taskset, Card] = weakref.WeakKeyDictionary()
 _numbers = itertools.count()
 
@@ -42,9 +45,16 @@ def card_of(taskset: Taskset) -> Card:
     """The card of a taskset, wrapped or not: all wrappers of one taskset share its card. A copy gets a new one."""
     taskset = plain(taskset)
     if taskset not in _cards:
-        card = _cards[taskset] = new_card(itertools.count(max(taskset.num_tasks, 0)))
-        weakref.finalize(taskset, board.forget, card.number).atexit = False
+        fresh_keys = itertools.count(max(taskset.num_tasks, 0))
+        card = _cards[taskset] = new_card(fresh_keys, infinite=taskset.num_tasks == -1)
+        _alive[card.number] = weakref.ref(taskset)
+        weakref.finalize(taskset, _gone, card).atexit = False
     return _cards[taskset]
+
+
+def tasksets_alive() -> list[Taskset]:
+    """Those that have a card, for who wants to keep them."""
+    return [taskset for alive in list(_alive.values()) if (taskset := alive()) is not None]
 
 
 def plain(taskset: Taskset) -> Taskset:
@@ -139,17 +149,46 @@ class TaskDataset(Taskset):
         return getattr(type(self._plain), method) is not getattr(Taskset, method)
 
     def _served(self, batch: Any, description: Any, key: int | None, by_index: bool = False) -> Any:
-        with board.failures.kept():
+        try:
             record_served(batch, self._plain, None if self.num_tasks == -1 else key, description, by_index)
+        except Exception:
+            board.failures.keep()
         return batch
 
 
 def record_served(batch: Any, taskset: Taskset, key: int | None, description: Any, by_index: bool) -> None:
-    """Post a batch on the board, as task ``key`` of ``taskset`` or under a key of its own."""
-    content = read_batch(batch)
-    if content is None:
-        return
-    card = card_of(taskset)
-    if key is None:
-        key = next(card.fresh_keys) if taskset.num_tasks == -1 else card.key_of(content.fingerprint)
-    board.post(Served(weakref.ref(taskset), card.number, key, description, content, by_index))
+    """Have a batch posted on the board, as task ``key`` of ``taskset`` or under a key of its own."""
+    tensors = batch_tensors(batch)
+    posting = Posting(tensors, weakref.ref(taskset), card_of(taskset), key, description, by_index)
+    journal.note(sum([tensor.nbytes for tensor in tensors]), board.failures, posting)
+
+
+@dataclass(eq=False, slots=True)
+class Posting:
+    """A batch to be posted on the board."""
+
+    tensors: Tensors
+    taskset: weakref.ref[Taskset]
+    card: Card
+    key: int | None
+    description: Any
+    by_index: bool
+
+    def __call__(self) -> None:
+        content = read_batch(self.tensors)
+        if content is None:
+            return
+        key, card = self.key, self.card
+        if key is None:
+            key = next(card.fresh_keys) if card.infinite else card.key_of(content.fingerprint)
+        board.post(Served(self.taskset, card.number, key, self.description, content, self.by_index))
+
+
+def _gone(card: Card) -> None:
+    """A taskset is gone: its data set may not be kept by what was served. This may run anywhere."""
+    del _alive[card.number]
+    for posting in journal.waiting(Posting):
+        if posting.card is card:
+            posting.description = without_transforms(posting.description)
+    board.drop_transforms(card.number)
+    journal.append(board.failures, board.forget, card.number)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..errors import TaskShapeError
 from .board import Served, board
-from .content import read_batch
+from .content import copied, read_batch
 from .digests import row_digests
 from .episode import Episode, Forward, Track
+from .journal import journal
 from .recording import Recording
 from .tasks import Card, new_card
 
@@ -51,6 +52,7 @@ class ToldEpisode:
 
 def tell(recording: Recording, told: ToldEpisode) -> None:
     """Enter an episode into the recording of its learner."""
+    journal.catch_up()  # in order with what was seen
     forwards = [_support(*told.support), _query(told.query[0], told.steps)]
     candidates = [_served(recording, told)]
     track = Track(forwards, candidates, told.steps, float(told.lr), told.first_order, trained=True)
@@ -59,7 +61,7 @@ def tell(recording: Recording, told: ToldEpisode) -> None:
 
 def _served(recording: Recording, told: ToldEpisode) -> Served:
     """Both sets as one batch, under the key told or under one of their content; these are negative."""
-    content = read_batch(tuple(torch.cat(parts) for parts in zip(told.support, told.query, strict=True)))
+    content = read_batch(tuple(torch.cat(parts).detach() for parts in zip(told.support, told.query, strict=True)))
     assert content is not None  # it has rows
     if recording not in _cards:
         _cards[recording] = new_card(itertools.count(-1, -1))
@@ -71,11 +73,11 @@ def _served(recording: Recording, told: ToldEpisode) -> Served:
 
 
 def _support(x: Tensor, y: Tensor) -> Forward:
-    return Forward(row_digests(x), str(tuple(x.shape)), 0, matched=True, consumed=True, labels=y.detach().cpu().clone())
+    return Forward(0, x.shape, row_digests(x), matched=True, consumed=True, labels=copied(y))
 
 
 def _query(x: Tensor, steps: int) -> Forward:
-    return Forward(row_digests(x), str(tuple(x.shape)), steps, matched=True, used=True)
+    return Forward(steps, x.shape, row_digests(x), matched=True, used=True)
 
 
 def _require_settings(lr: float, steps: int, key: int | None) -> None:

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from l2l_influence.errors import AmbiguousTaskError, LabelMismatchError, NothingRecordedError, UnmatchedInputError
 from l2l_influence.recording import MAML, TaskDataset, graph, recording_of
-from l2l_influence.recording.matching import assign
+from l2l_influence.recording.board import Board, Served, board
+from l2l_influence.recording.content import read_batch
+from l2l_influence.recording.digests import row_digests
+from l2l_influence.recording.journal import journal
 
 from .omniglot_loop import even_rows, fast_adapt, images, taskset
 
@@ -148,10 +151,12 @@ def _chain(parameter: Tensor) -> Tensor:
 
 
 def test_equal_rows_are_given_out_in_order() -> None:
-    rows = {b"a": [0, 3], b"b": [1], b"c": [2, 4, 5]}
-    assert assign([b"c", b"a", b"c"], rows) == (2, 0, 4)
-    assert assign([b"c", b"a", b"c"], rows, avoid=frozenset({2, 0})) == (4, 3, 5)
-    assert assign([b"a", b"a", b"b"], rows, avoid=frozenset({0, 3})) == (0, 3, 1)
+    content = read_batch((torch.tensor([[0.0], [1.0], [2.0], [0.0], [2.0], [2.0]]),))
+    assert content is not None
+    a, b, c = (row_digests(torch.tensor([[value]]))[0] for value in (0.0, 1.0, 2.0))
+    assert content.assign([c, a, c]) == (2, 0, 4)
+    assert content.assign([c, a, c], avoid=(2, 0)) == (4, 3, 5)
+    assert content.assign([a, a, b], avoid=(0, 3)) == (0, 3, 1)
 
 
 def with_equal_rows(batch: Any) -> Any:
@@ -331,26 +336,24 @@ def test_label_smoothing_is_seen_through() -> None:
 
 
 def test_the_board_does_not_outgrow_its_bounds() -> None:
-    from l2l_influence.recording.board import Board, Served, board
-
     maml, tasks = linear(), wrapped()
     batches = [tasks[i] for i in range(6)]
     step(maml, batches[0])
+    journal.catch_up()
     entries = [served for served in board._entries.values() if served.taskset() is tasks._plain]
     assert len(entries) == 6
-    own = Board(max_batches=4, max_tensor_bytes=2 * entries[0].nbytes)
+    own = Board(max_batches=4, max_tensor_bytes=2 * entries[0].content.nbytes)
     for served in entries:
         own.post(Served(served.taskset, 0, served.key, served.description, served.content))
     assert [served.key for served in own._entries.values()] == [2, 3, 4, 5]
-    assert [served.content.data is None for served in own._entries.values()] == [True, True, False, False]
+    assert [served.content.tensors is None for served in own._entries.values()] == [True, True, False, False]
     held = {digest for served in own._entries.values() for digest in served.content.rows}
     assert set(own._by_row) == held
 
 
 def test_serving_a_task_again_makes_no_second_entry() -> None:
-    from l2l_influence.recording.board import board
-
     tasks = wrapped()
     for _ in range(3):
         tasks[0]
+    journal.catch_up()
     assert sum(served.taskset() is tasks._plain for served in board._entries.values()) == 1

@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 from l2l_influence.errors import RecordingError, TaskDataChangedError
 from l2l_influence.recording import MAML, RecordingOptions, TaskDataset, recording_of
 from l2l_influence.recording.board import board
+from l2l_influence.recording.journal import journal
+from l2l_influence.recording.tasks import card_of
 
 from .omniglot_loop import fast_adapt, images, taskset
 
@@ -92,15 +94,18 @@ def test_no_graph_learner_or_parameter_is_kept_alive(trains: bool) -> None:
     assert [task.draws for task in recording_of(maml).tasks] == [1]
 
 
-def test_a_recording_goes_with_its_learner_and_a_data_set_with_its_taskset() -> None:
+@pytest.mark.parametrize("looked_into", [False, True])
+def test_a_recording_goes_with_its_learner_and_a_data_set_with_its_taskset(looked_into: bool) -> None:
     maml, tasks = learner_on(), wrapped()
     step(maml, tasks[0])
-    recording, data = weakref.ref(recording_of(maml)), weakref.ref(tasks.dataset)
-    number = next(reversed(board._entries.values())).taskset_number
+    recording, data, number = weakref.ref(recording_of(maml)), weakref.ref(tasks.dataset), card_of(tasks).number
+    if looked_into:
+        journal.catch_up()
     del maml, tasks
     gc.collect()
     assert recording() is None
     assert data() is None
+    journal.catch_up()
     assert all(served.taskset_number != number for served in board._entries.values())
 
 
@@ -115,14 +120,19 @@ def test_a_recording_keeps_the_taskset_that_it_may_have_to_read() -> None:
     assert torch.equal(recording_of(maml).tasks[0].query[0], x[1::2])
 
 
-def test_adapted_parameters_have_a_limit() -> None:
+@pytest.mark.parametrize("room", [2, 3])
+def test_adapted_parameters_are_all_kept_or_none(room: int) -> None:
     tasks = wrapped()
     size = (4 * 5 + 5) * 4
-    maml = learner_on(RecordingOptions(adapted_bytes=2 * size))
+    maml = learner_on(RecordingOptions(adapted_bytes=room * size))
     for key in (0, 1, 2, 0):
         step(maml, tasks[key])
-    kept = {task.key: task.adapted is not None for task in recording_of(maml).training_tasks()}
-    assert kept == {0: True, 1: False, 2: True}
+    recording = recording_of(maml)
+    kept = {task.key: task.adapted is not None for task in recording.training_tasks()}
+    assert kept == dict.fromkeys((0, 1, 2), room == 3)
+    assert recording._adapted.bytes == (3 * size if room == 3 else 0)
+    step(maml, tasks[0])
+    assert (recording.training_tasks()[0].adapted is not None) == (room == 3)
 
 
 def test_adapted_parameters_can_be_switched_off() -> None:
@@ -222,11 +232,11 @@ def test_data_changed_in_place_after_training_are_read_again(when: str) -> None:
     assert torch.equal(task.support[0], x[::2])
 
 
-def test_too_many_tasks_are_refused() -> None:
-    maml, tasks = learner_on(RecordingOptions(max_tasks=2)), wrapped(-1)
+def test_too_many_tasks_are_refused_if_asked_for() -> None:
+    maml, tasks = learner_on(RecordingOptions(max_tasks=2, overflow="raise")), wrapped(-1)
     for _draw in range(3):
         step(maml, tasks.sample())
-    assert len(recording_of(maml).tasks) == 2
+    assert [task.key for task in recording_of(maml).tasks] == [0, 1]
     with pytest.raises(RecordingError, match="1 draw.*max_tasks=2"):
         recording_of(maml).training_tasks()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from l2l_influence.errors import NothingRecordedError, RecordingError
-from l2l_influence.recording import MAML, TaskDataset, graph, observe, recording_of
+from l2l_influence.recording import MAML, TaskDataset, episode, graph, observe, recording_of
 
 from .omniglot_loop import fast_adapt, images, taskset
 
@@ -138,12 +138,14 @@ def test_an_episode_that_breaks_off_leaves_nothing_broken() -> None:
     assert keys(maml) == [0, 2]
 
 
-@pytest.mark.parametrize("name", ["row_digests", "read_loss", "mark"])
-def test_the_recorders_own_errors_do_not_reach_the_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("module", "name"), [(episode, "row_digests"), (observe, "read_loss"), (observe, "mark")])
+def test_the_recorders_own_errors_do_not_reach_the_loop(
+    module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_arguments: Any) -> Any:
         raise ZeroDivisionError("a bug in the recorder")
 
-    monkeypatch.setattr(observe, name, broken)
+    monkeypatch.setattr(module, name, broken)
     maml, tasks = linear(), wrapped()
     step(maml, tasks[0])
     assert maml.module.weight.grad is not None
