@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .evaluation import Truth
+
 
 class InfluenceError(Exception):
     """Base class of all errors of ``l2l_influence``."""
@@ -49,3 +55,23 @@ class LabelMismatchError(RecordingError):
 
 class TaskDataChangedError(RecordingError):
     """A task that was read again from its taskset no longer has the data that were trained on."""
+
+
+class RetrainingError(InfluenceError):
+    """Some of the retrainings of a measurement failed.
+
+    Attributes:
+        failures: the traceback of each, by seed and by row of the removals (None: with all items).
+        others: what the removals did that went through with every seed; None where there are none, or a retraining with
+            all items failed.
+    """
+
+    def __init__(self, failures: Mapping[tuple[int, int | None], str], others: Truth | None) -> None:
+        self.failures, self.others = dict(failures), others
+        (seed, removal), reason = next(iter(self.failures.items()))
+        where = "with all items" if removal is None else f"without removal {removal}"
+        super().__init__(
+            f"{len(self.failures)} retrainings failed; see .failures for all of them, and .others for what the others "
+            "found. With a cache, measuring again repeats only those that failed. "
+            f"The first, {where}, seed {seed}:\n{reason}"
+        )

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
+from ..evaluation.retraining import one_thread
 from .console import (
     DETECTION_COLUMNS,
     OUTCOME_COLUMNS,
@@ -36,24 +33,13 @@ def run_demo(folder: Path, seed: int = 0, quiet: bool = False, quick: bool = Fal
     """
     begin = time.perf_counter()
     screen, scale = Screen(quiet), QUICK if quick else Scale()
-    with _one_thread():
+    with one_thread():
         found = _investigate(screen, seed, scale, begin)
     page = write_files(found, folder)
     screen.say()
     screen.say_last(f"{_summary(found)}\nPictures, scores.csv and the report are in {folder}.")
     screen.say_last(f"Open this in a browser: {page.resolve().as_uri()}")
     return page
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than they give on tensors this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _investigate(screen: Screen, seed: int, scale: Scale, begin: float) -> Findings:

@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .. import TaskInfluence, TaskScores
 from ..evaluation import (
+    Truth,
     auc,
     found_curve,
     lds,
-    measure_removals,
+    measure,
     pearson,
     precision_at_k,
     random_groups,
@@ -22,7 +24,7 @@ from ..evaluation import (
     spearman,
 )
 from ..evaluation.metrics import Floats
-from ..evaluation.retrain import Removals
+from ..evaluation.outcomes import Outcome as Retrained
 from .run import Advance, Run, train_again
 
 INFLUENCE, GRADIENTS, LOSS = "influence", "gradient similarity", "training loss"
@@ -136,8 +138,9 @@ def compare(run: Run, study: Study, advance: Advance) -> list[Outcome]:
     """The most harmful fifth removed by editing, by true retraining, and not at all."""
     worst = study.scores.top(int(run.wrong.sum()))
     removed = [row.key for row in worst]
-    everyone = list(range(len(run.weights)))
-    kept = sorted(set(everyone) - set(removed))
+    everyone = np.ones(len(run.weights))
+    kept = everyone.copy()
+    kept[removed] = 0
     at_random = np.random.default_rng(run.seed).choice([row.task for row in study.scores], len(worst), replace=False)
 
     def edited(tasks: Sequence[int]) -> dict[str, Tensor]:
@@ -163,14 +166,8 @@ def predict(run: Run, study: Study, advance: Advance) -> dict[str, list[Predicti
     results = {}
     for name, parts in strata.items():
         groups = random_groups(parts, run.scale.groups, seed=run.seed + 1)
-        removals = measure_removals(
-            lambda tasks, start: run.full_batch.train(run.train, run.weights, tasks, start),
-            lambda parameters: run.test_result(dict(parameters))[0],
-            run.full_batch.parameters,
-            groups,
-            advance,
-        )
-        results[name] = [_prediction(ranking, removals) for ranking in study.rankings]
+        truth = measure(lambda weights, _: _retrained(run, weights, advance), groups, progress=False)
+        results[name] = [_prediction(ranking, truth) for ranking in study.rankings]
     return results
 
 
@@ -200,14 +197,14 @@ def _for_each_test_task(run: Run, hook: TaskInfluence, named: TaskScores) -> Flo
     return scores
 
 
-def _prediction(ranking: Ranking, removals: Removals) -> Prediction:
-    predicted, true = removals.predicted(ranking.values), removals.change.mean(1)
+def _prediction(ranking: Ranking, truth: Truth) -> Prediction:
+    predicted, true = truth.predicted(ranking.values), truth.mean_change.mean(1)
     tests = ranking.each.shape[1]
     return Prediction(
         ranking.name,
         predicted,
         true,
-        lds(removals.predicted(ranking.each), removals.change[:, :tests]),
+        lds(truth.predicted(ranking.each), truth.mean_change[:, :tests]),
         spearman(predicted, true),
         pearson(predicted, true),
         slope(predicted, true),
@@ -215,8 +212,17 @@ def _prediction(ranking: Ranking, removals: Removals) -> Prediction:
     )
 
 
-def _trained_on(run: Run, kept: list[int]) -> dict[str, Tensor]:
-    return run.full_batch.train(run.train, run.weights, kept, run.full_batch.parameters)
+def _retrained(run: Run, weights: Floats, advance: Advance) -> Retrained:
+    losses, _ = run.test_result(_trained_on(run, weights))
+    advance()
+    return Retrained(losses)
+
+
+def _trained_on(run: Run, weights: Floats) -> dict[str, Tensor]:
+    """From the trained parameters on, with tasks weighted as they were drawn times ``weights``."""
+    return run.full_batch.train(
+        run.train, run.weights * torch.as_tensor(weights).to(run.weights), run.full_batch.parameters
+    )
 
 
 def _unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,19 +1,48 @@
 """What scores are worth: measured against training again."""
 
 from .full_batch import FullBatchMAML
-from .metrics import auc, found_curve, lds, pearson, precision_at_k, slope, spearman
-from .retrain import Removals, measure_removals, random_groups
+from .metrics import (
+    auc,
+    cosine,
+    found_curve,
+    lds,
+    pearson,
+    precision_at_k,
+    relative_error,
+    self_ranks,
+    slope,
+    spearman,
+)
+from .noise import Interval, ceiling, lds_interval, reliability
+from .outcomes import Outcome
+from .removals import leave_groups_out, leave_one_out, most_harmful, random_groups, random_subsets
+from .retraining import Retrain
+from .truth import Truth, along_path, measure
 
 __all__ = [
     "FullBatchMAML",
-    "Removals",
+    "Interval",
+    "Outcome",
+    "Retrain",
+    "Truth",
+    "along_path",
     "auc",
+    "ceiling",
+    "cosine",
     "found_curve",
     "lds",
-    "measure_removals",
+    "lds_interval",
+    "leave_groups_out",
+    "leave_one_out",
+    "measure",
+    "most_harmful",
     "pearson",
     "precision_at_k",
     "random_groups",
+    "random_subsets",
+    "relative_error",
+    "reliability",
+    "self_ranks",
     "slope",
     "spearman",
 ]

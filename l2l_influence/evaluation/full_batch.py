@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,8 @@ from torch.func import grad, vmap
 
 from ..bilevel.functional import FunctionalModel
 from .metrics import Floats
-from .retrain import Parameters
+
+Parameters = Mapping[str, Tensor]
 
 TaskTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 """Support x, support y, query x, query y of tasks of equal shape, stacked: ``[N, n, …]`` each."""
@@ -48,17 +49,17 @@ class FullBatchMAML:
         """The model's parameters when this object was made."""
         return self._function.parameters
 
-    def train(self, tasks: TaskTensors, weights: Tensor, kept: Sequence[int], start: Parameters) -> dict[str, Tensor]:
-        """Train on ``tasks[kept]`` from ``start``. N in the objective stays the number of all tasks, as in removal.
+    def train(self, tasks: TaskTensors, weights: Tensor, start: Parameters) -> dict[str, Tensor]:
+        """Train from ``start``. N in the objective is the number of all tasks, those of weight 0 included.
 
         Args:
             tasks: all N tasks.
-            weights: c_i, ``(N,)``.
-            kept: positions of the tasks to train on.
+            weights: c_i, ``(N,)``; 0 for a task that is removed.
             start: parameters by name, left untouched.
         """
-        chosen = tuple(part[list(kept)] for part in tasks)
-        share = weights[list(kept)] / len(weights)
+        kept = weights.nonzero().squeeze(1)
+        chosen = tuple(part[kept] for part in tasks)
+        share = weights[kept] / len(weights)
         parameters = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
         optimiser = torch.optim.Adam(list(parameters.values()), self.meta_lr, weight_decay=self.weight_decay)
         decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / self.meta_steps)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -34,7 +35,7 @@ def auc(scores: ArrayLike, positive: ArrayLike) -> float:
     hits, misses = int(flags.sum()), int((~flags).sum())
     if hits == 0 or misses == 0:
         raise ValueError(f"the area under the ROC curve needs positives and negatives, got {hits} and {misses}")
-    return float((ranks(scores)[flags].sum() - hits * (hits + 1) / 2) / (hits * misses))
+    return float((rankdata(_vector(scores))[flags].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
 
 def pearson(a: ArrayLike, b: ArrayLike) -> float:
@@ -50,7 +51,7 @@ def pearson(a: ArrayLike, b: ArrayLike) -> float:
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
     """Rank correlation, ties at their mean rank; nan where one side is constant."""
-    return pearson(ranks(a), ranks(b))
+    return pearson(rankdata(_vector(a)), rankdata(_vector(b)))
 
 
 def slope(predicted: ArrayLike, true: ArrayLike) -> float:
@@ -66,18 +67,63 @@ def lds(predicted: ArrayLike, true: ArrayLike) -> float:
     Args:
         predicted, true: change of the loss of each test task (columns) by the removal of each group (rows), ``(G, T)``.
     """
+    p, t = matrices(predicted, true)
+    return float(rank_correlations(p, t).mean())
+
+
+def matrices(predicted: ArrayLike, true: ArrayLike) -> tuple[Floats, Floats]:
+    """Both as finite ``(G, T)``.
+
+    Raises:
+        ValueError: they are not.
+    """
     p, t = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
     if p.shape != t.shape or p.ndim != 2:
         raise ValueError(f"predicted and true changes must be equal-sized matrices, got {p.shape} and {t.shape}")
-    return float(np.mean([spearman(p[:, column], t[:, column]) for column in range(p.shape[1])]))
+    if not (np.isfinite(p).all() and np.isfinite(t).all()):
+        raise ValueError("predicted and true changes must be finite numbers")
+    return p, t
 
 
-def ranks(values: ArrayLike) -> Floats:
-    """1 for the smallest value; equal values share the mean of their ranks."""
-    vector = _vector(values)
-    _, where, count = np.unique(vector, return_inverse=True, return_counts=True)
-    mean_rank: Floats = np.cumsum(count) - (count - 1) / 2
-    return mean_rank[where]
+def rank_correlations(a: Floats, b: Floats) -> Floats:
+    """Spearman's of each pair of columns, ``(G, T)`` → ``(T,)``; nan where one side is constant."""
+    x, y = (rankdata(side, axis=0) - (len(side) + 1) / 2 for side in (a, b))
+    with np.errstate(invalid="ignore"):
+        return np.asarray((x * y).sum(0) / np.sqrt((x * x).sum(0) * (y * y).sum(0)))
+
+
+def cosine(a: ArrayLike, b: ArrayLike) -> Floats:
+    """Of the angle between each pair of rows, as of predicted and true Δλ, ``(…, P)`` → ``(…)``; nan where one is 0."""
+    x, y = _rows(a, b)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((x * y).sum(-1) / (np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)))
+
+
+def relative_error(predicted: ArrayLike, true: ArrayLike) -> Floats:
+    """‖predicted − true‖ / ‖true‖ of each pair of rows, ``(…, P)`` → ``(…)``; 1 for a prediction of 0."""
+    x, y = _rows(predicted, true)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.linalg.norm(x - y, axis=-1) / np.linalg.norm(y, axis=-1))
+
+
+def self_ranks(scores: ArrayLike, own: ArrayLike) -> Floats:
+    """Where training items stand when they are the test: each should be the most helpful to itself.
+
+    Args:
+        scores: ``(n, T)``, positive = harmful, of all training items for T of them used as test items.
+        own: ``(T,)``, the row of each test item.
+
+    Returns:
+        ``(T,)``: 1 where no item is more helpful (lower) than the item itself, n where none is less; ties share their
+        mean.
+    """
+    rows = np.asarray(own, dtype=np.intp)
+    return np.asarray(rankdata(np.asarray(scores, dtype=np.float64), axis=0)[rows, np.arange(len(rows))])
+
+
+def descending(scores: ArrayLike) -> NDArray[np.intp]:
+    """Positions in order of falling score (ties: first come, first served)."""
+    return np.argsort(-_vector(scores), kind="stable")
 
 
 def _ranked(scores: ArrayLike, positive: ArrayLike) -> Flags:
@@ -85,7 +131,7 @@ def _ranked(scores: ArrayLike, positive: ArrayLike) -> Flags:
     values, flags = _vector(scores), np.asarray(positive, dtype=bool)
     if values.shape != flags.shape:
         raise ValueError(f"one flag a score is needed, got {values.shape} scores and {flags.shape} flags")
-    flagged: Flags = flags[np.argsort(-values, kind="stable")]
+    flagged: Flags = flags[descending(values)]
     return flagged
 
 
@@ -94,3 +140,10 @@ def _vector(values: Any) -> Floats:
     if vector.ndim != 1 or len(vector) == 0 or not np.isfinite(vector).all():
         raise ValueError(f"a non-empty vector of finite numbers is needed, got {vector!r}")
     return vector
+
+
+def _rows(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape or x.ndim == 0:
+        raise ValueError(f"equally many vectors of equal length are needed, got {x.shape} and {y.shape}")
+    return x, y

@@ -79,13 +79,3 @@ def test_writes_everything_and_says_where(
     assert html.count("data:image/png;base64,") == 5
     assert not re.search(r"""(src|href)=["'](?!data:)""", html), "the page must not need other files"
     assert "seed 2" in html and "Positive: the task is harmful" in html
-
-
-def test_leaves_the_number_of_threads_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = iter([7])
-    monkeypatch.setattr(demo.torch, "get_num_threads", lambda: next(counts))
-    set_to: list[int] = []
-    monkeypatch.setattr(demo.torch, "set_num_threads", set_to.append)
-    with pytest.raises(RuntimeError), demo._one_thread():
-        raise RuntimeError
-    assert set_to == [1, 7]
