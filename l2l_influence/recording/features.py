@@ -1,7 +1,8 @@
 """Rows that reach a learner as features: what a shared body made of rows that a taskset served (ANIL).
 
 While a loop is recorded, each module that is called by the loop itself (not by another module) is taken for a possible
-body: which rows went in, and which came out. A learner that is fed what came out was fed the rows that went in.
+body: which rows went in, and which came out. A learner that is fed what came out was fed the rows that went in. A loop
+may be a module itself, with the learner in it, and be called as one; Lightning does so under some strategies.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ class Features:
         while len(self._calls) > MAX_CALLS:
             self._forget(next(iter(self._calls)))
 
+    def clear(self) -> None:
+        """Forget all calls."""
+        self._calls.clear()
+        self._by_row.clear()
+
     def _forget(self, serial: int) -> None:
         call = self._calls.pop(serial)
         for digest in call.rows:
@@ -102,17 +108,20 @@ class Watcher:
         ]
 
     def off(self) -> None:
-        """Stop."""
+        """Stop, and keep none of the bodies alive."""
         for handle in self._handles:
             handle.remove()
+        journal.catch_up()
+        features.clear()
 
-    def _entering(self, _module: nn.Module, _args: Any) -> None:
-        self._nesting.depth += 1
+    def _entering(self, module: nn.Module, _args: Any) -> None:
+        if self._nesting.depth or isinstance(module, ROOTS) or not _has_learner(module):
+            self._nesting.depth += 1
 
     def _left(self, module: nn.Module, args: Any, output: Any) -> None:
         # It may begin inside a call that it has not seen begin.
         self._nesting.depth = max(0, self._nesting.depth - 1)
-        if self._nesting.depth or isinstance(module, ROOTS) or not isinstance(output, Tensor):
+        if self._nesting.depth or not isinstance(output, Tensor) or _has_learner(module):
             return
         with board.failures.kept():
             self._note(module, args, output)
@@ -123,6 +132,11 @@ class Watcher:
         if rows is not None and min(rows.dim(), output.dim()) > 0 and len(rows) == len(output):
             fed, made = copied(rows), copied(output)
             journal.note(fed.nbytes + made.nbytes, board.failures, features.note, module, fed, made)
+
+
+def _has_learner(module: nn.Module) -> bool:
+    """Whether a learner is, or is part of, this module. One that has a learner is not a body but the loop itself."""
+    return any(isinstance(part, ROOTS) for part in module.modules())
 
 
 watcher = Watcher()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 
 import learn2learn as l2l
 import numpy as np
@@ -86,6 +88,35 @@ def test_rows_are_followed_through_the_body(together: bool) -> None:
         assert task.support_rows == (0, 2, 4, 6, 8, 10) and task.query_rows == (1, 3, 5, 7, 9, 11)
         assert task.together is together
         assert torch.equal(task.support[0], BATCHES[task.key][0][::2])
+
+
+class Whole(nn.Module):
+    """A loop that is a module and called as one, with the learner in it."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self.loop, self.body, self.head = loop, loop.body, loop.head
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.loop.query_loss(x, y)
+
+
+def test_a_loop_that_is_a_module_is_no_body() -> None:
+    with record() as study:
+        loop = Loop()
+        whole = Whole(loop)
+        for x, y in ListedTasks(BATCHES):
+            whole(x, y).backward()
+    assert study.recording.body is loop.body
+    assert len(study.training_tasks()) == len(BATCHES)
+
+
+def test_no_body_is_kept_alive() -> None:
+    loop, study = recorded()
+    body = weakref.ref(loop.body)
+    del loop, study
+    gc.collect()
+    assert body() is None
 
 
 @pytest.mark.parametrize("together", [True, False])
