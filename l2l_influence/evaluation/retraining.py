@@ -95,14 +95,24 @@ def _attempt(retrain: Retrain, key: str, job: Job, kept: Cache) -> Outcome | Fai
 def _in_processes(
     retrain: Retrain, jobs: Mapping[str, Job], kept: Cache, processes: int
 ) -> Iterator[tuple[str, Outcome | Failure]]:
-    context, sent = get_context("spawn"), pickle.dumps(retrain)  # by pickle itself: torch would share memory
-    pool = ProcessPoolExecutor(min(processes, max(len(jobs), 1)), context, _receive, (sent,))
+    pool = ProcessPoolExecutor(min(processes, max(len(jobs), 1)), get_context("spawn"), _receive, (_sent(retrain),))
     try:
         running = {pool.submit(_attempt_there, key, job, kept): key for key, job in jobs.items()}
         for future in as_completed(running):
             yield running[future], _outcome(future)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _sent(retrain: Retrain) -> bytes:
+    """By pickle itself, once: what multiprocessing makes of tensors is shared memory."""
+    try:
+        return pickle.dumps(retrain)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TypeError(
+            "other processes need a retraining that can be pickled: a function of a module, or an object of a class of "
+            f"one, not a lambda or a function within another ({error}). Or take processes=1."
+        ) from error
 
 
 def _outcome(future: Future[Outcome | Failure]) -> Outcome | Failure:

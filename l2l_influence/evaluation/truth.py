@@ -90,16 +90,18 @@ def measure(
 
     Raises:
         RetrainingError: some retrainings failed. The others were done, and are in the error and in ``cache``.
-        ValueError: ``removals`` is no matrix, ``seeds`` are none or not different, or the cache has no ``name``.
+        TypeError: ``retrain`` cannot be pickled.
+        ValueError: ``removals`` is no matrix, ``seeds`` are none or not different, the cache has no ``name``, or outcomes
+            are of different sizes.
     """
-    taken = np.asarray(removals, dtype=np.float64)
+    taken, seeds = np.asarray(removals, dtype=np.float64), tuple(map(int, seeds))
     _check(taken, seeds, cache, name)
     kept = Cache(None if cache is None else Path(cache), name)
     jobs = [[Job(weights, seed) for weights in (np.ones(taken.shape[1]), *(1 - taken))] for seed in seeds]
     keys = [[kept.key(*job) for job in row] for row in jobs]
     wanted = {key: job for key_row, row in zip(keys, jobs, strict=True) for key, job in zip(key_row, row, strict=True)}
     found = retrain_all(retrain, wanted, kept, processes, progress)
-    return _truth(taken, tuple(seeds), [[found[key] for key in row] for row in keys])
+    return _truth(taken, seeds, [[found[key] for key in row] for row in keys])
 
 
 def along_path(optimise: Callable[[State, Floats], State], start: State, weights: Floats, steps: int = 1) -> State:
@@ -153,10 +155,24 @@ def _truth(removals: Floats, seeds: tuple[int, ...], found: list[list[Outcome | 
 
 def _compared(removals: Floats, seeds: tuple[int, ...], found: Sequence[Sequence[Outcome | Failure]]) -> Truth:
     outcomes = [[outcome for outcome in row if isinstance(outcome, Outcome)] for row in found]
+    _require_alike(outcomes)
     losses = np.stack([[outcome.losses for outcome in row] for row in outcomes])
     ends = [[outcome.parameters for outcome in row if outcome.parameters is not None] for row in outcomes]
     moved = _against_first(np.stack(ends)) if all(map(len, ends)) else None
     return Truth(removals, seeds, losses[:, 0], _against_first(losses), moved)
+
+
+def _require_alike(outcomes: list[list[Outcome]]) -> None:
+    sizes = {
+        (len(outcome.losses), outcome.parameters is not None and len(outcome.parameters))
+        for row in outcomes
+        for outcome in row
+    }
+    if len(sizes) > 1:
+        raise ValueError(
+            f"retrainings gave different numbers of losses and of parameters, {sorted(sizes)}: take another name for "
+            "the cache wherever test tasks or model have changed"
+        )
 
 
 def _against_first(values: Floats) -> Floats:

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from l2l_influence.evaluation import auc, found_curve, lds, pearson, precision_at_k, slope, spearman
+from l2l_influence.evaluation import (
+    auc,
+    cosine,
+    found_curve,
+    lds,
+    pearson,
+    precision_at_k,
+    relative_error,
+    self_ranks,
+    slope,
+    spearman,
+)
 
 Pairs = list[tuple[int, int]]
 pairs = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=30)
@@ -83,3 +94,29 @@ def test_lengths_must_agree() -> None:
         precision_at_k([1, 2, 3], [True, False], 1)
     with pytest.raises(ValueError, match="equal-sized"):
         lds(np.zeros((3, 2)), np.zeros((2, 3)))
+
+
+def test_direction_and_size_of_a_step() -> None:
+    true = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
+    predicted = np.array([[6.0, 8.0], [1.0, 0.0], [-1.0, 0.0]])
+    np.testing.assert_allclose(cosine(predicted, true), [1, 0, -1], atol=1e-15)
+    np.testing.assert_allclose(relative_error(predicted, true), [1, math.sqrt(5) / 2, 2])
+    np.testing.assert_allclose(relative_error(0 * true, true), 1)
+    assert cosine(predicted[0], true[0]) == pytest.approx(1) and np.isnan(cosine(predicted, 0 * true)).all()
+    np.testing.assert_allclose(cosine(np.stack([predicted] * 2), np.stack([true] * 2)), [[1, 0, -1]] * 2, atol=1e-15)
+    with pytest.raises(ValueError, match="equal length"):
+        cosine(predicted, true[0])
+
+
+def test_own_rank_counts_the_more_helpful() -> None:
+    scores = np.array([[-5.0, 0.0, 1.0], [-1.0, -2.0, 1.0], [0.0, -3.0, 1.0], [2.0, 4.0, 1.0]])
+    np.testing.assert_array_equal(self_ranks(scores, [0, 1, 3]), [1, 2, 2.5])
+
+
+@pytest.mark.parametrize("wrong", [(0, 1), (1, float("inf"))])
+def test_scores_that_are_no_numbers_have_no_lds(wrong: tuple[int, float]) -> None:
+    side, value = wrong
+    sides = [np.zeros((3, 2)), np.zeros((3, 2))]
+    sides[side][1, 1] = value if side else float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        lds(*sides)

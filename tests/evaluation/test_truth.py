@@ -177,6 +177,20 @@ def test_what_cannot_be_measured_is_refused(broken: dict, message: str) -> None:
         measure(**{"retrain": lambda *_: Outcome(np.zeros(1)), "removals": GROUPS, **broken})
 
 
+def test_outcomes_of_another_model_under_the_same_name_are_noticed(mean: Mean, tmp_path: Path) -> None:
+    measure(mean, GROUPS, cache=tmp_path / "kept", name="a", progress=False)
+    for seed, other in enumerate(
+        [Outcome(np.ones(3), np.ones(1)), Outcome(np.ones(2)), Outcome(np.ones(2), np.ones(4))]
+    ):
+        with pytest.raises(ValueError, match="another name for the cache"):
+            measure(lambda *_, it=other: it, GROUPS, [0, seed + 1], cache=tmp_path / "kept", name="a", progress=False)
+
+
+def test_other_processes_need_a_retraining_that_travels() -> None:
+    with pytest.raises(TypeError, match="not a lambda"):
+        measure(lambda *_: Outcome(np.zeros(1)), GROUPS, processes=2, progress=False)
+
+
 def test_a_path_goes_from_ones_to_the_weights() -> None:
     weights = np.array([0.0, 1.0, 2.0])
     seen = along_path(lambda state, now: [*state, now.tolist()], [], weights, steps=2)
