@@ -1,0 +1,34 @@
+"""What a user might take in the place of influence functions, behind the same interface.
+
+::
+
+    for name, make in BASELINES.items():
+        if name != "tracin":  # which needs checkpoints=
+            print(name, make(study, loss=loss).scores(test)[:3])
+"""
+
+from .ascent import AscentSteps
+from .base import Baseline
+from .chance import Random
+from .checkpoints import Checkpoints
+from .ekfac import SingleLevelEKFAC
+from .own import GradientNorm, QueryLoss
+from .similarity import CosineSimilarity, GradientSimilarity
+from .table import BASELINES
+from .tracin import TracIn
+from .trak import ProjectedGradients
+
+__all__ = [
+    "BASELINES",
+    "AscentSteps",
+    "Baseline",
+    "Checkpoints",
+    "CosineSimilarity",
+    "GradientNorm",
+    "GradientSimilarity",
+    "ProjectedGradients",
+    "QueryLoss",
+    "Random",
+    "SingleLevelEKFAC",
+    "TracIn",
+]
