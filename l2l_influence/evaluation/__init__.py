@@ -13,7 +13,7 @@ from .metrics import (
     slope,
     spearman,
 )
-from .noise import Interval, ceiling, lds_interval, reliability
+from .noise import Interval, ceiling, lds_difference, lds_interval, reliability
 from .outcomes import Outcome
 from .removals import leave_groups_out, leave_one_out, most_harmful, random_groups, random_subsets
 from .retraining import Retrain
@@ -31,6 +31,7 @@ __all__ = [
     "cosine",
     "found_curve",
     "lds",
+    "lds_difference",
     "lds_interval",
     "leave_groups_out",
     "leave_one_out",

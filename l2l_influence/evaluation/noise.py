@@ -29,7 +29,9 @@ def lds_interval(
     """:func:`lds` against changes averaged over seeds, with its bootstrap interval over removals.
 
     Each removal is a retraining with noise of its own, so that removals drawn anew carry the noise of training along.
-    Seeds are not drawn: means over fewer different seeds are noisier than the mean that the figure is about.
+    Seeds are not drawn: means over fewer different seeds are noisier than the mean that the figure is about. So the
+    interval is about these seeds: what a seed makes of an item in every removal alike is not in it.
+    ``lds(predicted, change[s])`` of single seeds shows how much they differ.
 
     Args:
         predicted: ``(G, T)``.
@@ -38,11 +40,40 @@ def lds_interval(
         draws: of G removals, with replacement.
         seed: of the draws.
 
+    Returns:
+        All three nan where the score is: predicted or true changes of a test task do not vary.
+
     Raises:
         ValueError: sizes do not fit, numbers are not finite, or there are fewer than 3 removals.
     """
     p, t = matrices(predicted, _seeds(change).mean(0))
-    return _bootstrap(lambda rows: _mean(rank_correlations(p[rows], t[rows])), len(t), level, draws, seed)
+    return _bootstrap(lambda rows: rank_correlations(p[rows], t[rows]), np.mean, len(t), level, draws, seed)
+
+
+def lds_difference(
+    predicted: ArrayLike,
+    other: ArrayLike,
+    change: ArrayLike,
+    *,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """How much higher the :func:`lds` of ``predicted`` is than that of ``other``, on the same draws of removals.
+
+    Far narrower than the intervals of the two beside each other would suggest: an odd removal is odd for both.
+
+    Args:
+        predicted, other: ``(G, T)`` both.
+        change, level, draws, seed: as for :func:`lds_interval`, as are what is returned and raised.
+    """
+    mean = _seeds(change).mean(0)
+    (p, t), (q, _) = matrices(predicted, mean), matrices(other, mean)
+
+    def gains(rows: Rows) -> Floats:
+        return rank_correlations(p[rows], t[rows]) - rank_correlations(q[rows], t[rows])
+
+    return _bootstrap(gains, np.mean, len(t), level, draws, seed)
 
 
 def reliability(change: ArrayLike, seed: int = 0) -> float:
@@ -58,9 +89,12 @@ def reliability(change: ArrayLike, seed: int = 0) -> float:
         change: ``(S, G, T)``, at least 2 seeds and 3 removals; ``change.mean(2, keepdims=True)`` asks for that of the
             mean test loss.
         seed: of the choice of splits, where there are more than can be taken.
+
+    Raises:
+        ValueError: there are fewer than 2 seeds or 3 removals, or numbers are not finite.
     """
     seeds = _seeds(change)
-    return _stepped_up(_halves(seeds, seed), len(seeds), np.arange(seeds.shape[1]))
+    return _stepped_up(float(rank_correlations(*_halves(seeds, seed)).mean()), len(seeds))
 
 
 def ceiling(change: ArrayLike, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> Interval:
@@ -73,16 +107,22 @@ def ceiling(change: ArrayLike, *, level: float = 0.95, draws: int = 1000, seed: 
 
     Args:
         change: as for :func:`reliability`.
-        level, draws: of the bootstrap over removals.
+        level, draws: of the bootstrap over removals; see :func:`lds_interval`.
         seed: of the draws, and of the splits.
+
+    Returns:
+        All three nan where the changes of a test task do not vary.
+
+    Raises:
+        ValueError: there are fewer than 2 seeds or 3 removals, or numbers are not finite.
     """
     seeds = _seeds(change)
-    halves = _halves(seeds, seed)
+    one, other = _halves(seeds, seed)
 
-    def root(rows: Rows) -> float:
-        return float(np.sqrt(np.clip(_stepped_up(halves, len(seeds), rows), 0, 1)))
+    def root(correlations: Floats) -> float:
+        return float(np.sqrt(np.clip(_stepped_up(float(correlations.mean()), len(seeds)), 0, 1)))
 
-    return _bootstrap(root, seeds.shape[1], level, draws, seed)
+    return _bootstrap(lambda rows: rank_correlations(one[rows], other[rows]), root, len(one), level, draws, seed)
 
 
 def _seeds(change: ArrayLike) -> Floats:
@@ -114,21 +154,28 @@ def _splits(seeds: int, seed: int) -> list[tuple[tuple[int, ...], ...]]:
     return sorted({tuple(sorted(pair)) for pair in pairs})
 
 
-def _stepped_up(halves: tuple[Floats, Floats], seeds: int, rows: Rows) -> float:
-    one, other = halves
-    r, k = _mean(rank_correlations(one[rows], other[rows])), seeds / (seeds // 2)
+def _stepped_up(r: float, seeds: int) -> float:
+    k = seeds / (seeds // 2)
     return k * r / (1 + (k - 1) * r) if r > 0 else r
 
 
-def _mean(values: Floats) -> float:
-    """Of what is defined: a resampling may repeat one removal only."""
-    defined = values[np.isfinite(values)]
-    return float(defined.mean()) if len(defined) else float("nan")
+def _bootstrap(
+    columns: Callable[[Rows], Floats],
+    figure: Callable[[Floats], float],
+    removals: int,
+    level: float,
+    draws: int,
+    seed: int,
+) -> Interval:
+    """``figure(columns(rows))`` of all removals, and of as many drawn with replacement.
 
-
-def _bootstrap(figure: Callable[[Rows], float], removals: int, level: float, draws: int, seed: int) -> Interval:
-    """``figure(rows)`` of all removals, and of as many drawn with replacement."""
+    Columns that a draw leaves undefined, because it holds the same removal again and again, are left out there.
+    """
+    value = float(figure(columns(np.arange(removals))))
+    if not np.isfinite(value):
+        return Interval(value, value, value)
     rng = np.random.default_rng(seed)
-    drawn = [figure(rng.integers(removals, size=removals)) for _ in range(draws)]
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(figure(np.arange(removals)), float(low), float(high))
+    drawn = [columns(rng.integers(removals, size=removals)) for _ in range(draws)]
+    figures = [figure(defined) for found in drawn if len(defined := found[np.isfinite(found)])]
+    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))

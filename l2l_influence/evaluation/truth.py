@@ -91,8 +91,8 @@ def measure(
     Raises:
         RetrainingError: some retrainings failed. The others were done, and are in the error and in ``cache``.
         TypeError: ``retrain`` cannot be pickled.
-        ValueError: ``removals`` is no matrix, ``seeds`` are none or not different, the cache has no ``name``, or outcomes
-            are of different sizes.
+        ValueError: ``removals`` is no matrix, ``seeds`` are none or not different, the cache has no ``name``, or
+            outcomes are of different sizes.
     """
     taken, seeds = np.asarray(removals, dtype=np.float64), tuple(map(int, seeds))
     _check(taken, seeds, cache, name)

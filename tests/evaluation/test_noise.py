@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from l2l_influence.evaluation import (
+    Interval,
     Outcome,
     ceiling,
     lds,
+    lds_difference,
     lds_interval,
     leave_one_out,
     measure,
@@ -73,20 +76,50 @@ def test_retraining_without_noise_is_reliable_and_noise_alone_is_not() -> None:
     assert reliability(against) < 0 and ceiling(against, draws=20) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("about", ["lds", "ceiling"])
-def test_intervals_cover_what_they_are_about(about: str) -> None:
-    """Nine of ten should; of 120 repetitions the count has a standard deviation of 3.3."""
-    noise, seeds, hits = 1.0, 4, 0
-    truth = of_ranks(math.sqrt(1 / (1 + noise**2 / seeds)))
+def covered(figure: Callable[[Floats, Floats, int], Interval], truth: float, noise: float = 1.0) -> int:
+    """How many of 120 intervals hold what they are about; at 90 % this has a standard deviation of 3.3."""
+    hits = 0
     for repetition in range(120):
-        signal, change = drawn(seeds, 50, 1, noise, seed=repetition)
-        if about == "lds":
-            found = lds_interval(signal, change, level=0.9, draws=150, seed=repetition)
-        else:
-            found = ceiling(change, level=0.9, draws=150, seed=repetition)
+        found = figure(*drawn(4, 50, 1, noise, seed=repetition), repetition)
         assert found.low <= found.value <= found.high
         hits += found.low <= truth <= found.high
+    return hits
+
+
+def test_intervals_cover_what_they_are_about() -> None:
+    truth = of_ranks(math.sqrt(1 / (1 + 1 / 4)))
+    assert 98 <= covered(lambda p, t, s: lds_interval(p, t, level=0.9, draws=60, seed=s), truth) <= 118
+    assert 98 <= covered(lambda p, t, s: ceiling(t, level=0.9, draws=60, seed=s), truth) <= 118
+
+
+def worse(signal: Floats, seed: int) -> Floats:
+    """The signal with as much noise again."""
+    return signal + np.random.default_rng(1000 + seed).normal(size=signal.shape)
+
+
+def test_differences_cover_what_they_are_about() -> None:
+    r = math.sqrt(1 / (1 + 1 / 4))
+    truth = of_ranks(r) - of_ranks(r / math.sqrt(2))
+    hits = covered(lambda p, t, s: lds_difference(p, worse(p, s), t, level=0.9, draws=60, seed=s), truth)
     assert 98 <= hits <= 118
+
+
+def test_a_difference_is_that_of_the_two_scores_and_narrower_than_they_are() -> None:
+    signal, change = drawn(4, 60, 3, 2.0)
+    near = signal + 0.1 * worse(signal, 0)
+    found = lds_difference(signal, near, change, draws=200)
+    mean = change.mean(0)
+    assert found.value == pytest.approx(lds(signal, mean) - lds(near, mean))
+    alone = lds_interval(signal, change, draws=200)
+    assert found.high - found.low < (alone.high - alone.low) / 3
+    assert lds_difference(signal, signal, change, draws=20) == (0, 0, 0)
+
+
+def test_an_interval_is_about_its_seeds() -> None:
+    """Seeds that all found the same are no more than one of them."""
+    signal, change = drawn(1, 20, 3, 1.0)
+    expected = lds_interval(signal, change, draws=50)
+    assert lds_interval(signal, np.concatenate([change] * 4), draws=50) == pytest.approx(expected)
 
 
 def test_intervals_are_seeded_and_wider_at_higher_levels() -> None:
@@ -104,6 +137,22 @@ def test_one_seed_has_an_interval_but_no_ceiling() -> None:
     assert lds_interval(signal, change, draws=20) == lds_interval(signal, change[0], draws=20)
     with pytest.raises(ValueError, match="at least 2 seeds"):
         ceiling(change)
+
+
+def test_where_nothing_varies_there_is_no_figure() -> None:
+    signal, change = drawn(2, 20, 3, 1.0)
+    constant = signal.copy()
+    constant[:, 1] = 7
+    assert np.isnan(lds_interval(constant, change)).all()
+    assert np.isnan(lds_difference(signal, constant, change)).all()
+    change[:, :, 1] = 7
+    assert np.isnan(lds_interval(signal, change)).all() and np.isnan(ceiling(change)).all()
+
+
+def test_draws_of_few_removals_may_have_no_order() -> None:
+    """One in nine draws of 3 holds the same removal three times."""
+    found = lds_interval([[1.0], [2], [3]], [[1.0], [2], [3]], draws=100)
+    assert found == pytest.approx((1, 1, 1))
 
 
 @pytest.mark.parametrize("broken", [np.zeros(4), np.zeros((2, 2, 3)), np.full((2, 4, 3), np.nan)])
