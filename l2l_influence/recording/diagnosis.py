@@ -14,8 +14,9 @@ from .task import RecordedTask
 _CHECK_INPUT = (
     "Wrap every taskset that the loop draws from in l2l_influence.TaskDataset, or run the loop inside record(); feed "
     "the learner its rows as they were served (any selection, order and device, but no change of values, dtype or "
-    "shape: do that in the data set's transforms); outside record(), let no DataLoader worker process draw them "
-    "(num_workers=0). A loop that cannot do so can tell its episodes by Study.add_episode()."
+    "shape: do that in the data set's transforms), by calling the clone itself (not its .module; DataParallel belongs "
+    "inside, learner.module = DataParallel(learner.module)); outside record(), let no DataLoader worker process draw "
+    "them (num_workers=0). A loop that cannot do so can tell its episodes by Study.add_episode()."
 )
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 from torch.utils.hooks import RemovableHandle
@@ -121,7 +122,7 @@ class Watcher:
     def _left(self, module: nn.Module, args: Any, output: Any) -> None:
         # It may begin inside a call that it has not seen begin.
         self._nesting.depth = max(0, self._nesting.depth - 1)
-        if self._nesting.depth or not isinstance(output, Tensor) or _has_learner(module):
+        if self._nesting.depth or not isinstance(output, Tensor) or _has_learner(module) or _is_transformed(output):
             return
         with board.failures.kept():
             self._note(module, args, output)
@@ -132,6 +133,10 @@ class Watcher:
         if rows is not None and min(rows.dim(), output.dim()) > 0 and len(rows) == len(output):
             fed, made = copied(rows), copied(output)
             journal.note(fed.nbytes + made.nbytes, board.failures, features.note, module, fed, made)
+
+
+# In vmap and its like a tensor stands for many, or for a derivative; no loop's learner is fed one, but hooks use them.
+_is_transformed: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def _has_learner(module: nn.Module) -> bool:

@@ -128,6 +128,8 @@ def adapting(learner: nn.Module, loss: Any, lr: Any, first_order: bool, rule: Ru
         watch.recording.adapting -= 1
     try:
         if reading is not None and watch.track.steps == steps:
+            if not (watch.track.forwards or reading.forwards):
+                _fed_unseen(watch)
             watch.track.adapted_to(reading, *known_step(lr, rule), first_order)
         if watch.recording.keeps_adapted:
             adapted = watch.track.adapted = Adapted(watch.recording.names, [p.detach() for p in _parameters(learner)])
@@ -136,9 +138,16 @@ def adapting(learner: nn.Module, loss: Any, lr: Any, first_order: bool, rule: Ru
         watch.recording.failures.keep()
 
 
+def _fed_unseen(watch: Watch) -> None:
+    """A clone adapts that was not seen to be fed: if that trains the learner, it is not to be passed over."""
+    watch.track.fed(None).consumed = True
+    watch.listen()  # no output will say when to
+
+
 def _read(watch: Watch, loss: Any, learner: nn.Module) -> LossReading | None:
     try:
-        known = {forward.serial for forward in watch.track.forwards}
+        # A clone that was fed nothing may adapt to what its own clones were fed.
+        known = {forward.serial for forward in watch.track.forwards or watch.recording.open_forwards()}
         return read_loss(loss, known, lambda: _gradient_nodes(_parameters(learner)))
     except Exception:
         watch.recording.failures.keep()

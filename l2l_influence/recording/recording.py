@@ -13,7 +13,7 @@ from ..errors import RecordingError
 from .board import Identity
 from .content import Tensors
 from .diagnosis import require_complete, require_tasks
-from .episode import Episode, Lifeline, Track, Watch
+from .episode import Episode, Forward, Lifeline, Track, Watch
 from .failures import Failures
 from .journal import journal
 from .ledger import Ledger
@@ -132,6 +132,11 @@ class Recording:
             episode.closed = True
             with self.failures.kept():
                 self.end(number)
+
+    def open_forwards(self) -> list[Forward]:
+        """What the clones in open episodes were fed."""
+        tracks = (track for episode in list(self._open.values()) for track in episode.tracks)
+        return [forward for track in tracks for forward in track.forwards]
 
     def _opened(self) -> tuple[Episode, Lifeline]:
         number = next(self._numbers)

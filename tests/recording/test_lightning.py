@@ -294,6 +294,7 @@ def test_distributed_data_parallel(make: Any, monkeypatch: pytest.MonkeyPatch) -
     """In one process: Lightning then calls the module as a module, inside another."""
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # torch puts its own there, and leaves it
     recorder, notes = RecordingCallback(), Notes()
     try:
         strategy = DDPStrategy(process_group_backend="gloo")
