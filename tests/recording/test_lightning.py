@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -289,12 +290,20 @@ def test_checkpoints_know_nothing_of_it_and_going_on_from_one_is_mentioned(tmp_p
     assert "checkpoint" not in recorder.study.describe()
 
 
+@pytest.fixture
+def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lightning leaves variables behind when it ends a process group, and torch an excepthook."""
+    before = dict(os.environ)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @each_module
-def test_distributed_data_parallel(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("own_process")
+def test_distributed_data_parallel(make: Any) -> None:
     """In one process: Lightning then calls the module as a module, inside another."""
-    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # torch puts its own there, and leaves it
     recorder, notes = RecordingCallback(), Notes()
     try:
         strategy = DDPStrategy(process_group_backend="gloo")
