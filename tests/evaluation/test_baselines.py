@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from types import SimpleNamespace
 
 import learn2learn as l2l
@@ -11,8 +12,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from l2l_influence import MAML, TaskDataset, record
-from l2l_influence.errors import InfluenceError
+from l2l_influence import MAML, Study, TaskDataset, record
+from l2l_influence.errors import InfluenceError, NotConvergedError
 from l2l_influence.evaluation.baselines import (
     BASELINES,
     AscentSteps,
@@ -169,14 +170,13 @@ def test_tracin_adds_up_over_checkpoints(run, level):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_ascent_climbs_on_the_item_alone(run, level):
-    expected = []
-    for i in range(5):
-        for j in range(1 if level == "task" else 4):
-            lam = run.lam
-            for _ in range(2):
-                lam = lam + 0.4 * run.pulls(i, level, lam)[j]
-            expected.append(run.test_losses(run.lam) - run.test_losses(lam))
-    assert close(matrix(run, AscentSteps, level, steps=2, lr=0.4), torch.stack(expected))
+    found = matrix(run, AscentSteps, level, steps=2, lr=0.4)
+    for task, j in ((0, 0), (2, 3)):  # the second was drawn three times
+        item, at = (task, 0) if level == "task" else (4 * task + j, j)
+        lam = run.lam
+        for _ in range(2):
+            lam = lam + 0.4 * run.pulls(task, level, lam)[at]
+        assert close(found[item], run.test_losses(run.lam) - run.test_losses(lam))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -274,6 +274,33 @@ def test_single_level_ekfac_is_that_of_one_model_on_all_samples(normed):
             for level in LEVELS:
                 found = matrix(run, SingleLevelEKFAC, level, damping=damping, l2=0.3, **options)
                 assert close(found, -torch.cat(parts[level]) @ inverse @ tests.T, rtol=1e-8)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_single_level_ekfac_does_not_care_which_parameters_are_adapted(level):
+    body, head, batches = nn.Linear(3, 4).double(), nn.Linear(4, 2).double(), labelled_batches(4, seed=70)
+    anil, maml = l2l.algorithms.MAML(head, lr=LR), l2l.algorithms.MAML(nn.Sequential(body, head), lr=LR)
+    with record() as recorded:
+        for x, y in map(ListedTasks(batches).__getitem__, range(4)):
+            learner, features = anil.clone(), body(x)
+            learner.adapt(LOSS(learner(features[::2]), y[::2]))
+            LOSS(learner(features[1::2]), y[1::2]).backward()
+    told = Study()
+    for key, (support, query) in enumerate(pairs(batches)):
+        told.add_episode(learner=maml, support=support, query=query, lr=LR, steps=1, key=key)
+    found, expected = (
+        SingleLevelEKFAC(study, loss=LOSS, level=level).score_matrix(pairs(labelled_batches(3, seed=100)))[1]
+        for study in (recorded, told)
+    )
+    assert close(found, expected)
+
+
+def test_ekfac_takes_as_many_tasks_as_memory_holds(run):
+    lines = [
+        SingleLevelEKFAC(run.maml, run.tasks, LOSS, **options).scores(run.test).notes[1]
+        for options in ({}, {"curvature_tasks": 3}, {"memory": 10_000}, {"memory": 1})
+    ]
+    assert [re.search(r"from (\d) of 5 tasks", line)[1] for line in lines] == ["5", "3", "2", "1"]
 
 
 # ---- the table --------------------------------------------------------------------------------------------------
@@ -447,8 +474,12 @@ def test_errors_say_what_to_do(run):
         of(TracIn, checkpoints=[(run.model.state_dict(), 1.0)]).scores(run.test)
     with pytest.raises(ValueError, match="steps >= 1"):
         of(AscentSteps, steps=0)
+    with pytest.raises(NotConvergedError, match="lower lr"):
+        of(AscentSteps, lr=1e308, steps=10).scores(run.test)
     with pytest.raises(ValueError, match="at least 1"):
         of(ProjectedGradients, dimensions=0)
+    with pytest.raises(ValueError, match="ridge must be positive"):
+        of(ProjectedGradients, ridge=0.0)
     with pytest.raises(ValueError, match="at least 1"):
         of(SingleLevelEKFAC, curvature_tasks=0)
     first, second = run.model[0].parameters(), run.model[2].parameters()
@@ -462,5 +493,5 @@ def test_errors_say_what_to_do(run):
 def test_ekfac_of_tasks_of_different_shapes_is_refused(run):
     first, (x, y) = labelled_batches(2, seed=60)
     maml, tasks = train(run.model, [first, (x[:6], y[:6])], LOSS, lr=LR, steps=STEPS)
-    with pytest.raises(InfluenceError, match="of the same shape"):
+    with pytest.raises(InfluenceError, match="of one shape"):
         SingleLevelEKFAC(maml, tasks, LOSS).scores(run.test)

@@ -1,10 +1,10 @@
 """What a user might take in the place of influence functions, behind the same interface.
 
-::
-
-    for name, make in BASELINES.items():
-        if name != "tracin":  # which needs checkpoints=
-            print(name, make(study, loss=loss).scores(test)[:3])
+```python
+for name, make in BASELINES.items():
+    own = {"checkpoints": checkpoints} if name == "tracin" else {}
+    names, matrix = make(study, loss=loss, level="task", **own).score_matrix(test)
+```
 """
 
 from .ascent import AscentSteps

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from learn2learn.algorithms.base_learner import BaseLearner
+from learn2learn.data import Taskset
 from torch import Tensor
 from tqdm import tqdm
 
 from ...bilevel.local import LocalProblem
+from ...errors import NotConvergedError
 from ...influence.snapshot import Snapshot
-from .base import Baseline, outer_losses
+from ...recording import Study
+from .base import Baseline, LevelName, outer_losses
 
 
 class AscentSteps(Baseline):
@@ -28,6 +33,9 @@ class AscentSteps(Baseline):
         steps: K.
         lr: size of a step, in units of λ per unit of gradient, where the average task counts as 1.
         maml, tasks, loss, level, options: see :class:`Baseline`.
+
+    Raises:
+        NotConvergedError: the steps lead to infinity.
     """
 
     reading = (
@@ -35,8 +43,18 @@ class AscentSteps(Baseline):
         "harmful; unit: the loss"
     )
 
-    def __init__(self, *args: Any, steps: int = 3, lr: float = 0.01, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        maml: BaseLearner | Study,
+        tasks: Taskset | None = None,
+        loss: Callable[..., Tensor] | None = None,
+        *,
+        steps: int = 3,
+        lr: float = 0.01,
+        level: LevelName = "task",
+        **options: Any,
+    ) -> None:
+        super().__init__(maml, tasks, loss, level=level, **options)
         if steps < 1 or not lr > 0:
             raise ValueError(f"ascent needs steps >= 1 and lr > 0, got steps={steps}, lr={lr}")
         self._steps, self._lr = steps, lr
@@ -58,6 +76,10 @@ class AscentSteps(Baseline):
         lam = alone.lam
         for _ in range(self._steps):
             lam = lam + self._lr * self._level.pull(_moved(alone, lam).at(0), j)[0]
+        if not bool(lam.isfinite().all()):
+            raise NotConvergedError(
+                f"{self._steps} ascent steps of size {self._lr:g} left the finite numbers: lower lr"
+            )
         return lam
 
     def _notes(self) -> list[str]:

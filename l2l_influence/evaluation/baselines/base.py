@@ -105,8 +105,7 @@ class Baseline(Hook, ABC):
         study = self._study()
         test = study.test_problem(test_tasks, num_tasks, split, seed)
         means = [matrix.mean(1, keepdim=True) for matrix in self._measure(study, test)]
-        losses = each_task(study.local, self._level.losses)
-        found = Found(means, losses, largest_residual(study.local))
+        found = Found(means, *self._losses_and_residual(study.local))
         order = torch.cat(means)[:, 0].argsort(descending=True, stable=True).tolist()
         test_loss = float(outer_losses(test).mean())
         return self._items._result(study, found, order, test_loss, self._all_notes(study, test, found), self.reading)
@@ -128,6 +127,15 @@ class Baseline(Hook, ABC):
         names = [name for at, part in enumerate(found) for name in self._items._refs(study, at, len(part))]
         return names, torch.cat(found)
 
+    def _losses_and_residual(self, local: LocalProblem) -> tuple[list[Tensor], float]:
+        """Each task's items' own losses, ``[count]``, and the largest inner residual, by one pass."""
+
+        def measure(at: SolvedBatch) -> Tensor:
+            return torch.cat([at.solution.residual.unsqueeze(1), self._level.losses(at)], dim=1)
+
+        found = each_task(local, measure)
+        return [row[1:] for row in found], max(float(row[0]) for row in found)
+
     def _all_notes(self, study: Snapshot, test: LocalProblem, found: Found) -> list[str]:
         return [
             f"baseline: {type(self).__name__}",
@@ -145,11 +153,6 @@ def each_task(local: LocalProblem, measure: Callable[[SolvedBatch], Tensor]) -> 
         for position, row in zip(solved.batch.index, measure(solved).detach().double().cpu(), strict=True):
             found[position] = row
     return found
-
-
-def largest_residual(local: LocalProblem) -> float:
-    """The largest inner residual among the tasks."""
-    return float(torch.stack(each_task(local, lambda at: at.solution.residual)).max())
 
 
 def outer_losses(test: LocalProblem) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from learn2learn.algorithms.base_learner import BaseLearner
+from learn2learn.data import Taskset
 from torch import Tensor
 
 from ...bilevel.local import LocalProblem
 from ...influence.snapshot import Snapshot
-from .base import Baseline, each_task
+from ...recording import Study
+from .base import Baseline, LevelName, each_task
 
 
 class Random(Baseline):
@@ -22,8 +26,17 @@ class Random(Baseline):
 
     reading = "score = a random number, which knows nothing of the item"
 
-    def __init__(self, *args: Any, seed: int = 0, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        maml: BaseLearner | Study,
+        tasks: Taskset | None = None,
+        loss: Callable[..., Tensor] | None = None,
+        *,
+        seed: int = 0,
+        level: LevelName = "task",
+        **options: Any,
+    ) -> None:
+        super().__init__(maml, tasks, loss, level=level, **options)
         self._seed = seed
 
     def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:

@@ -19,11 +19,11 @@ Checkpoint = tuple[Mapping[str, Tensor], float]
 class Checkpoints(Sequence[Checkpoint]):
     """Takes checkpoints of a learner while an optimizer steps, by a hook on the optimizer: the loop stays as it is.
 
-    ::
-
-        with Checkpoints(maml, optimizer, every=50) as checkpoints:
-            ...  # the loop, unchanged
-        TracIn(maml, tasks, loss, checkpoints=checkpoints).scores(test)
+    ```python
+    with Checkpoints(maml, optimizer, every=50) as checkpoints:
+        ...  # the loop, unchanged
+    TracIn(maml, tasks, loss, checkpoints=checkpoints).scores(test)
+    ```
 
     A checkpoint is taken before the 1st, the (every + 1)-th, … step, so each stands for the steps that follow it. It is
     a copy on the CPU: they take as much memory as so many models. No random number is used, and nothing is changed.

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from learn2learn.algorithms.base_learner import BaseLearner
+from learn2learn.data import Taskset
 from torch import Tensor
 
 from ...bilevel.inner.ekfac import EKFACPlusIdentity
-from ...bilevel.kfac import Block, PseudoGradients, task_blocks
-from ...bilevel.kfac.layers import Layer
 from ...bilevel.local import LocalProblem, SolvedBatch
-from ...bilevel.task import Samples
-from ...errors import TaskShapeError
 from ...influence.snapshot import Snapshot
-from .base import Baseline, each_task
-from .one_model import OneModel, pooled
+from ...recording import Study
+from .base import Baseline, LevelName, each_task
+from .one_model import OneModel
+from .shared_factors import Chosen, shared_blocks, task_nbytes
 
 RELATIVE_DAMPING = 0.1
 """``damping="auto"`` is this times the mean eigenvalue, as is usual for EK-FAC influence."""
@@ -38,8 +37,9 @@ class SingleLevelEKFAC(Baseline):
 
     Args:
         damping: added to δ_o; ``"auto"`` is a tenth of the mean eigenvalue of F.
-        curvature_tasks: how many tasks F is made from, at most (drawn at random, scaled up to all); their activations
-            are in memory together.
+        curvature_tasks: how many tasks F is made from, at most: a random draw, scaled up to all tasks. They are fewer
+            where ``memory`` (of ``options``) does not hold the activations and gradients of so many; the notes say how
+            many they were.
         seed: of that draw.
         maml, tasks, loss, level, options: see :class:`Baseline`.
 
@@ -56,16 +56,21 @@ class SingleLevelEKFAC(Baseline):
 
     def __init__(
         self,
-        *args: Any,
+        maml: BaseLearner | Study,
+        tasks: Taskset | None = None,
+        loss: Callable[..., Tensor] | None = None,
+        *,
         damping: float | Literal["auto"] = "auto",
-        curvature_tasks: int = 64,
+        curvature_tasks: int = 256,
         seed: int = 0,
+        level: LevelName = "task",
         **options: Any,
     ) -> None:
-        super().__init__(*args, **options)
+        super().__init__(maml, tasks, loss, level=level, **options)
         if curvature_tasks < 1:
             raise ValueError(f"curvature_tasks must be at least 1, got {curvature_tasks}")
         self._damping, self._most, self._seed = damping, curvature_tasks, seed
+        self._about = ""
 
     def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:
         model = OneModel.of(study)
@@ -80,53 +85,23 @@ class SingleLevelEKFAC(Baseline):
         return parts.get(self._level.what, slopes.sum(1, keepdim=True))
 
     def _curvature(self, study: Snapshot, model: OneModel) -> EKFACPlusIdentity:
-        blocks = shared_blocks(model, *self._chosen(study))
-        eigenvalues = sum(float(block.values.sum()) for block in blocks)
-        damping = RELATIVE_DAMPING * eigenvalues / len(model.lam) if self._damping == "auto" else float(self._damping)
-        return EKFACPlusIdentity(blocks, study.problem.l2 + damping, "")
+        chosen = self._chosen(study, model)
+        blocks = shared_blocks(model, chosen)
+        mean = sum(float(block.values.sum()) for block in blocks) / len(model.lam)
+        damping = RELATIVE_DAMPING * mean if self._damping == "auto" else float(self._damping)
+        self._about = (
+            f"EK-FAC of λ as one model's parameters, from {len(chosen.weights)} of {len(study.recorded)} tasks; "
+            f"l2 {study.problem.l2:.3g} + damping {damping:.3g}"
+        )
+        return EKFACPlusIdentity(blocks, study.problem.l2 + damping, self._about)
 
-    def _chosen(self, study: Snapshot) -> tuple[Samples, Tensor]:
-        """The samples that F is made from, ``[B, …]``, and what each of these tasks stands for, ``[B]``."""
+    def _chosen(self, study: Snapshot, model: OneModel) -> Chosen:
+        """A random draw of the training tasks, as many as are asked for and fit."""
         count = len(study.recorded)
-        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(self._seed))[: self._most]
-        some = list(study.local.subset(drawn.sort().values.tolist()).solved("EK-FAC"))
-        parts = [pooled(solved.batch) for solved in some]
-        if len({part.x.shape[1:] for part in parts}) > 1:
-            raise TaskShapeError("single-level EK-FAC needs tasks of the same shape: pass tasks=, some that are")
-        samples = Samples(*(torch.cat(same) for same in zip(*parts, strict=True)))
-        weights = torch.cat([solved.batch.weight for solved in some])
-        return samples, weights * count / len(drawn)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self._seed)).tolist()
+        first = Chosen.of(study, order[:1])
+        fitting = max(1, study.options.memory // task_nbytes(model, first))
+        return Chosen.of(study, sorted(order[: min(self._most, fitting)]))
 
     def _notes(self) -> list[str]:
-        return [f"EK-FAC of λ as one model's parameters; damping {self._damping}; at most {self._most} tasks in it"]
-
-
-def shared_blocks(model: OneModel, samples: Samples, weights: Tensor) -> list[Block]:
-    """EK-FAC at λ of Σ_i c_i Σ_j w_j ℓ_j, with factors that all tasks of ``samples`` share; stacked, of one task."""
-    weighted = samples._replace(w=samples.w * weights.unsqueeze(-1))
-    theta, lam = model.lam.expand(len(weights), -1), model.layout.unravel(model.lam)
-    roots = model.objective.output_curvature_root(model.lam, theta, weighted).permute(0, 3, 1, 2)
-    tasks = [
-        PseudoGradients(partial(model.outputs, x, y), lam, root)
-        for x, y, root in zip(samples.x, samples.y, roots, strict=True)
-    ]
-    positions = model.layout.unravel(torch.arange(len(model.lam), device=model.lam.device))
-    return [Block.stack([block]) for block in task_blocks(Pooled(tasks), weighted.w.flatten(), positions)]
-
-
-class Pooled(PseudoGradients):
-    """The pseudo-gradients of tasks of one shape as those of one task, which has the samples of all."""
-
-    def __init__(self, tasks: Sequence[PseudoGradients]) -> None:
-        first = tasks[0]
-        self._tasks, self.layers, self.rest, self.together = tasks, first.layers, first.rest, first.together
-
-    def __iter__(self) -> Iterator[tuple[list[Tensor], dict[str, Tensor]]]:
-        for chunks in zip(*self._tasks, strict=True):
-            by_layer = zip(*(layers for layers, _ in chunks), strict=True)
-            rest = {name: torch.cat([part[name] for _, part in chunks]) for name in self.rest}
-            yield [torch.cat(same, dim=2) for same in by_layer], rest
-
-    def inputs(self, layer: Layer) -> Tensor:
-        at = self.layers.index(layer)
-        return torch.cat([task.inputs(task.layers[at]) for task in self._tasks], dim=1)
+        return [self._about]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from learn2learn.algorithms.base_learner import BaseLearner
+from learn2learn.data import Taskset
 from torch import Tensor, nn
 
 from ...bilevel.local import LocalProblem
@@ -13,7 +15,8 @@ from ...errors import InfluenceError
 from ...influence.run import Run
 from ...influence.scoring import each_test_gradient
 from ...influence.snapshot import Snapshot
-from .base import Baseline
+from ...recording import Study
+from .base import Baseline, LevelName
 from .checkpoints import Checkpoint
 from .similarity import disagreement
 
@@ -39,8 +42,17 @@ class TracIn(Baseline):
         "harmful; unit: the loss"
     )
 
-    def __init__(self, *args: Any, checkpoints: Sequence[Checkpoint], **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        maml: BaseLearner | Study,
+        tasks: Taskset | None = None,
+        loss: Callable[..., Tensor] | None = None,
+        *,
+        checkpoints: Sequence[Checkpoint],
+        level: LevelName = "task",
+        **options: Any,
+    ) -> None:
+        super().__init__(maml, tasks, loss, level=level, **options)
         self._checkpoints = checkpoints
 
     def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from learn2learn.algorithms.base_learner import BaseLearner
+from learn2learn.data import Taskset
 from torch import Tensor
 
 from ...bilevel.local import LocalProblem
 from ...influence.outer import RELATIVE_DAMPING
 from ...influence.scoring import each_test_gradient
 from ...influence.snapshot import Snapshot
-from .base import Baseline, each_pull, each_task
+from ...recording import Study
+from .base import Baseline, LevelName, each_pull, each_task
 
 
 class ProjectedGradients(Baseline):
@@ -25,7 +29,8 @@ class ProjectedGradients(Baseline):
 
     Args:
         dimensions: k. Π takes P·k numbers, Φ a row of k for each item.
-        ridge: ρ; ``"auto"`` is a hundredth of the largest eigenvalue of ΦᵀΦ.
+        ridge: ρ > 0; ``"auto"`` is a hundredth of the largest eigenvalue of ΦᵀΦ. Where items are fewer than k, little
+            ridge makes all of them count alike, harmful or not.
         seed: of Π, the signs drawn by ``torch.randint`` from a generator of their own.
         maml, tasks, loss, level, options: see :class:`Baseline`.
     """
@@ -37,15 +42,21 @@ class ProjectedGradients(Baseline):
 
     def __init__(
         self,
-        *args: Any,
+        maml: BaseLearner | Study,
+        tasks: Taskset | None = None,
+        loss: Callable[..., Tensor] | None = None,
+        *,
         dimensions: int = 512,
         ridge: float | Literal["auto"] = "auto",
         seed: int = 0,
+        level: LevelName = "task",
         **options: Any,
     ) -> None:
-        super().__init__(*args, **options)
+        super().__init__(maml, tasks, loss, level=level, **options)
         if dimensions < 1:
             raise ValueError(f"dimensions must be at least 1, got {dimensions}")
+        if ridge != "auto" and not ridge > 0:
+            raise ValueError(f"ridge must be positive, got {ridge}")
         self._dimensions, self._ridge, self._seed = dimensions, ridge, seed
 
     def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:
