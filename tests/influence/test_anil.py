@@ -114,7 +114,7 @@ def test_a_loop_that_is_a_module_is_no_body() -> None:
 def test_what_hooks_compute_inside_the_block_is_none_of_the_loops() -> None:
     with record() as study:
         loop = Loop().run(epochs=1)
-        assert len(TaskInfluence(study, loss=LOSS).scores(pairs(BATCHES))) == len(BATCHES)
+        assert len(TaskInfluence(study, loss=LOSS).scores(pairs(BATCHES))) == len(study.training_tasks())
         loop.run(epochs=1)
         assert study.recording.body is loop.body
         assert sum(task.trained for task in study.training_tasks()) == 2 * len(BATCHES)
