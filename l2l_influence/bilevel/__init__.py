@@ -2,7 +2,7 @@
 
 from .functional import FunctionalModel
 from .hessians import Sketch, Subsample
-from .inner import EKFAC, Proximal, Unrolled, UnrolledWith
+from .inner import EKFAC, LearnedRates, LearnedTransforms, PlainSteps, Proximal, StepRule, Unrolled, UnrolledWith
 from .layout import Layout
 from .loss import ModelLoss
 from .problem import BilevelProblem, InnerSolution, TotalHessian
@@ -18,15 +18,19 @@ __all__ = [
     "FunctionalModel",
     "InnerSolution",
     "Layout",
+    "LearnedRates",
+    "LearnedTransforms",
     "MINRES",
     "ModelLoss",
     "Neumann",
+    "PlainSteps",
     "Policy",
     "Proximal",
     "Sketch",
     "Solution",
     "SolveReport",
     "Stationarity",
+    "StepRule",
     "Subsample",
     "Task",
     "TotalHessian",

@@ -21,7 +21,7 @@ from ..errors import UncoveredParameterError
 BatchNormMode = Literal["batch", "running"]
 
 
-class FunctionalModel:
+class FunctionalModule:
     """``model(parameters, x) -> outputs`` for a private copy of ``module``.
 
     Trainable parameters are the argument; frozen ones (``requires_grad=False``) and buffers stay as they were when the
@@ -33,8 +33,11 @@ class FunctionalModel:
         batch_norm: ``"batch"`` normalises with the statistics of the batch at hand (transductive, MAML's convention);
             ``"running"`` with the recorded running statistics.
 
+    Attributes:
+        parameters: the trainable ones as they were, by name.
+
     Raises:
-        UncoveredParameterError: the module has no trainable parameter, or is a learner's adapted clone.
+        UncoveredParameterError: the module is a learner's adapted clone.
     """
 
     def __init__(self, module: nn.Module, batch_norm: BatchNormMode = "batch") -> None:
@@ -46,8 +49,6 @@ class FunctionalModel:
         self.parameters = {
             name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad
         }
-        if not self.parameters:
-            raise UncoveredParameterError("the model has no trainable parameter, so nothing can be attributed to it")
         self._module = copy.deepcopy(module).requires_grad_(False)
         _silence_random_layers(self._module)
         _set_batch_norm(self._module, batch_norm)
@@ -64,6 +65,26 @@ class FunctionalModel:
         if not isinstance(outputs, Tensor):
             raise UncoveredParameterError(f"the model must return one tensor, not {type(outputs).__name__}")
         return outputs
+
+
+class FunctionalModel(FunctionalModule):
+    """``model(parameters, x) -> outputs`` for a private copy of a module that influence can be attributed to.
+
+    Frozen parameters and buffers stay as they were when the copy was made; random layers are switched off, with a
+    warning.
+
+    Args:
+        module: the user's module, left untouched.
+        batch_norm: ``"batch"`` or ``"running"`` statistics, see :class:`FunctionalModule`.
+
+    Raises:
+        UncoveredParameterError: the module has no trainable parameter, or is a learner's adapted clone.
+    """
+
+    def __init__(self, module: nn.Module, batch_norm: BatchNormMode = "batch") -> None:
+        super().__init__(module, batch_norm)
+        if not self.parameters:
+            raise UncoveredParameterError("the model has no trainable parameter, so nothing can be attributed to it")
 
 
 def _sites(module: nn.Module) -> dict[str, list[str]]:
@@ -90,7 +111,7 @@ def _silence_random_layers(module: nn.Module) -> None:
     for layer in _random_layers(module):
         layer.eval()
     if active:
-        _warn_of_randomness(", ".join(sorted(active)), stacklevel=4)
+        _warn_of_randomness(", ".join(sorted(active)), stacklevel=5)
 
 
 def _warn_of_randomness(name: str, stacklevel: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import torch.nn.functional as F
@@ -28,15 +28,23 @@ class ModelLoss:
     Args:
         model: ``model(parameters, x) -> outputs``.
         criterion: per-sample losses from outputs and targets.
+        names: of the entries of λ that are the model's, where there are others (an inner rule's); None for all.
     """
 
-    def __init__(self, model: Callable[[Named, Tensor], Tensor], criterion: Criterion) -> None:
+    def __init__(
+        self, model: Callable[[Named, Tensor], Tensor], criterion: Criterion, names: Collection[str] | None = None
+    ) -> None:
         self.model = model
         self.criterion = criterion
+        self._names = None if names is None else frozenset(names)
+
+    def reads(self, name: str) -> bool:
+        """Whether that entry of λ is the model's."""
+        return self._names is None or name in self._names
 
     def predict(self, lam: Named, theta: Named, x: Tensor) -> Tensor:
         """The model's outputs, a row for each of x."""
-        return self.model({**lam, **theta}, x)
+        return self.model({name: value for name, value in {**lam, **theta}.items() if self.reads(name)}, x)
 
     def __call__(self, lam: Named, theta: Named, x: Tensor, y: Tensor, /) -> Tensor:
         return self.criterion(self.predict(lam, theta, x)[: len(y)], y)

@@ -38,7 +38,8 @@ class Objective:
     def __init__(self, loss: PerSampleLoss, lam_layout: Layout, theta_layout: Layout) -> None:
         self._loss = loss
         self._lam_layout, self._theta_layout = lam_layout, theta_layout
-        self.direct = not (isinstance(loss, ModelLoss) and set(theta_layout.shapes) == set(lam_layout.shapes))
+        others = set(lam_layout.shapes) - set(theta_layout.shapes)
+        self.direct = not isinstance(loss, ModelLoss) or any(map(loss.reads, others))
 
     @property
     def loss(self) -> PerSampleLoss:

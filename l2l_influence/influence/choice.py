@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -16,6 +16,8 @@ from ..bilevel.solvers import OnIndefinite, OnUnconverged, Policy
 from ..errors import InfluenceError, UncoveredParameterError
 from ..recording import RecordedTask
 from .criterion import Reduction
+from .rules import LearnedRule, learned_rule
+from .run import Run
 
 Inner = Literal["proximal", "unrolled"] | InnerKind
 """How θ_i(λ) is defined: as the loop's own steps, as the paper's proximal problem, or by a kind with its settings."""
@@ -40,10 +42,22 @@ class Options:
 
 
 class InnerChoice:
-    """How θ_i(λ) is defined, by the options and by what the recorded tasks were adapted with."""
+    """How θ_i(λ) is defined, by the options and by what the recorded tasks were adapted with.
 
-    def __init__(self, recorded: Sequence[RecordedTask], reduction: Reduction, options: Options) -> None:
+    Attributes:
+        learned: the loop's own rule of inner steps, where it is learned and to be differentiated through; else None.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        recorded: Sequence[RecordedTask],
+        adapted: Mapping[str, str],
+        reduction: Reduction,
+        options: Options,
+    ) -> None:
         self._recorded, self._reduction, self._options = recorded, reduction, options
+        self.learned = self._learned(run, adapted) if options.inner == "unrolled" else None
 
     def kind(self) -> InnerKind:
         """The inner kind."""
@@ -53,11 +67,22 @@ class InnerChoice:
         if options.inner == "unrolled":
             if options.proximal != "auto":
                 raise ValueError("proximal= is the strength of the proximal inner problem: pass inner='proximal' too")
-            return Unrolled(*self.adaptation(), first_order=self._first_order())
+            return self._unrolled()
         if options.inner != "proximal":
             raise ValueError(f"inner must be 'proximal', 'unrolled' or an inner kind, not {options.inner!r}")
         policy = Policy(options.on_indefinite, options.on_unconverged)
         return Proximal(self._strength(), options.inner_solver, options.inner_tolerance, policy=policy)
+
+    def _unrolled(self) -> Unrolled:
+        learned = self.learned
+        if learned is None:
+            return Unrolled(*self.adaptation(), first_order=self._first_order())
+        first_order = self._first_order() and not learned.through_steps
+        return Unrolled(learned.steps, self._steps(), first_order)
+
+    def _learned(self, run: Run, adapted: Mapping[str, str]) -> LearnedRule | None:
+        rules = {task.rule for task in self._recorded}
+        return learned_rule(run.learner, rules.pop(), adapted) if len(rules) == 1 else None
 
     def _strength(self) -> float:
         """δ: K gradient steps of size lr reach about as far as a proximal term of 1/(lr·K) lets θ go."""
@@ -84,19 +109,23 @@ class InnerChoice:
         if rules:
             raise UncoveredParameterError(
                 f"the inner steps were not plain gradient steps (rule: {', '.join(sorted(rules))}): learning rates or "
-                "transforms were learned, or the steps were the learner's own. Pass inner='proximal' and proximal=, a "
-                "number, to attribute the initialisation"
+                "transforms were learned, or the steps were the learner's own, or of several rules. Pass "
+                "inner='proximal' and proximal=, a number, to attribute the initialisation alone"
             )
-        found = {(task.lr, task.steps) for task in self._recorded}
+        lr, steps = self._same("(lr, steps)", {(task.lr, task.steps) for task in self._recorded})
+        return lr, _some(steps)
+
+    def _steps(self) -> int:
+        """K, which must be the same for all tasks."""
+        return _some(self._same("numbers of steps", {task.steps for task in self._recorded}))
+
+    def _same(self, what: str, found: set[Any]) -> Any:
         if len(found) > 1:
             raise InfluenceError(
-                f"tasks were adapted with different (lr, steps): {sorted(found)}. "
+                f"tasks were adapted with different {what}: {sorted(found)}. "
                 "Pass inner='proximal' and proximal=, a number"
             )
-        lr, steps = found.pop()
-        if steps == 0:
-            raise InfluenceError("the loop never adapted its learners: there is no inner problem to differentiate")
-        return lr, steps
+        return found.pop()
 
     @property
     def strength_note(self) -> str:
@@ -104,3 +133,9 @@ class InnerChoice:
         if self._options.proximal != "auto":
             return ""
         return " (auto: 1/(lr·K), for a mean loss)" if self._reduction == "mean" else " (auto: n/(lr·K), for a sum)"
+
+
+def _some(steps: int) -> int:
+    if steps == 0:
+        raise InfluenceError("the loop never adapted its learners: there is no inner problem to differentiate")
+    return steps

@@ -112,7 +112,7 @@ class Hook:
     def _study(self) -> Snapshot:
         """The run at the learner's present parameters; kept until these, or the recording, change."""
         recorded = self._run.recording.training_tasks(self._tasks)
-        state = state_of(self._run.model, recorded)
+        state = state_of(self._run.owner, recorded)
         kept = self._kept
         if kept.study is None or kept.state is None or not same(kept.state, state):
             kept.state, kept.study, kept.outer = state, Snapshot(self._run, recorded, self._options), None

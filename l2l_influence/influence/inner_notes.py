@@ -17,8 +17,11 @@ def inner_notes(study: Snapshot, residual: float) -> list[str]:
         return _proximal_notes(study, kind, residual)
     if study.options.inner != "unrolled" or not isinstance(kind, Unrolled):
         return [f"inner: {kind}"]
-    order = " (first-order: dθ/dλ = I, as in the loop)" if kind.first_order else ""
-    return [f"inner: the loop's own gradient steps{order}"]
+    if study.choice.learned is None:
+        order = " (first-order: dθ/dλ = I, as in the loop)" if kind.first_order else ""
+        return [f"inner: the loop's own gradient steps{order}"]
+    order = " (first-order: along fixed gradients, as in the loop)" if kind.first_order else ""
+    return [f"inner: the loop's own steps{order}, by a learned rule whose parameters are meta-parameters too"]
 
 
 def _proximal_notes(study: Snapshot, kind: Proximal, residual: float) -> list[str]:

@@ -118,15 +118,16 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
 
     def influence(self, items: Ref | Iterable[Ref]) -> dict[str, Tensor]:
         """The paper's influence function of an item, or of a group (its members' sum): named tensors like
-        ``maml.module``'s parameters."""
+        ``maml.module``'s parameters, and like the learned rates and transforms as ``maml.state_dict()`` calls them."""
         outer = self._outer()
         return self._unravel(outer, self._level.influence(self._solved_pull(outer, self._level, items)))
 
     def remove(self, items: Ref | Iterable[Ref], *, correct_residual: bool = False) -> dict[str, Tensor]:
         """The learner's state_dict with λ* moved to where training without these items is predicted to end.
 
-        ``maml.load_state_dict(edited)`` applies it; ``maml`` itself is left as it is. With a ``body`` it is the
-        state_dict of ``nn.ModuleDict({"body": body, "module": maml.module})``.
+        ``maml.load_state_dict(edited)`` applies it, MetaSGD's rates and GBML's transforms included; ``maml`` itself is
+        left as it is. With a ``body`` it is the state_dict of
+        ``nn.ModuleDict({"body": body, **dict(maml.named_children())})``.
 
         Args:
             items: one, or several, each named once.
@@ -179,7 +180,7 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         if correct_residual:
             change = change + study.stationarity.gradient.to(change)
         edited = self._unravel(outer, study.local.lam - outer.solve(change, without)[0])
-        return edited_state(self._run.owner, self._run.model, edited)
+        return edited_state(self._run.owner, self._run.parameters, edited)
 
     def _relabelled(self, outer: Outer, position: int, support: Labels, query: Labels) -> Tensor:
         """The change of c_i g_i when samples of a task get other labels, ``[1, P]``."""

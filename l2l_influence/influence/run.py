@@ -60,8 +60,16 @@ class Run:
 
     @property
     def owner(self) -> nn.Module:
-        """The module whose state_dict an edit is."""
-        return self.learner if self.body is None else self.model
+        """The module whose state_dict an edit is: the learner, or a body and the learner's parts side by side."""
+        body = self.body
+        return self.learner if body is None else nn.ModuleDict({"body": body, **dict(self.learner.named_children())})
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What meta-parameters can be: the model's, and those that the learner has beside its model, as it calls them
+        (learned rates and transforms)."""
+        beside = {name: own for name, own in self.learner.named_parameters() if not name.startswith(HEAD)}
+        return {**beside, **dict(self.model.named_parameters())}
 
     def adapted_names(self, names: Iterable[str]) -> dict[str, str]:
         """The model's parameters that a task adapts, and what they are called in the learner's own module."""

@@ -35,12 +35,12 @@ class Snapshot:
         self.options = options
         criterion, self.reduction = take_apart(options.loss, options.reduction)
         model = FunctionalModel(run.model, batch_norm=options.batch_norm)
-        self.lam = model.parameters
-        self._like = next(iter(self.lam.values()))
-        self.choice = InnerChoice(recorded, self.reduction, options)
+        self._like = next(iter(model.parameters.values()))
+        adapted = run.adapted_names(model.parameters)
+        self.choice = InnerChoice(run, recorded, adapted, self.reduction, options)
+        self.lam = {**model.parameters, **(self.choice.learned.parameters if self.choice.learned else {})}
         kind = self.choice.kind()
-        adapted = run.adapted_names(self.lam)
-        loss = ModelLoss(model, criterion)
+        loss = ModelLoss(model, criterion, model.parameters)
         self.problem = BilevelProblem(
             loss,
             loss,
@@ -93,7 +93,7 @@ class Snapshot:
         task = self.local.tasks[0]
         x, y = task.support
         with torch.no_grad():
-            outputs = model(self.lam, x.to(self._like.device))
+            outputs = model(model.parameters, x.to(self._like.device))
             whole = self.options.loss(outputs, y.to(outputs.device))
             samples = criterion(outputs, y.to(outputs.device))
         found = samples.mean() if self.reduction == "mean" else samples.sum()

@@ -13,9 +13,9 @@ from ..recording import RecordedTask
 State = tuple[list[Tensor], list[tuple[Any, ...]]]
 
 
-def state_of(model: nn.Module, recorded: Sequence[RecordedTask]) -> State:
-    """The model's tensors; and what they are, which of them can be trained, and how each task was used."""
-    named = [*model.named_parameters(), *model.named_buffers()]
+def state_of(owner: nn.Module, recorded: Sequence[RecordedTask]) -> State:
+    """The learner's tensors; and what they are, which of them can be trained, and how each task was used."""
+    named = [*owner.named_parameters(), *owner.named_buffers()]
     kinds = [(name, value.requires_grad, value.dtype, value.device) for name, value in named]
     uses = [(t.id, t.trained, t.lr, t.steps, t.first_order, t.support_rows, t.query_rows) for t in recorded]
     return [value.detach().clone() for _, value in named], [*kinds, *uses]

@@ -5,6 +5,7 @@ from .direct import Carried, Constant, Reading, Simplified
 from .ekfac import EKFAC
 from .inverse import Inverse
 from .proximal import Proximal, ProximalMap
+from .rules import LearnedRates, LearnedTransforms, PlainSteps, Step, StepRule
 from .stateful import StatefulMap, UnrolledWith
 from .unrolled import StepsMap, Unrolled, UnrolledMap
 
@@ -16,12 +17,17 @@ __all__ = [
     "InnerMap",
     "InnerProblem",
     "Inverse",
+    "LearnedRates",
+    "LearnedTransforms",
+    "PlainSteps",
     "Proximal",
     "ProximalMap",
     "Reading",
     "SecondDerivative",
     "Simplified",
     "StatefulMap",
+    "Step",
+    "StepRule",
     "StepsMap",
     "Unrolled",
     "UnrolledMap",

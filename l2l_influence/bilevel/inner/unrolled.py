@@ -16,6 +16,7 @@ from ..objective import Objective
 from ..task import Samples
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .direct import Carried
+from .rules import PlainSteps, StepRule
 
 Pair = tuple[Tensor, Tensor]
 """A vector in the joint space of λ ``[P]`` and one task's sample weights w ``[n]``."""
@@ -23,28 +24,39 @@ Pair = tuple[Tensor, Tensor]
 OfBoth = Callable[[Tensor, Tensor], Tensor]
 """A function of λ and w."""
 
+Slope = Callable[[Tensor], Tensor]
+"""A gradient of one task at its θ: ``[Q] -> [Q]``."""
+
 
 @dataclass(frozen=True)
 class Unrolled(InnerKind):
     """θ_{k+1} = θ_k − lr ∂_θ Σ_j w_j ℓ(z_j; λ, θ_k), K times from θ_0 = λ_θ: what MAML's ``adapt`` does.
 
     Args:
-        lr: step size.
+        lr: step size; or another rule of the steps, such as :class:`LearnedRates`.
         steps: K ≥ 1.
-        first_order: take dθ/dλ = I on the adapted entries, as the backward of first-order MAML does. θ is the same.
+        first_order: hold the steps' gradients fixed when λ moves, as first-order backwards do. For plain steps this
+            makes dθ/dλ = I on the adapted entries. θ is the same, and moves with w in full.
     """
 
-    lr: float
+    lr: float | StepRule
     steps: int
     first_order: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.lr > 0:
+        if self.steps < 1 or not (isinstance(self.lr, StepRule) or self.lr > 0):
             raise ValueError(f"unrolling needs steps >= 1 and lr > 0, got steps={self.steps}, lr={self.lr}")
 
+    @property
+    def rule(self) -> StepRule:
+        """How a step is taken."""
+        return self.lr if isinstance(self.lr, StepRule) else PlainSteps(self.lr)
+
     def solve(self, problem: InnerProblem) -> InnerMap:
-        solution = UnrolledMap(problem, self)
-        return Carried(solution) if self.first_order else solution
+        if not self.first_order or not isinstance(self.rule, PlainSteps):
+            return UnrolledMap(problem, self)
+        # Plain steps along fixed gradients move θ as far as λ_θ: that needs no differentiation.
+        return Carried(UnrolledMap(problem, Unrolled(self.lr, self.steps)))
 
 
 class StepsMap(InnerMap):
@@ -130,22 +142,40 @@ class StepsMap(InnerMap):
 
 
 class UnrolledMap(StepsMap):
-    """Plain gradient steps, all tasks at once."""
+    """Steps along the gradient, all tasks at once."""
 
     def __init__(self, problem: InnerProblem, kind: Unrolled) -> None:
         self._kind = kind
         super().__init__(problem)
 
     def _steps(self, samples: Samples) -> OfBoth:
-        problem, lr = self.problem, self._kind.lr
-
         def steps(lam: Tensor, w: Tensor) -> Tensor:
-            theta = lam[problem.positions]
-            for _ in range(self._kind.steps):
-                theta = theta - lr * problem.objective.gradient_theta_of_one(lam, theta, samples._replace(w=w))
-            return theta
+            return self._walk(lam, self._slope(lam, samples._replace(w=w)))
 
-        return steps
+        def along_fixed_gradients(lam: Tensor, w: Tensor) -> Tensor:
+            slope, slopes = self._slope(self.problem.lam, samples._replace(w=w)), []
+
+            def noted(theta: Tensor) -> Tensor:
+                slopes.append(slope(theta))
+                return slopes[-1]
+
+            self._walk(self.problem.lam, noted)
+            again = iter(slopes)
+            return self._walk(lam, lambda theta: next(again))
+
+        return along_fixed_gradients if self._kind.first_order else steps
+
+    def _walk(self, lam: Tensor, slope: Slope) -> Tensor:
+        """K steps from λ_θ by λ's rule, along what ``slope`` gives at each."""
+        problem = self.problem
+        theta, step = lam[problem.positions], self._kind.rule.first(problem.layout.unravel(lam), problem.part)
+        for _ in range(self._kind.steps):
+            theta, step = step(theta, slope(theta))
+        return theta
+
+    def _slope(self, lam: Tensor, samples: Samples) -> Slope:
+        """∂_θ of one task's inner loss."""
+        return lambda theta: self.problem.objective.gradient_theta_of_one(lam, theta, samples)
 
     def _map(self, function: Callable[..., tuple[Tensor, ...]], *vectors: Any) -> tuple[Tensor, ...]:
         mapped: tuple[Tensor, ...] = vmap(function)(self.problem.samples, *vectors)
