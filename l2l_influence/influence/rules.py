@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from learn2learn.algorithms import GBML, MetaSGD
 from learn2learn.optim import ParameterUpdate
 from torch import Tensor, nn
 
@@ -45,10 +46,17 @@ def learned_rule(learner: nn.Module, rule: Rule, adapted: Mapping[str, str]) -> 
     Raises:
         UncoveredParameterError: its steps are not what they seem, or what they learn is in no state_dict.
     """
-    made = LEARNED[rule](learner, adapted) if rule in LEARNED else None
-    if made is not None:
-        _require_apart(learner, made.parameters)
-    return made
+    if rule not in LEARNED:
+        return None
+    kind, read = LEARNED[rule]
+    if not isinstance(learner, kind):
+        raise UncoveredParameterError(
+            f"the loop's steps were those of a {kind.__name__}, and what it learned of them is not known here: load "
+            f"the study around a learner made as in the script, Study.load(path, {kind.__name__}(model, ...))"
+        )
+    learned = read(learner, adapted)
+    _require_apart(learner, learned.parameters)
+    return learned
 
 
 def _rates(learner: Any, adapted: Mapping[str, str]) -> LearnedRule:
@@ -120,8 +128,11 @@ class FlatTransforms(nn.Module):
         return update
 
 
-LEARNED: dict[Rule, Callable[[Any, Mapping[str, str]], LearnedRule]] = {"meta-sgd": _rates, "gbml": _transforms}
-"""By the rule that was recorded."""
+LEARNED: dict[Rule, tuple[type, Callable[[Any, Mapping[str, str]], LearnedRule]]] = {
+    "meta-sgd": (MetaSGD, _rates),
+    "gbml": (GBML, _transforms),
+}
+"""By the rule that was recorded: whose it is, and what reads it off a learner."""
 
 
 def _names(learner: nn.Module) -> dict[int, str]:

@@ -49,16 +49,17 @@ class MAML(Recorded, l2l.algorithms.MAML):
 class MetaSGD(Recorded, l2l.algorithms.MetaSGD):
     """learn2learn's ``MetaSGD``, with the same arguments and the same results, to the bit; see `recording_of`.
 
-    Its learning rates are learned beside the model, not in it: influences are on the initialisation alone, and need
-    ``inner="proximal"`` with ``proximal=``, a number.
+    Its learning rates are meta-parameters beside the model's, and influences are on both, under ``inner="unrolled"``.
+    The proximal kind takes no steps: with it (and ``proximal=``, a number) influences are on the model's alone.
     """
 
 
 class GBML(Recorded, l2l.algorithms.GBML):
     """learn2learn's ``GBML``, with the same arguments and the same results, to the bit; see `recording_of`.
 
-    Its transforms are learned beside the model, not in it: influences are on the initialisation alone, and need
-    ``inner="proximal"`` with ``proximal=``, a number.
+    The parameters of its transforms are meta-parameters beside the model's, and influences are on both, under
+    ``inner="unrolled"``. The proximal kind takes no steps: with it (and ``proximal=``, a number) influences are on the
+    model's alone.
     """
 
 

@@ -46,3 +46,11 @@ def known_step(lr: Any, rule: Rule) -> tuple[float, Rule]:
     if isinstance(lr, Tensor) and (lr.requires_grad or lr.numel() != 1):
         rule = "other" if rule == "sgd" else rule
     return (float(lr), rule) if rule == "sgd" else (math.nan, rule)
+
+
+def same_rule(rule: Rule, clone: Any, learner: Any) -> Rule:
+    """``rule``, if the settings that a GBML's steps depend on are those of the learner that it was cloned from."""
+    if rule != "gbml" or learner is None:
+        return rule
+    same = (clone.adapt_transform, clone.diff_sgd.lr) == (learner.adapt_transform, learner.lr)
+    return rule if same else "other"

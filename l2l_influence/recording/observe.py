@@ -19,7 +19,7 @@ from .digests import first_tensor, tensors_in
 from .episode import Adapted, Forward, OutputHook, Track, Watch
 from .graph import LossReading, mark, read_loss
 from .journal import journal
-from .learners import known_step, require_learner
+from .learners import known_step, require_learner, same_rule
 from .options import RecordingOptions
 from .recording import Recording
 from .task import Rule
@@ -130,6 +130,7 @@ def adapting(learner: nn.Module, loss: Any, lr: Any, first_order: bool, rule: Ru
         if reading is not None and watch.track.steps == steps:
             if not (watch.track.forwards or reading.forwards):
                 _fed_unseen(watch)
+            rule = same_rule(rule, learner, _cloned_from(watch.recording))
             watch.track.adapted_to(reading, *known_step(lr, rule), first_order)
         if watch.recording.keeps_adapted:
             adapted = watch.track.adapted = Adapted(watch.recording.names, [p.detach() for p in _parameters(learner)])
@@ -142,6 +143,11 @@ def _fed_unseen(watch: Watch) -> None:
     """A clone adapts that was not seen to be fed: if that trains the learner, it is not to be passed over."""
     watch.track.fed(None).consumed = True
     watch.listen()  # no output will say when to
+
+
+def _cloned_from(recording: Recording) -> nn.Module | None:
+    """The learner whose recording it is."""
+    return next((learner for learner, known in list(_recordings.items()) if known is recording), None)
 
 
 def _read(watch: Watch, loss: Any, learner: nn.Module) -> LossReading | None:

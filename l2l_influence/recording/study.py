@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from learn2learn import algorithms
 from learn2learn.data import Taskset
 from torch import Tensor, nn
 
@@ -16,12 +15,13 @@ from .learners import require_learner
 from .loaded import LoadedRecording
 from .observe import recording_of
 from .options import RecordingOptions
+from .rebuilding import load_weights, rebuilt, settings_of, weights_of
 from .recording import Recording
 from .task import RecordedTask
 from .telling import ToldEpisode, tell
 
-MODEL, BODY = "model", "body"
-"""What names of weights in the files begin with."""
+BODY = "body"
+"""What names of the body's weights in the files begin with."""
 
 
 class Study:
@@ -98,7 +98,7 @@ class Study:
         tell(self.meet(learner), episode)
 
     def save(self, path: str | Path) -> Path:
-        """Write the tasks, their data and `learner`'s model to a folder, as safetensors and JSON; see :meth:`load`.
+        """Write the tasks, their data and `learner`'s weights to a folder, as safetensors and JSON; see :meth:`load`.
 
         What was recorded is written even if it is not the whole story; a loaded study says then why it is not. A study
         that the folder holds already is replaced.
@@ -107,13 +107,11 @@ class Study:
             RecordingError: there is not one learner, the folder holds something else, or data cannot be had again.
         """
         recording = self.recording
-        weights = {f"{MODEL}.{name}": value for name, value in self.learner.module.state_dict().items()}
+        weights = weights_of(self.learner)
         if recording.body is not None:
             weights |= {f"{BODY}.{name}": value for name, value in recording.body.state_dict().items()}
         about = {
-            "learner": type(self.learner).__name__,
-            "lr": _number(getattr(self.learner, "lr", None)),
-            "first_order": bool(getattr(self.learner, "first_order", False)),
+            **settings_of(self.learner),
             "summary": self.describe(),
             "trouble": _trouble(recording),
         }
@@ -125,18 +123,17 @@ class Study:
 
         Args:
             path: the folder.
-            model: a module like the learner's. The saved weights are loaded into it.
+            model: a module like the learner's; or a learner like the saved one, which GBML's transforms need. The saved
+                weights are loaded into it.
             body: for ANIL, a module like the one that made the features; its weights are loaded too.
 
         Raises:
             RecordingError: there is no whole study in the folder, or the modules do not fit its weights.
         """
         saved = storage.load(path)
-        _load_weights(model, saved.weights, MODEL)
-        if body is not None or any(name.startswith(f"{BODY}.") for name in saved.weights):
-            _load_weights(body, saved.weights, BODY)
         about = saved.about
-        learner = algorithms.MAML(model, lr=about["lr"] or 0.0, first_order=about["first_order"])
+        learner = rebuilt(model, saved.weights, about)
+        _load_body(body, saved.weights)
         observe.enter(learner, LoadedRecording(saved.tasks, body, about["summary"], about["trouble"]))
         study = cls()
         study.learners.append(learner)
@@ -190,16 +187,9 @@ def _trouble(recording: Recording) -> str:
     return ""
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
-
-
-def _load_weights(module: nn.Module | None, weights: dict[str, Tensor], part: str) -> None:
-    """Into ``module``, those whose names begin with ``part``."""
-    if module is None:
-        raise RecordingError(f"the study was recorded with features of a {part}: pass body=, a module like it")
-    own = {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
-    try:
-        module.load_state_dict(own)
-    except RuntimeError as error:
-        raise RecordingError(f"the {part} that was passed is not like the one that was saved: {error}") from error
+def _load_body(body: nn.Module | None, weights: dict[str, Tensor]) -> None:
+    own = {name.removeprefix(f"{BODY}."): value for name, value in weights.items() if name.startswith(f"{BODY}.")}
+    if body is not None:
+        load_weights(body, own, BODY)
+    elif own:
+        raise RecordingError("the study was recorded with features of a body: pass body=, a module like it")
