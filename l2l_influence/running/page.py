@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import InfluenceError
 from ..influence.result import TaskScore
 from ..recording import Study
+from ..recording.learners import rule_of
 from ..report.html import versions, write_page
 from .analysis import Found
 from .script import Ending
@@ -41,6 +42,11 @@ class Finished:
     def model(self) -> str:
         """The class of the learner's model."""
         return type(self.study.learner.module).__name__
+
+    @property
+    def needs_learner(self) -> bool:
+        """Whether a study of it is loaded around a learner: GBML's transforms are of classes that no file tells."""
+        return rule_of(self.study.learner) == "gbml"
 
     @property
     def has_body(self) -> bool:

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
+import learn2learn as l2l
 import numpy as np
 import pytest
 from torch import nn
 
-from l2l_influence import Study
+from l2l_influence import Study, TaskInfluence
 from l2l_influence.cli import main
 
 FILES = {"study", "scores.csv", "ranking.png", "report.html"}
@@ -212,6 +213,29 @@ def test_the_page_s_code_goes_on_with_the_study() -> None:
     assert set(names["edited"]) == {"module.weight", "module.bias"}
 
 
+@pytest.mark.parametrize(
+    ("learner", "learned"),
+    [
+        ("MetaSGD(nn.Linear(8, 3), lr=0.4)", {"lrs.0", "lrs.1"}),
+        (
+            "GBML(nn.Linear(8, 3), l2l.optim.MetaCurvatureTransform, lr=0.4)",
+            {f"mc{end}" for end in ("", "_in", "_out")},
+        ),
+    ],
+)
+def test_what_a_learner_learned_of_its_steps_is_scored_too(learner: str, learned: set[str]) -> None:
+    write(SET_UP.replace("MAML(nn.Linear(8, 3), lr=0.4)", learner), TRAINING, VALIDATION)
+    assert run("--quiet", "script.py") == 0
+    assert len(scores()) == 10 and "by a learned rule whose parameters are meta-parameters too" in page()
+    like = eval(f"l2l.algorithms.{learner}", {"l2l": l2l, "nn": nn})
+    study = Study.load("l2l-influence-run/study", like)
+    hook = TaskInfluence(study, loss=nn.CrossEntropyLoss())
+    again = hook.scores([(task.support, task.query) for task in study.tasks if not task.trained]).values
+    np.testing.assert_allclose([again[task] for task in scores()], list(scores().values()), rtol=1e-4)
+    assert {re.sub(r".*\.(?=mc)", "", name) for name in hook.influence(0)} == {"weight", "bias", *learned}
+    assert ("a learner like the script's" in page()) == learner.startswith("GBML")
+
+
 def test_fewer_test_tasks_are_drawn_by_seed() -> None:
     write(SET_UP, TRAINING, VALIDATION)
     found = []
@@ -284,7 +308,7 @@ def test_each_process_of_torchrun_has_a_folder(monkeypatch: pytest.MonkeyPatch) 
     [
         (("error.backward()", "pass"), "no backward()"),
         (("training[i]", "(2 * training[i][0], training[i][1])"), "belongs to no task served"),
-        (("algorithms.MAML", "algorithms.MetaSGD"), "learning rates or transforms were learned"),
+        (("lr=0.4", "lr=torch.full((), 0.4, requires_grad=True)"), "learning rates or transforms were learned"),
     ],
 )
 def test_without_scores_the_study_is_saved_and_the_reason_told(
