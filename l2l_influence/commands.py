@@ -67,6 +67,9 @@ def run(
     hessian: Annotated[str | None, typer.Option(help="Kind of total Hessian, such as gauss-newton or exact.")] = None,
     test_tasks: Annotated[int, typer.Option(help="Most tasks to score on.")] = 100,
     seed: Annotated[int, typer.Option(help="Of which tasks, where there are more.")] = 0,
+    save_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between two saves of the study while the script runs; 0 for none.")
+    ] = 60.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say only where the files are.")] = False,
 ) -> None:
     """Run a learn2learn script as python would, and rank the tasks that it trained on. The exit code is its own."""
@@ -78,4 +81,4 @@ def run(
         settings = Settings(loss, reduction, hessian, test_tasks, seed, progress=False if quiet else None)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    raise SystemExit(run_script(script, arguments or [], out, settings, quiet))
+    raise SystemExit(run_script(script, arguments or [], out, settings, quiet=quiet, save_every=save_every))

@@ -57,6 +57,14 @@ class TaskDataChangedError(RecordingError):
     """A task that was read again from its taskset no longer has the data that were trained on."""
 
 
+class PartlySavedError(RecordingError):
+    """A study was saved, but without the data of some of its tasks, which could not be had again."""
+
+
+class RanksDisagreeError(RecordingError):
+    """Studies to be merged do not end in the same weights, so that they are not of one run."""
+
+
 class RetrainingError(InfluenceError):
     """Some of the retrainings of a measurement failed.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from learn2learn.data import Taskset
 from torch import nn
 
@@ -16,23 +19,38 @@ class LoadedRecording(Recording):
     Args:
         saved: all of them.
         body: what their features were made by, or None.
-        summary: what the recording said of itself.
-        trouble: why its training tasks are not the whole story; empty if they are.
+        about: what the recording said of itself.
     """
 
-    def __init__(self, saved: list[RecordedTask], body: nn.Module | None, summary: str, trouble: str) -> None:
+    def __init__(self, saved: list[RecordedTask], body: nn.Module | None, about: Mapping[str, Any]) -> None:
         super().__init__()
-        self._saved, self._saved_body, self._summary, self._trouble = saved, body, summary, trouble
+        self._saved, self._saved_body, self._about = saved, body, about
 
     @property
     def tasks(self) -> list[RecordedTask]:
         """All tasks that were saved."""
         return list(self._saved)
 
+    @property
+    def tasks_so_far(self) -> list[RecordedTask]:
+        """The same: nothing is added."""
+        return self.tasks
+
+    @property
+    def trouble(self) -> str:
+        """Why the tasks that trained are not the whole story, or nothing."""
+        trouble: str = self._about["trouble"]
+        return trouble
+
+    @property
+    def stands_for(self) -> float:
+        """As `Recording.stands_for`."""
+        return float(self._about["stands_for"])
+
     def training_tasks(self, tasks: Taskset | None = None) -> list[RecordedTask]:
         """As `Recording.training_tasks`; of all tasksets, for none of them was saved."""
-        if self._trouble:
-            raise RecordingError(self._trouble)
+        if self.trouble:
+            raise RecordingError(self.trouble)
         if tasks is not None:
             raise RecordingError("a loaded study does not know this process's tasksets: leave tasks= out")
         trained = [task for task in self._saved if task.trained]
@@ -47,4 +65,4 @@ class LoadedRecording(Recording):
 
     def describe(self) -> str:
         """What the recording said of itself when it was saved."""
-        return f"{self._summary} Loaded from files."
+        return f"{self._about['summary']} Loaded from files."

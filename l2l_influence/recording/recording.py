@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from learn2learn.data import Taskset
 from torch import Tensor, nn
 
-from ..errors import RecordingError
+from ..errors import RecordingError, TaskDataChangedError
 from .board import Identity
 from .content import Tensors
 from .diagnosis import require_complete, require_tasks
@@ -48,6 +50,27 @@ class Recording:
     def tasks(self) -> list[RecordedTask]:
         """All tasks that the learner was fed, in order of first draw, those only used for validation included."""
         return self._handed_out(self._current_ledger())
+
+    @property
+    def tasks_so_far(self) -> list[RecordedTask]:
+        """`tasks`, for who looks on while the loop goes on: no ids are given for good, and no more memory is held.
+
+        Data are given only as far as they are in memory, or to be had of a taskset that serves the same again.
+        """
+        ledger = self._current_ledger()
+        return [
+            replace(task, id=number, read=partial(self._read_on, identity, ledger))
+            for number, (identity, task) in enumerate(self._described(ledger))
+        ]
+
+    @property
+    def trouble(self) -> str:
+        """Why the tasks that trained are not the whole story, or nothing."""
+        try:
+            require_complete(self._current_ledger(), self.failures, self.options)
+        except RecordingError as error:
+            return str(error)
+        return ""
 
     def training_tasks(self, tasks: Taskset | None = None) -> list[RecordedTask]:
         """The tasks whose loss reached the meta-parameters, in order of first draw.
@@ -180,30 +203,38 @@ class Recording:
             self._adapted.put(found.served.identity, on_cpu, size, self.options.adapted_bytes)
 
     def _handed_out(self, ledger: Ledger) -> list[RecordedTask]:
-        in_order = sorted(ledger.records.items(), key=lambda item: item[1].first)
         return [
-            RecordedTask(
-                id=self._ids.setdefault(identity, len(self._ids)),
-                taskset=record.taskset,
-                key=record.key,
-                indices=record.indices,
-                classes=record.classes,
-                support_rows=record.support_rows,
-                query_rows=record.query_rows,
-                draws=record.draws,
-                trained=record.trained,
-                lr=record.lr,
-                steps=record.steps,
-                first_order=record.first_order,
-                rule=record.rule,
-                together=record.together,
-                labels=record.labels,
-                adapted=self._adapted.get(identity),
-                seen_labels=record.seen_labels,
-                read=partial(self._read, identity, record.source),
-            )
-            for identity, record in in_order
+            replace(task, id=self._ids.setdefault(identity, len(self._ids)))
+            for identity, task in self._described(ledger)
         ]
+
+    def _described(self, ledger: Ledger) -> Iterator[tuple[Identity, RecordedTask]]:
+        """The tasks in order of first draw, without their ids."""
+        for identity, record in sorted(ledger.records.items(), key=lambda item: item[1].first):
+            yield (
+                identity,
+                RecordedTask(
+                    id=-1,
+                    taskset=record.taskset,
+                    key=record.key,
+                    indices=record.indices,
+                    classes=record.classes,
+                    support_rows=record.support_rows,
+                    query_rows=record.query_rows,
+                    draws=record.draws,
+                    trained=record.trained,
+                    lr=record.lr,
+                    steps=record.steps,
+                    first_order=record.first_order,
+                    rule=record.rule,
+                    together=record.together,
+                    labels=record.labels,
+                    adapted=self._adapted.get(identity),
+                    seen_labels=record.seen_labels,
+                    read=partial(self._read, identity, record.source),
+                    fingerprint=record.source.fingerprint.hex(),
+                ),
+            )
 
     def _read(self, identity: Identity, source: Source) -> Tensors:
         tensors = self._data.get(identity)
@@ -211,3 +242,9 @@ class Recording:
             tensors = source.read()
             self._keep(identity, tensors, expendable=True)
         return tensors
+
+    def _read_on(self, identity: Identity, ledger: Ledger) -> Tensors:
+        tensors, source = self._data.get(identity), ledger.records[identity].source
+        if tensors is None and not ledger.gives_back(identity):
+            raise TaskDataChangedError(f"the data of {source.name} were not kept: data_bytes has no room for them")
+        return source.read() if tensors is None else tensors

@@ -1,16 +1,15 @@
 """Recorded tasks as files: safetensors for tensors, JSON for the rest, nothing that runs code when it is read.
 
-A folder holds ``study.json``, a file of weights (the model when it was saved) and files of tasks. Tensor files are
-named by their content and never changed; ``study.json``, which says which of them belong to the study, is written last
-and moved into place: what a reader finds is whole, whenever the writer was stopped.
+A folder holds ``study.json``, a file of weights (the model when it was saved), files of the tasks' data, and files of
+what else is known of them. Tensor files are named by their content and never changed; ``study.json``, which says which
+of them belong to the study, is written last and moved into place: what a reader finds is whole, whenever the writer was
+stopped. Data are named by their content too: of a study that is saved again and again only what is new is written.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -18,17 +17,16 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .._version import __version__
-from ..errors import RecordingError
-from .options import MIB
+from ..errors import PartlySavedError, RecordingError, TaskDataChangedError
+from . import files
 from .task import RecordedTask
 
 FORMAT = 1
 MANIFEST = "study.json"
-SHARD_BYTES = 64 * MIB
 
 TENSORS = {"adapted", "seen_labels", "read"}
 """Fields of a task that go into the tensor files."""
@@ -56,28 +54,23 @@ def save(
 
     Raises:
         RecordingError: the folder holds something else.
+        PartlySavedError: all was written but the data of some tasks, which could not be read again.
     """
     folder = Path(folder)
     _require_own(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights_file = _write(folder, "weights", _plain(weights))
-    files, entries = [weights_file], []
-    for shard in _shards(tasks):
-        name = _write(folder, "tasks", {key: value for _, found in shard for key, value in found.items()})
-        files.append(name)
-        entries += [{**_described(task), "file": name} for task, _ in shard]
-    manifest = {
-        "format": FORMAT,
-        "versions": _versions(),
-        "about": dict(about),
-        "weights": weights_file,
-        "tasks": entries,
-    }
-    new = folder / f"{MANIFEST}.new"
-    new.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    os.replace(new, folder / MANIFEST)
-    for old in {path.name for path in folder.glob("*.safetensors")} - set(files):
-        (folder / old).unlink()
+    weights_file = files.write(folder, "weights", weights)
+    data, missing = _write_data(folder, tasks)
+    states = files.write_shards(folder, "states", ((str(task.id), found) for task in tasks if (found := _state(task))))
+    entries = [
+        {**_described(task), "data": data.get(task.fingerprint), "state": states.get(str(task.id))} for task in tasks
+    ]
+    _replace_manifest(folder, {"about": dict(about), "weights": weights_file}, entries)
+    files.remove(folder, but={MANIFEST, weights_file, *data.values(), *states.values()})
+    if missing:
+        raise PartlySavedError(
+            f"{folder} holds the study, but of {len(missing)} of {len(entries)} tasks not the data. {missing[0]}"
+        )
     return folder
 
 
@@ -93,44 +86,103 @@ def load(folder: str | Path) -> Saved:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if manifest.get("format") != FORMAT:
         raise RecordingError(f"{folder} was written in format {manifest.get('format')}; this version reads {FORMAT}")
-    for name in {manifest["weights"], *(entry["file"] for entry in manifest["tasks"])}:
-        if not (folder / name).is_file() or _digest(folder / name) not in name:
+    entries = manifest["tasks"]
+    states = {entry["state"] for entry in entries} - {None}
+    for name in {manifest["weights"], *(entry["data"] for entry in entries), *states} - {None}:
+        if not files.is_whole(folder / name):
             raise RecordingError(f"{folder / name} is missing or was changed after the recording was saved")
-    weights = load_file(folder / manifest["weights"])
-    return Saved([_task(folder, entry) for entry in manifest["tasks"]], weights, manifest["about"])
+    found = _states(folder / name for name in states)
+    tasks = [_task(folder, entry, found.get(str(entry["id"]), {})) for entry in entries]
+    return Saved(tasks, load_file(folder / manifest["weights"]), manifest["about"])
+
+
+def remove(folder: Path) -> None:
+    """Take away the recording that a folder holds, if it holds one, and the folder if nothing else is in it."""
+    if (folder / MANIFEST).is_file():
+        (folder / MANIFEST).unlink()
+        files.remove(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _require_own(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+    begun = folder.is_dir() and all(map(files.is_own, folder.iterdir()))  # by a writer that was stopped
+    if folder.is_dir() and not begun and not (folder / MANIFEST).is_file():
         raise RecordingError(f"{folder} is not empty and holds no recording: pass a new folder")
 
 
-def _shards(tasks: Iterable[RecordedTask]) -> Iterator[list[tuple[RecordedTask, dict[str, Tensor]]]]:
-    """Tasks with their tensors, in groups of about :data:`SHARD_BYTES`."""
-    shard: list[tuple[RecordedTask, dict[str, Tensor]]] = []
-    size = 0
+def _replace_manifest(folder: Path, head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
+    versions = {"l2l_influence": __version__, "torch": torch.__version__}
+    start = json.dumps({"format": FORMAT, "versions": versions, **head}, indent=1)
+    lines = ",\n".join(map(json.dumps, entries))  # one a task: there may be very many, and an indent takes its time
+    new = folder / f"{MANIFEST}.new"
+    new.write_text(f'{start[:-2]},\n "tasks": [\n{lines}\n]\n}}\n', encoding="utf-8")
+    files.move_into_place(new, folder / MANIFEST)
+
+
+# ---- the tasks' data --------------------------------------------------------------------------------------------
+
+
+def _write_data(folder: Path, tasks: Sequence[RecordedTask]) -> tuple[dict[str, str], list[str]]:
+    """The files that hold the data, by fingerprint; and for each task whose data could not be had, why.
+
+    Full files that the folder has already stay. What is in others is written again, with what is new.
+    """
+    wanted = {task.fingerprint: task for task in tasks}
+    known = {fingerprint: name for fingerprint, name in _known_data(folder).items() if fingerprint in wanted}
+    full = {name for name in set(known.values()) if (folder / name).stat().st_size >= files.SHARD_BYTES}
+    kept = {fingerprint: name for fingerprint, name in known.items() if name in full}
+    held = {
+        name: value
+        for shard in {name for name in known.values() if name not in full and files.is_whole(folder / name)}
+        for name, value in load_file(folder / shard).items()
+    }
+    missing: list[str] = []
+    new = (task for fingerprint, task in wanted.items() if fingerprint not in kept)
+    return kept | files.write_shards(folder, "data", _data(new, held, missing)), missing
+
+
+def _known_data(folder: Path) -> dict[str, str]:
+    """By fingerprint the files of the recording that the folder holds."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["tasks"]
+        found = {entry["fingerprint"]: entry["data"] for entry in entries if entry["data"]}
+    except (OSError, ValueError, KeyError):  # none, or one that this version cannot make use of
+        return {}
+    return {fingerprint: name for fingerprint, name in found.items() if (folder / name).is_file()}
+
+
+def _data(tasks: Iterator[RecordedTask], held: Mapping[str, Tensor], missing: list[str]) -> Iterator[files.Named]:
+    """The data of tasks: those ``held`` are not asked for again."""
     for task in tasks:
-        found = _tensors(task)
-        shard.append((task, found))
-        size += sum(value.nbytes for value in found.values())
-        if size >= SHARD_BYTES:
-            yield shard
-            shard, size = [], 0
-    if shard:
-        yield shard
+        try:
+            parts = _numbered(task.fingerprint, held) or dict(enumerate(task.read()))
+        except Exception as error:  # the user's own data set may be asked, which may do anything
+            missing.append(str(error))
+            continue
+        yield task.fingerprint, {f"{task.fingerprint}.{position}": part for position, part in parts.items()}
 
 
-def _tensors(task: RecordedTask) -> dict[str, Tensor]:
-    found = {f"{task.id}.data.{position}": part for position, part in enumerate(task.read())}
-    found |= {f"{task.id}.adapted.{name}": value for name, value in (task.adapted or {}).items()}
-    if task.seen_labels is not None:
-        found[f"{task.id}.seen_labels"] = task.seen_labels
-    return _plain(found)
+def _numbered(fingerprint: str, held: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """Inputs and labels, as far as they are there."""
+    return {position: held[name] for position in (0, 1) if (name := f"{fingerprint}.{position}") in held}
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, and each with memory of its own, as safetensors wants them."""
-    return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+def _read(path: Path, fingerprint: str) -> tuple[Tensor, ...]:
+    with safe_open(path, "pt") as file:
+        known = set(file.keys())
+        names = [f"{fingerprint}.{position}" for position in (0, 1)]
+        return tuple(file.get_tensor(name) for name in names if name in known)
+
+
+def _unread(name: str) -> tuple[Tensor, ...]:
+    raise TaskDataChangedError(
+        f"The data of {name} could not be had when the study was saved: set data_bytes higher in "
+        "recording_of(learner).options before training."
+    )
+
+
+# ---- what else is known of a task -------------------------------------------------------------------------------
 
 
 def _described(task: RecordedTask) -> dict[str, Any]:
@@ -141,44 +193,28 @@ def _described(task: RecordedTask) -> dict[str, Any]:
     return found
 
 
-def _task(folder: Path, entry: dict[str, Any]) -> RecordedTask:
-    path, prefix = folder / entry.pop("file"), f"{entry['id']}."
+def _state(task: RecordedTask) -> dict[str, Tensor]:
+    found = {f"{task.id}.adapted.{name}": value for name, value in (task.adapted or {}).items()}
+    if task.seen_labels is not None:
+        found[f"{task.id}.seen_labels"] = task.seen_labels
+    return found
+
+
+def _states(paths: Iterator[Path]) -> dict[str, dict[str, Tensor]]:
+    """The tensors in these files by task, and by the rest of their names."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for path in paths:
+        for name, value in load_file(path).items():
+            task, _, rest = name.partition(".")
+            found.setdefault(task, {})[rest] = value
+    return found
+
+
+def _task(folder: Path, entry: dict[str, Any], state: Mapping[str, Tensor]) -> RecordedTask:
+    data = entry.pop("data")
+    del entry["state"]
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
-    found = dict(_named(path, prefix, but="data."))
-    adapted = {name.removeprefix("adapted."): value for name, value in found.items() if name.startswith("adapted.")}
-    read = partial(_read, path, f"{prefix}data.")
-    return RecordedTask(**values, adapted=adapted or None, seen_labels=found.get("seen_labels"), read=read)
-
-
-def _read(path: Path, prefix: str) -> tuple[Tensor, ...]:
-    return tuple(value for _, value in sorted(_named(path, prefix)))
-
-
-def _named(path: Path, prefix: str, but: str | None = None) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file whose names begin with ``prefix``, by the rest of their names; not those in ``but``."""
-    with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 (what safe_open gives is no mapping)
-            rest = name.removeprefix(prefix)
-            if name.startswith(prefix) and not (but and rest.startswith(but)):
-                yield rest, file.get_tensor(name)
-
-
-def _write(folder: Path, stem: str, tensors: dict[str, Tensor]) -> str:
-    """Write a tensor file; returns its name, which holds its digest."""
-    new = folder / f"{stem}.new"
-    save_file(tensors, new)
-    name = f"{stem}-{_digest(new)}.safetensors"
-    os.replace(new, folder / name)
-    return name
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(MIB):
-            digest.update(block)
-    return digest.hexdigest()[:32]
-
-
-def _versions() -> dict[str, str]:
-    return {"l2l_influence": __version__, "torch": torch.__version__}
+    adapted = {name.removeprefix("adapted."): value for name, value in state.items() if name.startswith("adapted.")}
+    where = f"task {entry['key']} of taskset {entry['taskset']}"
+    read = partial(_read, folder / data, entry["fingerprint"]) if data else partial(_unread, where)
+    return RecordedTask(**values, adapted=adapted or None, seen_labels=state.get("seen_labels"), read=read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ class Study:
         options: what to keep, for learners that have no recording yet.
         learners: those that were cloned, in order of first clone; kept alive with the study.
         remarks: what no learner's recording can tell, with how often it happened.
+        between_steps: called in the loop's own thread whenever a clone is about to be made; or None.
     """
 
     def __init__(self, options: RecordingOptions | None = None) -> None:
         self.options = options or RecordingOptions()
         self.learners: list[nn.Module] = []
         self.remarks: Counter[str] = Counter()
+        self.between_steps: Callable[[], None] | None = None
 
     @property
     def learner(self) -> Any:
@@ -101,21 +104,25 @@ class Study:
         """Write the tasks, their data and `learner`'s weights to a folder, as safetensors and JSON; see :meth:`load`.
 
         What was recorded is written even if it is not the whole story; a loaded study says then why it is not. A study
-        that the folder holds already is replaced.
+        that the folder holds already is replaced; data that it has in common with this one stay where they are.
 
         Raises:
-            RecordingError: there is not one learner, the folder holds something else, or data cannot be had again.
+            RecordingError: there is not one learner, or the folder holds something else.
+            PartlySavedError: all was written but the data of some tasks, which cannot be had again.
         """
-        recording = self.recording
-        weights = weights_of(self.learner)
-        if recording.body is not None:
-            weights |= {f"{BODY}.{name}": value for name, value in recording.body.state_dict().items()}
-        about = {
-            **settings_of(self.learner),
-            "summary": self.describe(),
-            "trouble": _trouble(recording),
-        }
-        return storage.save(path, recording.tasks, weights, about)
+        return self._write(path, self.recording.tasks)
+
+    def save_so_far(self, path: str | Path) -> Path:
+        """:meth:`save` for who looks on while the loop goes on: the study itself is as if it had not been asked.
+
+        No more is read than what is in memory, or had of a taskset that serves the same again.
+        """
+        return self._write(path, self.recording.tasks_so_far)
+
+    def parts(self) -> list[Study]:
+        """A study of each learner that trained, or of each where none did."""
+        learners = [learner for learner in self.learners if _trained(learner)] or self.learners
+        return [self._part(learner) for learner in learners]
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module, body: nn.Module | None = None) -> Study:
@@ -134,7 +141,7 @@ class Study:
         about = saved.about
         learner = rebuilt(model, saved.weights, about)
         _load_body(body, saved.weights)
-        observe.enter(learner, LoadedRecording(saved.tasks, body, about["summary"], about["trouble"]))
+        observe.enter(learner, LoadedRecording(saved.tasks, body, about))
         study = cls()
         study.learners.append(learner)
         return study
@@ -144,6 +151,8 @@ class Study:
         if not observe.watched(learner) and not any(known is learner for known in self.learners):
             observe.prepare(learner, self.options)
             self.learners.append(learner)
+        if self.between_steps is not None:
+            self.between_steps()
         return recording_of(learner)
 
     def describe(self) -> str:
@@ -153,6 +162,26 @@ class Study:
 
     def __repr__(self) -> str:
         return f"<Study: {self.describe()}>"
+
+    def _part(self, learner: nn.Module) -> Study:
+        part = Study(self.options)
+        part.learners.append(learner)
+        part.remarks.update(self.remarks)
+        return part
+
+    def _write(self, path: str | Path, tasks: list[RecordedTask]) -> Path:
+        learner, recording = self.learner, self.recording
+        body, unclear = _body(recording)
+        weights = weights_of(learner)
+        if body is not None:
+            weights |= {f"{BODY}.{name}": value for name, value in body.state_dict().items()}
+        about = {
+            **settings_of(learner),
+            "summary": self.describe(),
+            "trouble": recording.trouble or unclear,
+            "stands_for": recording.stands_for,
+        }
+        return storage.save(path, tasks, weights, about)
 
     def _remarks(self) -> list[str]:
         return [f"{count} {text}." for text, count in self.remarks.items()]
@@ -175,16 +204,15 @@ class Study:
 
 def _trained(learner: nn.Module) -> int:
     """How many tasks the learner was trained on."""
-    return sum(task.trained > 0 for task in recording_of(learner).tasks)
+    return sum(task.trained > 0 for task in recording_of(learner).tasks_so_far)
 
 
-def _trouble(recording: Recording) -> str:
-    """Why the tasks that trained are not the whole story, or nothing."""
+def _body(recording: Recording) -> tuple[nn.Module | None, str]:
+    """What made the features, or why that is unclear."""
     try:
-        recording.training_tasks()
+        return recording.body, ""
     except RecordingError as error:
-        return str(error)
-    return ""
+        return None, str(error)
 
 
 def _load_body(body: nn.Module | None, weights: dict[str, Tensor]) -> None:

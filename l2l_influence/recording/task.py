@@ -36,6 +36,7 @@ class RecordedTask:
         together: whether the features of both sets were computed in one batch, by a body that is not adapted (ANIL).
         adapted: the adapted parameters of the last draw that trained, named as in ``model.named_parameters()``,
             detached, on the CPU; or None (switched off, over the memory cap, or never trained).
+        fingerprint: the same for the same inputs and labels, in other processes too.
     """
 
     id: int
@@ -54,6 +55,7 @@ class RecordedTask:
     adapted: dict[str, Tensor] | None = field(repr=False)
     seen_labels: Tensor | None = field(repr=False)
     read: Callable[[], tuple[Tensor, ...]] = field(repr=False)
+    fingerprint: str = field(repr=False)
     rule: Rule = "sgd"
     together: bool = False
 

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from ..recording import Study, record, recording_of
+from ..recording import Study, record
+from ..recording.places import places, save_each
+from ..recording.saver import Saver
 from .analysis import Found, Settings, analyse
-from .page import PAGE, RANKING, SCORES, STUDY, Finished, save_study, write_files
+from .page import PAGE, RANKING, SCORES, STUDY, Finished, Kept, clear_results, save_study, write_files
+from .preemption import before_sigterm
 from .script import Ending, as_main, execute
 
 __all__ = ["Settings", "run_script"]
 
 
 def run_script(
-    script: str, arguments: Sequence[str], folder: Path, settings: Settings, quiet: bool = False
+    script: str,
+    arguments: Sequence[str],
+    folder: Path,
+    settings: Settings,
+    *,
+    quiet: bool = False,
+    save_every: float = 60.0,
 ) -> int | str | None:
     """Run it as ``python script …`` would, and write its study to ``folder`` however it ended.
 
@@ -29,15 +39,19 @@ def run_script(
             trained, there is one in it for each.
         settings: how to score.
         quiet: say only where the files are, and why if there are no scores.
+        save_every: while the script runs, its study is saved each time after so many seconds; 0 for never.
 
     Returns:
         What the script ended with, as ``sys.exit`` takes it.
     """
-    folder, process = _own_folder(folder.resolve()), os.getpid()  # resolved now: the script may change folders
+    folder = _own_folder(folder.resolve())  # resolved now: the script may change folders
     with as_main(script, arguments) as module:
         with record() as study:
-            ending = execute(module)
-        if os.getpid() == process:  # else this is a child that the script forked, and not for it to tell
+            saver = Saver(partial(_save_so_far, study, folder), save_every)
+            study.between_steps = saver.step
+            with before_sigterm(partial(_preempted, saver, folder)):
+                ending = execute(module)
+        if not saver.foreign:  # else this is a child that the script forked, and not for it to tell
             _tell(study, [script, *arguments], ending, folder, settings, quiet)
     return ending.status
 
@@ -47,32 +61,34 @@ def _own_folder(folder: Path) -> Path:
     return folder / f"rank-{os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else folder
 
 
+def _save_so_far(study: Study, folder: Path) -> None:
+    save_each(study, folder, Study.save_so_far, STUDY)
+    clear_results(folder)
+
+
+def _preempted(saver: Saver, folder: Path) -> None:
+    saver.now()
+    _say(f"Told to end by SIGTERM. {saver.trouble or f'The study until now is in {folder}.'}")
+
+
 def _tell(study: Study, argv: Sequence[str], ending: Ending, folder: Path, settings: Settings, quiet: bool) -> None:
     if not study.learners:
         _say(f"There is nothing to write: the recorder watches learners of learn2learn's. {study.describe()}")
-    for place, part in _parts(study, folder):
+        return
+    kept: dict[Path, Kept] = {}
+    save_each(study, folder, lambda part, path: kept.update({path.parent: save_study(part, path)}), STUDY)
+    clear_results(folder)
+    for place, part in places(study, folder):
         finished = Finished(argv, ending, part)
         if not quiet:
             _say(f"The script ended {ending.how}. {part.describe()}")
-        unsaved = save_study(part, place)
         found = analyse(part, settings, ending.early)
-        page = write_files(finished, found, unsaved, place)
-        _say("\n".join(_summary(found, unsaved, quiet) + _places(page)))
+        page = write_files(finished, found, kept[place], place)
+        _say("\n".join(_summary(found, kept[place], quiet) + _places(page)))
 
 
-def _parts(study: Study, folder: Path) -> Iterator[tuple[Path, Study]]:
-    """A study of each learner that trained, or of each where none did, and the folder for it."""
-    trained = [learner for learner in study.learners if any(task.trained for task in recording_of(learner).tasks)]
-    learners = trained or study.learners
-    for number, learner in enumerate(learners, start=1):
-        part = Study(study.options)
-        part.learners.append(learner)
-        part.remarks.update(study.remarks)
-        yield (folder if len(learners) == 1 else folder / f"learner-{number}"), part
-
-
-def _summary(found: Found | str, unsaved: str, quiet: bool) -> list[str]:
-    lines = [f"The study could not be saved: {unsaved}"] if unsaved else []
+def _summary(found: Found | str, kept: Kept, quiet: bool) -> list[str]:
+    lines = [f"{kept} {kept.trouble}"] if kept.trouble else []
     if isinstance(found, str):
         return [*lines, f"There are no scores: {found}"]
     if not found.tests.held_out:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InfluenceError
+from ..errors import InfluenceError, PartlySavedError
 from ..influence.result import TaskScore
 from ..recording import Study
 from ..recording.learners import rule_of
@@ -54,25 +54,51 @@ class Finished:
         return self.study.recording.body is not None
 
 
-def save_study(study: Study, folder: Path) -> str:
-    """Save it, and take away what an earlier run left. Says why it could not be saved, or nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (SCORES, RANKING, PAGE):
-        (folder / name).unlink(missing_ok=True)
+@dataclass(frozen=True)
+class Kept:
+    """What became of a study's files.
+
+    Attributes:
+        there: whether there is a study to be loaded.
+        trouble: what is not in it, or why there is none; or nothing.
+    """
+
+    there: bool = True
+    trouble: str = ""
+
+    def __str__(self) -> str:
+        if not self.trouble:
+            return ""
+        return f"{'Not all of the study could be saved' if self.there else 'The study could not be saved'}:"
+
+
+def save_study(study: Study, path: Path) -> Kept:
+    """Save it as far as that can be done."""
     try:
-        study.save(folder / STUDY)
+        study.save(path)
+    except PartlySavedError as error:
+        return Kept(True, str(error))
     except (InfluenceError, OSError) as error:
-        return str(error)
-    return ""
+        return Kept(False, str(error))
+    return Kept()
 
 
-def write_files(finished: Finished, found: Found | str, unsaved: str, folder: Path) -> Path:
+def clear_results(folder: Path) -> None:
+    """Take away what an earlier run left beside the study."""
+    for place in (folder, *folder.glob("learner-*")):
+        for name in (SCORES, RANKING, PAGE):
+            (place / name).unlink(missing_ok=True)
+        if place != folder and not any(place.iterdir()):
+            place.rmdir()
+
+
+def write_files(finished: Finished, found: Found | str, kept: Kept, folder: Path) -> Path:
     """scores.csv, ranking.png and report.html; or, where there are no scores, a page that says why.
 
     Args:
         finished: what was run.
         found: the scores, or why there are none.
-        unsaved: why there is no study, or nothing.
+        kept: what became of the study.
         folder: where the files go.
 
     Returns:
@@ -88,7 +114,7 @@ def write_files(finished: Finished, found: Found | str, unsaved: str, folder: Pa
         "run.html.j2",
         finished=finished,
         found=found,
-        unsaved=unsaved,
+        kept=kept,
         figure=figure,
         columns=COLUMNS,
         harmful=[_cells(row) for row in scores.top() if row.score > 0] if scores else [],
