@@ -140,6 +140,14 @@ def test_similarity_is_the_product_of_gradients(run, level):
     assert close(matrix(run, CosineSimilarity, level), -(pulls @ tests.T) / lengths)
 
 
+def test_the_cosine_with_no_gradient_is_none():
+    x, y = (part.double() for part in labelled_batches(1, seed=80)[0])
+    batches = [(x, y.unsqueeze(1)), (torch.zeros_like(x), torch.zeros(8, 1).double())]
+    maml, tasks = train(nn.Linear(3, 1, bias=False).double(), batches, nn.MSELoss())
+    found = CosineSimilarity(maml, tasks, nn.MSELoss()).score_matrix(pairs(batches))[1]
+    assert found[0, 0] == pytest.approx(-1) and found.flatten()[1:].tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_norm_is_that_of_the_pull(run, level):
     expected = run.all_pulls(level).norm(dim=1, keepdim=True).expand(-1, 3)
@@ -403,7 +411,8 @@ def trained(watch):
         schedule.step()
     if watch:
         checkpoints.close()
-        optimizer.step()
+        for _ in range(2):
+            optimizer.step()
     return checkpoints, seen, maml
 
 
