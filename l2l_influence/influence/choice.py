@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bilevel import Unrolled
 from ..bilevel.functional import BatchNormMode
 from ..bilevel.inner import InnerKind, Inverse, Proximal
+from ..bilevel.layout import Named
 from ..bilevel.local import GIB
 from ..bilevel.solvers import OnIndefinite, OnUnconverged, Policy
 from ..errors import InfluenceError, UncoveredParameterError
 from ..recording import RecordedTask
 from .criterion import Reduction
 from .rules import LearnedRule, learned_rule
-from .run import Run
 
 Inner = Literal["proximal", "unrolled"] | InnerKind
 """How θ_i(λ) is defined: as the loop's own steps, as the paper's proximal problem, or by a kind with its settings."""
@@ -50,14 +50,19 @@ class InnerChoice:
 
     def __init__(
         self,
-        run: Run,
+        learner: nn.Module,
         recorded: Sequence[RecordedTask],
         adapted: Mapping[str, str],
         reduction: Reduction,
         options: Options,
     ) -> None:
         self._recorded, self._reduction, self._options = recorded, reduction, options
-        self.learned = self._learned(run, adapted) if options.inner == "unrolled" else None
+        self.learned = self._learned(learner, adapted) if options.inner == "unrolled" else None
+
+    @property
+    def parameters(self) -> Named:
+        """The meta-parameters that are not the model's."""
+        return {} if self.learned is None else self.learned.parameters
 
     def kind(self) -> InnerKind:
         """The inner kind."""
@@ -80,9 +85,9 @@ class InnerChoice:
         first_order = self._first_order() and not learned.through_steps
         return Unrolled(learned.steps, self._steps(), first_order)
 
-    def _learned(self, run: Run, adapted: Mapping[str, str]) -> LearnedRule | None:
+    def _learned(self, learner: nn.Module, adapted: Mapping[str, str]) -> LearnedRule | None:
         rules = {task.rule for task in self._recorded}
-        return learned_rule(run.learner, rules.pop(), adapted) if len(rules) == 1 else None
+        return learned_rule(learner, rules.pop(), adapted) if len(rules) == 1 else None
 
     def _strength(self) -> float:
         """δ: K gradient steps of size lr reach about as far as a proximal term of 1/(lr·K) lets θ go."""
@@ -109,15 +114,15 @@ class InnerChoice:
         if rules:
             raise UncoveredParameterError(
                 f"the inner steps were not plain gradient steps (rule: {', '.join(sorted(rules))}): learning rates or "
-                "transforms were learned, or the steps were the learner's own, or of several rules. Pass "
-                "inner='proximal' and proximal=, a number, to attribute the initialisation alone"
+                "transforms were learned, or the steps were the learner's own, of several rules, or set up otherwise "
+                "for a clone. Pass inner='proximal' and proximal=, a number, to attribute the initialisation alone"
             )
         lr, steps = self._same("(lr, steps)", {(task.lr, task.steps) for task in self._recorded})
-        return lr, _some(steps)
+        return lr, _require_some(steps)
 
     def _steps(self) -> int:
         """K, which must be the same for all tasks."""
-        return _some(self._same("numbers of steps", {task.steps for task in self._recorded}))
+        return _require_some(self._same("numbers of steps", {task.steps for task in self._recorded}))
 
     def _same(self, what: str, found: set[Any]) -> Any:
         if len(found) > 1:
@@ -135,7 +140,7 @@ class InnerChoice:
         return " (auto: 1/(lr·K), for a mean loss)" if self._reduction == "mean" else " (auto: n/(lr·K), for a sum)"
 
 
-def _some(steps: int) -> int:
+def _require_some(steps: int) -> int:
     if steps == 0:
         raise InfluenceError("the loop never adapted its learners: there is no inner problem to differentiate")
     return steps

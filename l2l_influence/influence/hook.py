@@ -45,7 +45,8 @@ class Hook:
         body: for ANIL: the module that made the features which the learner, a head, was fed; what
             :func:`~l2l_influence.record` saw unless given. Its parameters are meta-parameters that no task adapts.
         reduction: ``"mean"`` or ``"sum"``, where it cannot be read off the loss.
-        inner: ``"unrolled"``, the loop's own gradient steps, differentiated as the loop did (to first order if it did);
+        inner: ``"unrolled"``, the loop's own gradient steps, differentiated as the loop did (to first order if it did),
+            with MetaSGD's rates and GBML's transforms as meta-parameters beside the model's;
             ``"proximal"``, the paper's inner problem; or a kind with its settings from ``l2l_influence.bilevel``, such
             as ``UnrolledWith`` a stateful optimiser. The first agrees better with retraining a learner that takes
             gradient steps, and is faster.

@@ -21,7 +21,8 @@ def inner_notes(study: Snapshot, residual: float) -> list[str]:
         order = " (first-order: dθ/dλ = I, as in the loop)" if kind.first_order else ""
         return [f"inner: the loop's own gradient steps{order}"]
     order = " (first-order: along fixed gradients, as in the loop)" if kind.first_order else ""
-    return [f"inner: the loop's own steps{order}, by a learned rule whose parameters are meta-parameters too"]
+    learned = ", by a learned rule whose parameters are meta-parameters too" if study.choice.parameters else ""
+    return [f"inner: the loop's own steps{order}{learned}"]
 
 
 def _proximal_notes(study: Snapshot, kind: Proximal, residual: float) -> list[str]:

@@ -37,8 +37,8 @@ class Snapshot:
         model = FunctionalModel(run.model, batch_norm=options.batch_norm)
         self._like = next(iter(model.parameters.values()))
         adapted = run.adapted_names(model.parameters)
-        self.choice = InnerChoice(run, recorded, adapted, self.reduction, options)
-        self.lam = {**model.parameters, **(self.choice.learned.parameters if self.choice.learned else {})}
+        self.choice = InnerChoice(run.learner, recorded, adapted, self.reduction, options)
+        self.lam = {**model.parameters, **self.choice.parameters}
         kind = self.choice.kind()
         loss = ModelLoss(model, criterion, model.parameters)
         self.problem = BilevelProblem(

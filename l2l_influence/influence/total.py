@@ -12,8 +12,11 @@ from .hook import Hook
 
 class TotalGradient(Hook):
     """g_i = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O (Thm 4.1) of recorded tasks, as named tensors like ``maml.module``'s
-    parameters. See :class:`~l2l_influence.influence.hook.Hook` for the arguments; for the proximal kind
-    ``inner_solver="auto"`` is ``"cg"`` here, which leaves nothing out."""
+    parameters, and like the learned rates and transforms as ``maml.state_dict()`` calls them.
+
+    See :class:`~l2l_influence.influence.hook.Hook` for the arguments; for the proximal kind ``inner_solver="auto"`` is
+    ``"cg"`` here, which leaves nothing out.
+    """
 
     _auto_inverse = "cg"
 
@@ -31,7 +34,8 @@ class TotalGradient(Hook):
 class TotalHessian(CurvedHook):
     """H = Σ_i c_i D²_λ L_O^i (Def. 4.2) over the recorded tasks: ``H @ v``, and ``H.solve(v)``.
 
-    Vectors are named tensors like ``maml.module``'s trainable parameters, or flat ones in their order. See
+    Vectors are named tensors like ``maml.module``'s trainable parameters and then the learned rates or transforms, as
+    :class:`TotalGradient` names them; or flat ones in their order. See
     :class:`~l2l_influence.influence.hook.Hook` and :class:`~l2l_influence.influence.curved.CurvedHook` for the
     arguments.
     """
