@@ -9,6 +9,7 @@ from learn2learn.algorithms.base_learner import BaseLearner
 from torch import Tensor, nn
 
 from ..recording import Recording, Study, recording_of
+from ..recording.learners import model_of
 
 HEAD = "module."
 """What names of the head's parameters begin with."""
@@ -56,7 +57,8 @@ class Run:
     def model(self) -> nn.Module:
         """What maps a task's rows to outputs."""
         body = self.body
-        return self.learner.module if body is None else BodyAndHead(body, self.learner.module)
+        model = model_of(self.learner)
+        return model if body is None else BodyAndHead(body, model)
 
     @property
     def owner(self) -> nn.Module:

@@ -7,6 +7,7 @@ learn2learn's. `recording_of` gives what was seen of a learner, a `Study` what w
 from __future__ import annotations
 
 from .drop_ins import GBML, MAML, MetaSGD
+from .gathering import gather
 from .observe import recording_of
 from .options import RecordingOptions
 from .recording import Recording
@@ -24,6 +25,7 @@ __all__ = [
     "RecordingOptions",
     "Study",
     "TaskDataset",
+    "gather",
     "record",
     "recording_of",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from learn2learn.algorithms import GBML, MAML, MetaSGD
 from learn2learn.algorithms.base_learner import BaseLearner
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import RecordingError
 from .task import Rule
@@ -30,6 +30,15 @@ def require_learner(learner: object) -> None:
             ".learner). Reptile has no outer loss, prototypical networks adapt no parameters, and MetaOptNet's head "
             "solves its own problem: influence functions of tasks, as they are defined here, do not cover them."
         )
+
+
+def model_of(learner: nn.Module) -> nn.Module:
+    """The model inside a learner; not what spreads it over devices or processes, if there is that around it."""
+    model = learner._modules["module"]
+    assert model is not None
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return model
 
 
 def rule_of(learner: object) -> Rule:

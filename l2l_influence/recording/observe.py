@@ -19,7 +19,7 @@ from .digests import first_tensor, tensors_in
 from .episode import Adapted, Forward, OutputHook, Track, Watch
 from .graph import LossReading, mark, read_loss
 from .journal import journal
-from .learners import known_step, require_learner, same_rule
+from .learners import known_step, model_of, require_learner, same_rule
 from .options import RecordingOptions
 from .recording import Recording
 from .task import Rule
@@ -162,7 +162,7 @@ def _read(watch: Watch, loss: Any, learner: nn.Module) -> LossReading | None:
 
 def updated(model: object) -> bool:
     """``model`` was updated by other means than adapt; says whether it belongs to a clone that is watched."""
-    found = [watch for clone, watch in list(_watches.items()) if model is clone or model is _model(clone)]
+    found = [watch for clone, watch in list(_watches.items()) if model in (clone, clone.module, model_of(clone))]
     for watch in found:
         watch.track.updated()
     return bool(found)
@@ -176,15 +176,8 @@ def _gradient_nodes(parameters: Sequence[Tensor]) -> list[Any]:
 def _parameters(learner: nn.Module) -> list[Tensor]:
     """The parameters of the model inside a learner, one that is shared as often as it occurs."""
     found: list[Tensor] = []
-    _gather(_model(learner), found)
+    _gather(model_of(learner), found)
     return found
-
-
-def _model(learner: nn.Module) -> nn.Module:
-    """The model inside a learner."""
-    model = learner._modules["module"]
-    assert model is not None
-    return model
 
 
 def _gather(module: nn.Module | None, found: list[Tensor]) -> None:
@@ -197,6 +190,6 @@ def _gather(module: nn.Module | None, found: list[Tensor]) -> None:
 
 def _names(learner: nn.Module) -> list[str | None]:
     """What ``named_parameters`` calls each of them; None for one that it has named before."""
-    model = _model(learner)
+    model = model_of(learner)
     named = {name for name, _ in model.named_parameters()}
     return [name if name in named else None for name, _ in model.named_parameters(remove_duplicate=False)]

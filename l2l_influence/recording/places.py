@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
 from . import storage
+from .learners import model_of, rule_of
 from .study import Study
 
 
@@ -31,6 +35,13 @@ def save_each(study: Study, folder: Path, save: Callable[[Study, Path], object],
     errors = [error for path, part in found.items() if (error := _error(save, part, path)) is not None]
     if errors:
         raise errors[0]
+
+
+def copies(study: Study) -> tuple[nn.Module, nn.Module | None]:
+    """Modules like the learner's model (or like the learner, where it takes that) and body, for `Study.load`."""
+    learner = study.learner
+    module = learner if rule_of(learner) == "gbml" else model_of(learner)
+    return copy.deepcopy(module), copy.deepcopy(study.recording.body)
 
 
 def _error(save: Callable[[Study, Path], object], part: Study, path: Path) -> Exception | None:

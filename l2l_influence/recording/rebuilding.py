@@ -9,7 +9,7 @@ from learn2learn.algorithms import MAML, MetaSGD
 from torch import Tensor, nn
 
 from ..errors import RecordingError
-from .learners import ROOTS, rule_of
+from .learners import ROOTS, model_of, rule_of
 
 MODEL, RULE = "model", "rule"
 """What names of weights in the files begin with: of the learner's model, and of what it has beside it."""
@@ -20,10 +20,9 @@ OWN = "module."
 
 def weights_of(learner: nn.Module) -> dict[str, Tensor]:
     """The learner's state_dict, by the names that it has in the files."""
-    return {
-        f"{MODEL}.{name.removeprefix(OWN)}" if name.startswith(OWN) else f"{RULE}.{name}": value
-        for name, value in learner.state_dict().items()
-    }
+    model = {f"{MODEL}.{name}": value for name, value in model_of(learner).state_dict().items()}
+    beside = {name: value for name, value in learner.state_dict().items() if not name.startswith(OWN)}
+    return {**model, **{f"{RULE}.{name}": value for name, value in beside.items()}}
 
 
 def settings_of(learner: Any) -> dict[str, Any]:

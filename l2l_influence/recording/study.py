@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ..errors import RecordingError
 from . import observe, storage
-from .learners import require_learner
+from .learners import model_of, require_learner
 from .loaded import LoadedRecording
+from .merging import merged
 from .observe import recording_of
 from .options import RecordingOptions
-from .rebuilding import load_weights, rebuilt, settings_of, weights_of
+from .rebuilding import MODEL, load_weights, rebuilt, settings_of, weights_of
 from .recording import Recording
 from .task import RecordedTask
 from .telling import ToldEpisode, tell
@@ -125,19 +126,22 @@ class Study:
         return [self._part(learner) for learner in learners]
 
     @classmethod
-    def load(cls, path: str | Path, model: nn.Module, body: nn.Module | None = None) -> Study:
+    def load(cls, path: str | Path | Sequence[str | Path], model: nn.Module, body: nn.Module | None = None) -> Study:
         """Read what :meth:`save` wrote, to ask hooks about it: no taskset, data set or script is needed.
 
         Args:
-            path: the folder.
+            path: the folder. Or those of all processes of one run, by rank, each with the tasks that it drew: they
+                are merged into one study, where a task that several of them drew is one, with all their draws.
             model: a module like the learner's; or a learner like the saved one, which GBML's transforms need. The saved
                 weights are loaded into it.
             body: for ANIL, a module like the one that made the features; its weights are loaded too.
 
         Raises:
             RecordingError: there is no whole study in the folder, or the modules do not fit its weights.
+            RanksDisagreeError: the processes did not end with the same parameters.
         """
-        saved = storage.load(path)
+        paths = [path] if isinstance(path, (str, Path)) else path
+        saved = merged([storage.load(path) for path in paths])
         about = saved.about
         learner = rebuilt(model, saved.weights, about)
         _load_body(body, saved.weights)
@@ -177,6 +181,7 @@ class Study:
             weights |= {f"{BODY}.{name}": value for name, value in body.state_dict().items()}
         about = {
             **settings_of(learner),
+            "buffers": [*_buffers(MODEL, model_of(learner)), *_buffers(BODY, body)],
             "summary": self.describe(),
             "trouble": recording.trouble or unclear,
             "stands_for": recording.stands_for,
@@ -213,6 +218,13 @@ def _body(recording: Recording) -> tuple[nn.Module | None, str]:
         return recording.body, ""
     except RecordingError as error:
         return None, str(error)
+
+
+def _buffers(part: str, module: nn.Module | None) -> list[str]:
+    """Names in the files of what is no parameter."""
+    if module is None:
+        return []
+    return [f"{part}.{name}" for name, _ in module.named_buffers(remove_duplicate=False)]
 
 
 def _load_body(body: nn.Module | None, weights: dict[str, Tensor]) -> None:

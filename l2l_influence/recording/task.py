@@ -36,6 +36,7 @@ class RecordedTask:
         together: whether the features of both sets were computed in one batch, by a body that is not adapted (ANIL).
         adapted: the adapted parameters of the last draw that trained, named as in ``model.named_parameters()``,
             detached, on the CPU; or None (switched off, over the memory cap, or never trained).
+        rank: of the process that drew it, in a study merged of several.
         fingerprint: the same for the same inputs and labels, in other processes too.
     """
 
@@ -58,6 +59,7 @@ class RecordedTask:
     fingerprint: str = field(repr=False)
     rule: Rule = "sgd"
     together: bool = False
+    rank: int = 0
 
     @property
     def support(self) -> tuple[Tensor, Tensor]:

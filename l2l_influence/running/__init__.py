@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..errors import RecordingError
 from ..recording import Study, record
-from ..recording.places import places, save_each
+from ..recording.places import copies, places, save_each
 from ..recording.saver import Saver
 from .analysis import Found, Settings, analyse
 from .page import PAGE, RANKING, SCORES, STUDY, Finished, Kept, clear_results, save_study, write_files
 from .preemption import before_sigterm
+from .ranks import Job
 from .script import Ending, as_main, execute
 
 __all__ = ["Settings", "run_script"]
@@ -36,7 +38,8 @@ def run_script(
         script: its path.
         arguments: what follows it on the command line.
         folder: where study/, scores.csv, ranking.png and report.html go; made if missing. Where several learners
-            trained, there is one in it for each.
+            trained, there is one in it for each. Of the processes that torchrun starts each saves its study to a folder
+            ``rank-N`` in it, and the last to end merges them.
         settings: how to score.
         quiet: say only where the files are, and why if there are no scores.
         save_every: while the script runs, its study is saved each time after so many seconds; 0 for never.
@@ -44,21 +47,17 @@ def run_script(
     Returns:
         What the script ended with, as ``sys.exit`` takes it.
     """
-    folder = _own_folder(folder.resolve())  # resolved now: the script may change folders
+    job = Job.of_environment(folder.resolve())  # resolved now: the script may change folders
+    job.begin()
     with as_main(script, arguments) as module:
         with record() as study:
-            saver = Saver(partial(_save_so_far, study, folder), save_every)
+            saver = Saver(partial(_save_so_far, study, job.own), save_every)
             study.between_steps = saver.step
-            with before_sigterm(partial(_preempted, saver, folder)):
+            with before_sigterm(partial(_preempted, saver, job.own)):
                 ending = execute(module)
         if not saver.foreign:  # else this is a child that the script forked, and not for it to tell
-            _tell(study, [script, *arguments], ending, folder, settings, quiet)
+            _finish(job, study, _Teller([script, *arguments], ending, settings, quiet))
     return ending.status
-
-
-def _own_folder(folder: Path) -> Path:
-    """A folder for each process that torchrun starts, for each sees its own tasks."""
-    return folder / f"rank-{os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else folder
 
 
 def _save_so_far(study: Study, folder: Path) -> None:
@@ -71,20 +70,50 @@ def _preempted(saver: Saver, folder: Path) -> None:
     _say(f"Told to end by SIGTERM. {saver.trouble or f'The study until now is in {folder}.'}")
 
 
-def _tell(study: Study, argv: Sequence[str], ending: Ending, folder: Path, settings: Settings, quiet: bool) -> None:
-    if not study.learners:
-        _say(f"There is nothing to write: the recorder watches learners of learn2learn's. {study.describe()}")
-        return
+def _finish(job: Job, study: Study, teller: _Teller) -> None:
     kept: dict[Path, Kept] = {}
-    save_each(study, folder, lambda part, path: kept.update({path.parent: save_study(part, path)}), STUDY)
-    clear_results(folder)
-    for place, part in places(study, folder):
-        finished = Finished(argv, ending, part)
-        if not quiet:
-            _say(f"The script ended {ending.how}. {part.describe()}")
-        found = analyse(part, settings, ending.early)
-        page = write_files(finished, found, kept[place], place)
-        _say("\n".join(_summary(found, kept[place], quiet) + _places(page)))
+    if study.learners:
+        save_each(study, job.own, lambda part, path: kept.update({path.parent: save_study(part, path)}), STUDY)
+        clear_results(job.own)
+    else:
+        _say(f"There is nothing to write: the recorder watches learners of learn2learn's. {study.describe()}")
+    last = job.end()
+    if job.size == 1:
+        for place, part in places(study, job.own):
+            teller.tell(part, place, kept[place])
+    elif not last and kept:
+        _say(f"Written to {job.own}: {STUDY}. The process that ends last merges those of all.")
+    elif last:
+        for place, whole in _merged(job, study):
+            teller.tell(whole, place, save_study(whole, place / STUDY))
+
+
+def _merged(job: Job, study: Study) -> Iterator[tuple[Path, Study]]:
+    """The studies of all processes as one, for each learner."""
+    for place, part in places(study, job.own):
+        name = place.relative_to(job.own)
+        paths = [job.of(rank) / name / STUDY for rank in range(job.size)]
+        try:
+            yield job.folder / name, Study.load(paths, *copies(part))
+        except RecordingError as error:
+            _say(f"There are no scores: the studies of the {job.size} processes could not be merged: {error}")
+
+
+@dataclass(frozen=True)
+class _Teller:
+    """Scores what a script was trained on, and writes and says what was found."""
+
+    argv: Sequence[str]
+    ending: Ending
+    settings: Settings
+    quiet: bool
+
+    def tell(self, study: Study, place: Path, kept: Kept) -> None:
+        if not self.quiet:
+            _say(f"The script ended {self.ending.how}. {study.describe()}")
+        found = analyse(study, self.settings, self.ending.early)
+        page = write_files(Finished(self.argv, self.ending, study), found, kept, place)
+        _say("\n".join(_summary(found, kept, self.quiet) + _places(page)))
 
 
 def _summary(found: Found | str, kept: Kept, quiet: bool) -> list[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..errors import InfluenceError, PartlySavedError
 from ..influence.result import TaskScore
-from ..recording import Study
-from ..recording.learners import rule_of
+from ..recording import Study, storage
+from ..recording.learners import model_of, rule_of
 from ..report.html import versions, write_page
 from .analysis import Found
 from .script import Ending
@@ -41,7 +41,7 @@ class Finished:
     @property
     def model(self) -> str:
         """The class of the learner's model."""
-        return type(self.study.learner.module).__name__
+        return type(model_of(self.study.learner)).__name__
 
     @property
     def needs_learner(self) -> bool:
@@ -81,6 +81,15 @@ def save_study(study: Study, path: Path) -> Kept:
     except (InfluenceError, OSError) as error:
         return Kept(False, str(error))
     return Kept()
+
+
+def clear(folder: Path) -> None:
+    """Take away all that an earlier run left: studies, and what stands beside them."""
+    for place in (folder, *folder.glob("learner-*")):
+        storage.remove(place / STUDY)
+    clear_results(folder)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def clear_results(folder: Path) -> None:

@@ -294,15 +294,6 @@ def test_each_learner_that_trained_has_a_folder() -> None:
     assert len(first) == len(second) == 10 and first != second
 
 
-def test_each_process_of_torchrun_has_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    write(SET_UP, TRAINING)
-    run("--quiet", "script.py")
-    assert len(scores("l2l-influence-run/rank-1")) == 10
-    assert {path.name for path in Path("l2l-influence-run").iterdir()} == {"rank-1"}
-
-
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
