@@ -27,7 +27,7 @@ Inner = Literal["proximal", "unrolled"] | InnerKind
 class Options:
     """How a hook reads the recorded run; see :class:`~l2l_influence.influence.hook.Hook` for what each means."""
 
-    loss: Callable[..., Tensor]
+    loss: Callable[..., Tensor] | None = None
     reduction: Reduction | None = None
     inner: Inner = "unrolled"
     proximal: float | Literal["auto"] = "auto"

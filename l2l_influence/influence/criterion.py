@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,8 +19,30 @@ from ..errors import LossStructureError
 Reduction = Literal["mean", "sum"]
 
 
-def take_apart(loss: Callable[..., Tensor], reduction: Reduction | None = None) -> tuple[Criterion, Reduction]:
-    """Per-sample criterion and reduction of a user's loss.
+@dataclass(frozen=True)
+class Parts:
+    """A loss as a weighted sum over samples.
+
+    Attributes:
+        whole: the loss that was taken apart.
+        criterion: its value for each sample.
+        reduction: how it reduces them.
+        scale: what its value is multiplied by.
+    """
+
+    whole: Callable[..., Tensor]
+    criterion: Criterion
+    reduction: Reduction
+    scale: float = 1.0
+
+    def weights(self, y: Tensor) -> Tensor:
+        """What each sample of a set with labels y counts, ``(n,)``, float64; they stay when a sample is removed."""
+        divisor = _divisor(self.whole, y) if self.reduction == "mean" else 1.0
+        return torch.full((len(y),), self.scale / divisor, dtype=torch.float64)
+
+
+def take_apart(loss: Callable[..., Tensor], reduction: Reduction | None = None) -> Parts:
+    """A user's loss as a sum over samples.
 
     Args:
         loss: a torch loss module (``nn.CrossEntropyLoss()``), a function with a ``reduction`` argument
@@ -28,7 +52,6 @@ def take_apart(loss: Callable[..., Tensor], reduction: Reduction | None = None) 
     Raises:
         LossStructureError: the loss cannot be taken apart; the message says how to pass it instead.
     """
-    separate = _separate(loss)
     own = _own_reduction(loss)
     if own is None and reduction is None:
         raise LossStructureError(
@@ -38,12 +61,16 @@ def take_apart(loss: Callable[..., Tensor], reduction: Reduction | None = None) 
     reduced_by = reduction or own
     if reduced_by not in ("mean", "sum"):
         raise LossStructureError(f"reduction must be 'mean' or 'sum', not {reduced_by!r}")
-    if reduced_by == "mean" and getattr(loss, "weight", None) is not None:
-        raise LossStructureError(
-            "a mean over class-weighted samples divides by the sum of their weights, which is not a sum over samples "
-            "of fixed weight: use reduction='sum', or pass a loss that returns one value a sample"
-        )
-    return _one_value_a_sample(separate, reduced_by), cast(Reduction, reduced_by)
+    return Parts(loss, _one_value_a_sample(_separate(loss), reduced_by), cast(Reduction, reduced_by))
+
+
+def _divisor(loss: Callable[..., Tensor], y: Tensor) -> float:
+    """What a mean over samples with labels y divides by: torch's of classes counts each by its weight, ignored ones not
+    at all."""
+    if not isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or y.is_floating_point() or y.dim() != 1:
+        return len(y)
+    counted = y[y != loss.ignore_index]
+    return float(len(counted) if loss.weight is None else loss.weight.to(counted.device)[counted].sum())
 
 
 def _separate(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from learn2learn.data import Taskset
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from ..bilevel.task import Pair
 from ..errors import RecordingError, TaskShapeError
 from ..recording import RecordedTask
 from ..recording.sampling import read_tasks
-from .criterion import Reduction
+from .losses import Losses
 
 Split = Callable[[Tensor, Tensor], tuple[Pair, Pair]]
 """``split(x, y) -> ((x, y) of the support set, (x, y) of the query set)``."""
@@ -25,10 +24,10 @@ class RecordedTasks(Sequence[Task]):
     """Recorded tasks, converted when they are read, so that only one batch of them is in memory at a time."""
 
     def __init__(
-        self, recorded: Sequence[RecordedTask], reduction: Reduction, like: Tensor, start: Mapping[str, str] | None
+        self, recorded: Sequence[RecordedTask], losses: Losses, like: Tensor, start: Mapping[str, str] | None
     ) -> None:
         """``start``: names of θ's entries, and of the adapted parameters to start from; None to start from λ."""
-        self._recorded, self._reduction, self._like, self._start_names = recorded, reduction, like, start
+        self._recorded, self._losses, self._like, self._start_names = recorded, losses, like, start
 
     def __len__(self) -> int:
         return len(self._recorded)
@@ -38,7 +37,7 @@ class RecordedTasks(Sequence[Task]):
         return make_task(
             recorded.support,
             recorded.query,
-            self._reduction,
+            self._losses,
             self._like,
             start=self._start(recorded.adapted),
             together=recorded.together,
@@ -53,18 +52,18 @@ class RecordedTasks(Sequence[Task]):
 def make_task(
     support: Pair,
     query: Pair,
-    reduction: Reduction,
+    losses: Losses,
     like: Tensor,
     *,
     start: dict[str, Tensor] | None = None,
     together: bool = False,
 ) -> Task:
-    """A core task whose sample weights say how the user's loss is reduced; floats take the dtype of ``like``."""
+    """A core task whose sample weights say how the losses are reduced; floats take the dtype of ``like``."""
     return Task(
         support=_cast(support, like),
         query=_cast(query, like),
-        support_weights=_sample_weights(support, reduction),
-        query_weights=_sample_weights(query, reduction),
+        support_weights=losses.inner.weights(support[1]),
+        query_weights=losses.outer.weights(query[1]),
         start=start,
         together=together,
     )
@@ -75,7 +74,7 @@ def read_test_tasks(
     num_tasks: int | None,
     split: Split | None,
     recorded: Sequence[RecordedTask],
-    reduction: Reduction,
+    losses: Losses,
     like: Tensor,
     seed: int,
 ) -> list[Task]:
@@ -91,7 +90,7 @@ def read_test_tasks(
     items = read_tasks(source, num_tasks, seed) if isinstance(source, Taskset) else list(source)[:num_tasks]
     together = any(task.together for task in recorded)
     return [
-        item if isinstance(item, Task) else make_task(*_halves(item, cut), reduction, like, together=together)
+        item if isinstance(item, Task) else make_task(*_halves(item, cut), losses, like, together=together)
         for item in items
     ]
 
@@ -136,8 +135,3 @@ def _cast(pair: Pair, like: Tensor) -> Pair:
 
 def _to(part: Tensor, like: Tensor) -> Tensor:
     return part.to(like) if part.is_floating_point() else part.to(like.device)
-
-
-def _sample_weights(pair: Pair, reduction: Reduction) -> Tensor:
-    n = len(pair[0])
-    return torch.full((n,), 1.0 / n if reduction == "mean" else 1.0, dtype=torch.float64)

@@ -42,6 +42,8 @@ class Hook:
         maml: the recorded learner, or the study that :func:`~l2l_influence.record` yielded.
         tasks: the training :class:`~l2l_influence.TaskDataset`; None for all tasks that were trained on.
         loss: the loss of the loop: a torch loss module or function, or ``loss(outputs, y)`` with one value a sample.
+            None for what the loop called, where it ran inside :func:`~l2l_influence.record` and called losses of
+            torch's.
         body: for ANIL: the module that made the features which the learner, a head, was fed; what
             :func:`~l2l_influence.record` saw unless given. Its parameters are meta-parameters that no task adapts.
         reduction: ``"mean"`` or ``"sum"``, where it cannot be read off the loss.
@@ -87,8 +89,6 @@ class Hook:
         memory: int = GIB,
         progress: bool | None = None,
     ) -> None:
-        if loss is None:
-            raise TypeError("pass the loss of your training loop, for example loss=nn.CrossEntropyLoss()")
         self._run, self._tasks = Run(maml, body), tasks
         self._options = Options(
             loss=loss,

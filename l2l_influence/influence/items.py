@@ -199,6 +199,7 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
     def _notes(self, outer: Outer, found: Found) -> list[str]:
         study = outer.study
         return [
+            *study.losses.notes,
             *inner_notes(study, found.residual),
             outer.note(),
             f"λ*: {study.stationarity}",

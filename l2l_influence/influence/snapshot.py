@@ -12,13 +12,12 @@ from torch import Tensor
 from ..bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task
 from ..bilevel.inner import Proximal
 from ..bilevel.local import LocalProblem
-from ..bilevel.loss import Criterion
 from ..bilevel.stationarity import Stationarity, stationarity
 from ..errors import InfluenceError, LossStructureError
 from ..recording import RecordedTask
 from .choice import InnerChoice, Options
-from .criterion import take_apart
 from .data import RecordedTasks, Split, read_test_tasks
+from .losses import Losses
 from .run import Run
 
 
@@ -33,17 +32,16 @@ class Snapshot:
     def __init__(self, run: Run, recorded: list[RecordedTask], options: Options) -> None:
         self.recorded = recorded
         self.options = options
-        criterion, self.reduction = take_apart(options.loss, options.reduction)
         model = FunctionalModel(run.model, batch_norm=options.batch_norm)
         self._like = next(iter(model.parameters.values()))
+        self.losses = self._read_losses()
         adapted = run.adapted_names(model.parameters)
-        self.choice = InnerChoice(run.learner, recorded, adapted, self.reduction, options)
+        self.choice = InnerChoice(run.learner, recorded, adapted, self.losses.inner.reduction, options)
         self.lam = {**model.parameters, **self.choice.parameters}
         kind = self.choice.kind()
-        loss = ModelLoss(model, criterion, model.parameters)
         self.problem = BilevelProblem(
-            loss,
-            loss,
+            ModelLoss(model, self.losses.inner.criterion, model.parameters),
+            ModelLoss(model, self.losses.outer.criterion, model.parameters),
             kind,
             options.l2,
             list(adapted),
@@ -53,9 +51,9 @@ class Snapshot:
             progress=options.progress,
         )
         start = adapted if isinstance(kind, Proximal) else None
-        tasks = RecordedTasks(self.recorded, self.reduction, self._like, start)
+        tasks = RecordedTasks(self.recorded, self.losses, self._like, start)
         self.local = self.problem.at(self.lam, tasks, self._weights())
-        self._require_same_loss(model, criterion)
+        self._require_same_loss(model)
         self._stationarity: Stationarity | None = None
         self._position = {task.id: position for position, task in enumerate(self.recorded)}
 
@@ -83,25 +81,31 @@ class Snapshot:
         self, source: Taskset | Sequence[Any], num_tasks: int | None, split: Split | None, seed: int
     ) -> LocalProblem:
         """Test tasks at λ*, under the same losses and inner kind."""
-        tasks: list[Task] = read_test_tasks(source, num_tasks, split, self.recorded, self.reduction, self._like, seed)
+        tasks: list[Task] = read_test_tasks(source, num_tasks, split, self.recorded, self.losses, self._like, seed)
         if not tasks:
             raise InfluenceError("there are no test tasks to score against")
         return self.problem.at(self.lam, tasks)
 
-    def _require_same_loss(self, model: FunctionalModel, criterion: Criterion) -> None:
+    def _read_losses(self) -> Losses:
+        options = self.options
+        if options.loss is None:
+            return Losses.recorded(self.recorded, self._like)
+        return Losses.given(options.loss, options.reduction)
+
+    def _require_same_loss(self, model: FunctionalModel) -> None:
         """On a recorded task, the loss taken apart must be the loss that was given."""
-        task = self.local.tasks[0]
+        task, parts = self.local.tasks[0], self.losses.inner
         x, y = task.support
         with torch.no_grad():
             outputs = model(model.parameters, x.to(self._like.device))
-            whole = self.options.loss(outputs, y.to(outputs.device))
-            samples = criterion(outputs, y.to(outputs.device))
-        found = samples.mean() if self.reduction == "mean" else samples.sum()
+            whole = parts.scale * parts.whole(outputs, y.to(outputs.device))
+            samples = parts.criterion(outputs, y.to(outputs.device))
+        found = (parts.weights(y).to(samples) * samples).sum()
         if whole.dim() == 0 and not torch.allclose(whole, found, rtol=1e-3, atol=1e-6):
             raise LossStructureError(
                 f"the loss is {float(whole):.6g} on the support set of task {self.recorded[0].id}, but its samples' "
-                f"{self.reduction} is {float(found):.6g}: it weights samples unequally (class weights, ignore_index) "
-                "or is reduced otherwise. Pass a loss that returns one value a sample, and reduction="
+                f"{parts.reduction} is {float(found):.6g}: it weights samples unequally or is reduced otherwise. Pass "
+                "a loss that returns one value a sample, and reduction="
             )
 
     def _weights(self) -> Tensor:

@@ -16,7 +16,8 @@ _CHECK_INPUT = (
     "the learner its rows as they were served (any selection, order and device, but no change of values, dtype or "
     "shape: do that in the data set's transforms), by calling the clone itself (not its .module; DataParallel belongs "
     "inside, learner.module = DataParallel(learner.module)); outside record(), let no DataLoader worker process draw "
-    "them (num_workers=0). A loop that cannot do so can tell its episodes by Study.add_episode()."
+    "them (num_workers=0). Inside record(), rows from anywhere will do, if their labels go to a loss of torch's and "
+    "nothing that is trained made them. A loop that cannot do so can tell its episodes by Study.add_episode()."
 )
 
 
@@ -36,6 +37,13 @@ def require_complete(ledger: Ledger, failures: Failures, options: RecordingOptio
             f"{ledger.surplus} draw(s) that trained the meta-parameters were of tasks beyond "
             f"max_tasks={options.max_tasks}. Before training, set recording_of(learner).options.overflow = 'reservoir' "
             "to keep a uniform sample of the tasks, or max_tasks higher; or train on a finite taskset (num_tasks=...)."
+        )
+    if ledger.partial:
+        shapes = ", ".join(sorted(ledger.partial))
+        raise RecordingError(
+            f"{ledger.partial.total()} forward(s) had rows that the loss was not called on (shapes of the input: "
+            f"{shapes}), and which ones is not known. Feed the learner the rows that the loss is of, "
+            "learner(x[support]); rows that are fed for their batch statistics alone cannot be told from them."
         )
     if ledger.foreign and options.unmatched == "raise":
         shapes = ", ".join(sorted(ledger.foreign))

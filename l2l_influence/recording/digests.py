@@ -31,6 +31,11 @@ def first_tensor(values: Iterable[Any]) -> Tensor | None:
     return next((tensor for value in values for tensor in tensors_in(value)), None)
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor is one that a transform of ``torch.func`` computes with: nobody can read its values."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
 def _search(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value

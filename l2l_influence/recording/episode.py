@@ -6,7 +6,6 @@ watches is gone, no forward, adapt or backward can come any more, and the episod
 
 from __future__ import annotations
 
-import itertools
 import math
 import weakref
 from collections.abc import Sequence
@@ -22,32 +21,58 @@ from .failures import Failures
 from .features import Call, features
 from .graph import LossReading, running_backward_passes
 from .journal import journal
+from .losses import Comparison
 from .task import Rule
 
 if TYPE_CHECKING:
     from .recording import Recording
-
-_serials = itertools.count()
 
 
 @dataclass(eq=False, slots=True)
 class Forward:
     """One call of a clone: the rows fed, in order, and what became of the output.
 
-    ``step``: number of adapt calls before. ``shape``: of the tensor fed, None if there was none. ``matched``: the rows
-    belong to a task served. ``consumed``: the loss given to ``adapt`` came from it. ``used``: a backward outside
-    ``adapt`` passed through it. ``features``: what made the rows fed of those served, if they were not the same.
+    ``step``: number of adapt calls before. ``shape``: of the tensor fed, None if there was none. ``data``: it came from
+    nothing that could be trained. ``matched``: the rows belong to a task served. ``rows``: themselves, if they are data
+    that no taskset served. ``consumed``: the loss given to ``adapt`` came from it. ``used``: a backward outside
+    ``adapt`` passed through it. ``comparisons``: losses called on the output. ``features``: what made the rows fed of
+    those served, if they were not the same.
     """
 
     step: int
     shape: torch.Size | None
+    data: bool = True
     digests: tuple[bytes, ...] = ()
     matched: bool = False
+    rows: Tensor | None = None
     consumed: bool = False
     used: bool = False
-    labels: Tensor | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
     features: Call | None = None
-    serial: int = field(default_factory=lambda: next(_serials))
+
+    @property
+    def counted(self) -> list[Comparison]:
+        """The losses that had a part in a gradient; all, if none had."""
+        took_part = [call for call in self.comparisons if call.inner is not None or call.outer is not None]
+        return took_part or self.comparisons
+
+    @property
+    def labels(self) -> Tensor | None:
+        """What the output was compared with, row by row; None if that was not seen, or not always the same."""
+        calls = self.counted
+        if not calls or not all(call.row_by_row and _same(call.labels, calls[0].labels) for call in calls):
+            return None
+        return calls[0].labels
+
+    @property
+    def partial(self) -> bool:
+        """Whether some of the rows fed had no part in a loss, and it is not known which."""
+        rows = self.shape[0] if self.shape else 0
+        return any(not call.row_by_row and len(call.labels) < rows for call in self.counted if call.labels.dim())
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and bool((one == other).all()))
 
 
 class Adapted(NamedTuple):
@@ -71,8 +96,9 @@ class Adapted(NamedTuple):
 class Track:
     """The evidence about one clone. A clone of a clone starts with what is known of its parent.
 
-    ``tasksets``: those that the rows may come from. They outlive the loop, if need be, until the draw is entered, for
-    its class names and its data.
+    ``unseen_losses``: given to ``adapt``, and not known to have come from a forward. ``unread_losses``: of which it is
+    not known what they are. ``tasksets``: those that the rows may come from. They outlive the loop, if need be, until
+    the draw is entered, for its class names and its data.
     """
 
     forwards: list[Forward] = field(default_factory=list)
@@ -83,6 +109,7 @@ class Track:
     rule: Rule = "sgd"
     adapted: Adapted | None = None
     unseen_losses: int = 0
+    unread_losses: int = 0
     trained: bool = False
     tasksets: list[Any] = field(default_factory=list)
 
@@ -97,11 +124,12 @@ class Track:
             self.rule,
             self.adapted,
             self.unseen_losses,
+            self.unread_losses,
         )
 
-    def fed(self, shape: torch.Size | None) -> Forward:
+    def fed(self, shape: torch.Size | None, data: bool = True) -> Forward:
         """Note a forward."""
-        forward = Forward(self.steps, shape)
+        forward = Forward(self.steps, shape, data)
         self.forwards.append(forward)
         return forward
 
@@ -112,15 +140,17 @@ class Track:
         forward.digests = digests if forward.features is None else forward.features.origin(digests)
         fitting = self._fitting(forward.digests, board) if digests else []
         forward.matched = bool(fitting)
+        if not fitting and forward.data:
+            forward.rows = rows
         self.candidates = fitting or self.candidates
         self.tasksets = [served.taskset() for served in self.candidates]
 
     def adapted_to(self, reading: LossReading, lr: float, rule: Rule, first_order: bool) -> None:
         """Note an adapt call that succeeded, on the loss that was read."""
         for forward in self.forwards:
-            forward.consumed = forward.consumed or forward.serial in reading.forwards
-            forward.labels = reading.labels.get(forward.serial, forward.labels)
+            forward.consumed = forward.consumed or forward in reading.forwards
         self.unseen_losses += not reading.forwards
+        self.unread_losses += not reading.whole
         self._stepped(lr, rule)
         self.first_order = first_order
 
@@ -128,6 +158,7 @@ class Track:
         """Note an update by other means than adapt: its loss is what gradients were taken of until now."""
         for forward in self.forwards:
             forward.consumed = forward.consumed or forward.used
+        self.unread_losses += 1
         self._stepped(math.nan, "other")
 
     def _stepped(self, lr: float, rule: Rule) -> None:
@@ -219,3 +250,18 @@ class OutputHook:
             self.watch.passed(self.forward)
         except Exception:
             recording.failures.keep()
+
+
+class LossHook:
+    """What autograd calls when a backward comes to the value of a loss of a forward's output."""
+
+    __slots__ = ("comparison", "output")
+
+    def __init__(self, output: OutputHook, comparison: Comparison) -> None:
+        self.output, self.comparison = output, comparison
+
+    def __call__(self, gradients: Any) -> None:
+        if self.output.watch.recording.adapting:
+            self.comparison.inner = gradients[0]
+        else:
+            self.comparison.outer = gradients[0]

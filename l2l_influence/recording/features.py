@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .board import board
 from .content import copied
-from .digests import first_tensor, row_digests
+from .digests import first_tensor, is_transformed, row_digests
 from .journal import journal
 from .learners import ROOTS
 
@@ -130,7 +130,9 @@ class Watcher:
     @staticmethod
     def _note(module: nn.Module, args: Any, output: Tensor) -> None:
         rows = first_tensor((args,))
-        if rows is not None and min(rows.dim(), output.dim()) > 0 and len(rows) == len(output):
+        if rows is None or is_transformed(rows) or is_transformed(output):
+            return
+        if min(rows.dim(), output.dim()) > 0 and len(rows) == len(output):
             fed, made = copied(rows), copied(output)
             journal.note(fed.nbytes + made.nbytes, board.failures, features.note, module, fed, made)
 

@@ -1,41 +1,70 @@
-"""Reading the autograd graph of a loss: which forwards it came from, and which labels it saw.
+"""Reading the autograd graph of a loss: which forwards it came from, and what these were compared with.
 
-Nothing here keeps a graph alive: a mark is an integer in the metadata of a node that is alive anyway.
+Nothing here keeps a graph alive: a mark is an object in the metadata of a node that is alive anyway, and holds no node
+that can be reached from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import RecordingError
+from .content import copied
+from .losses import Comparison, saved
 
-MARK = "l2l_influence.forward"
+if TYPE_CHECKING:
+    from .episode import Forward, LossHook, OutputHook
+
+OUTPUT, LOSS = "l2l_influence.output", "l2l_influence.loss"
+"""Marks of the nodes that are a forward's output, and of those that are the value of a loss of one."""
+
 FEW_NODES, MAX_NODES = 50, 20_000
+
+NewHook = Callable[["OutputHook", Comparison], "LossHook"]
 
 # torch.autograd.graph asks this itself, for its hooks on several tensors.
 _will_execute: Callable[[Any], bool] | None = getattr(torch._C, "_will_engine_execute_node", None)
 
-# Between a model's output and the labels: operations that leave row i in row i.
-_ROWWISE = ("LogSoftmax", "Div", "Mul", "Add", "Sub", "Squeeze", "Unsqueeze", "View", "UnsafeView", "ReshapeAlias",
-            "Alias", "ToCopy", "Clone", "Neg")  # fmt: skip
 
-
-def mark(output: Tensor, serial: int, when_used: Callable[..., None]) -> bool:
-    """Mark ``output`` as the result of forward ``serial``, and have ``when_used`` called when a backward passes it.
+def mark_output(output: Tensor, hook: OutputHook) -> bool:
+    """Mark ``output`` as a forward's, and have ``hook`` called when a backward passes it.
 
     Says whether there is a graph to mark.
     """
     node: Any = output.grad_fn
     if node is None:
         return False
-    node.metadata.setdefault(MARK, []).append(serial)
-    node.register_hook(when_used)
+    node.metadata.setdefault(OUTPUT, []).append(hook)
+    node.register_hook(hook)
     return True
+
+
+def mark_loss(node: Any, hook: LossHook) -> None:
+    """Mark ``node`` as the value of a loss, and have ``hook`` called when a backward comes to it."""
+    node.metadata[LOSS] = hook
+    node.register_prehook(hook)
+    hook.output.forward.comparisons.append(hook.comparison)
+
+
+def output_below(node: Any) -> tuple[OutputHook | None, list[str]]:
+    """The forward's output that a value was computed from, if from nothing else, and the operations between the two."""
+    between: list[str] = []
+    while node is not None and len(between) < FEW_NODES:
+        if marks := node.metadata.get(OUTPUT):
+            return marks[-1], between
+        between.append(node.name())
+        node = _only_parent(node)
+    return None, between
+
+
+def _only_parent(node: Any) -> Any:
+    parents = [parent for parent, _ in node.next_functions if parent is not None]
+    return parents[0] if len(parents) == 1 else None
 
 
 def running_backward_passes(nodes: Iterable[Any]) -> bool | None:
@@ -61,57 +90,75 @@ def _runs(node: Any) -> bool:
 
 @dataclass
 class LossReading:
-    """What the graph of a loss tells: serials of the forwards it came from, and the labels it saw, by serial."""
+    """What the graph of a loss tells.
 
-    forwards: set[int] = field(default_factory=set)
-    labels: dict[int, Tensor] = field(default_factory=dict)
+    Attributes:
+        forwards: those that it came from.
+        whole: whether it is made of losses of torch's and of nothing else: no penalty on parameters, for example.
+    """
+
+    forwards: set[Forward] = field(default_factory=set)
+    whole: bool = True
 
 
-def read_loss(loss: Tensor, known: set[int], stop: Callable[[], Iterable[Any]]) -> LossReading:
-    """Search the graph of ``loss`` for the marks in ``known``, not going beyond the nodes that ``stop`` gives.
+def read_loss(loss: Tensor, known: set[Forward], stop: Callable[[], Iterable[Any]], hook: NewHook) -> LossReading:
+    """Search the graph of ``loss`` for outputs of the forwards in ``known``, not beyond the nodes that ``stop`` gives.
 
-    Has to be called before anything frees the graph. The labels are copies.
+    Has to be called before anything frees the graph. Losses on the way that were not seen when they were called are
+    marked, with what ``hook`` makes for them.
 
     Raises:
         RecordingError: the graph is too large to be searched.
     """
     # A plain loss of an output is a few nodes above a mark; only else is it worth the time to look for the parameters.
     root = getattr(loss, "grad_fn", None)  # what is no tensor is for learn2learn to refuse
-    nodes = _below(root, known, set(), FEW_NODES) or _below(root, known, set(stop()), MAX_NODES)
-    if nodes is None:
+    search = _Search(known, hook)
+    reading = search.below(root, set(), FEW_NODES) or search.below(root, set(stop()), MAX_NODES)
+    if reading is None:
         raise RecordingError(f"found no forward of the learner among the first {MAX_NODES} nodes of a loss's graph")
-    reading = LossReading()
-    for node, serials in nodes:
-        reading.forwards |= serials
-        target = None if serials else _target(node)
-        if target is not None and (serial := _row_by_row(node, known)) is not None:
-            reading.labels[serial] = target.detach().clone()
     return reading
 
 
-def _below(root: Any, known: set[int], seen: set[Any], limit: int) -> list[tuple[Any, set[int]]] | None:
-    """The nodes that ``root`` depends on, each with the known serials on it; not those ``seen`` or below marks.
+@dataclass
+class _Search:
+    known: set[Forward]
+    hook: NewHook
 
-    None if there are more than ``limit``.
-    """
-    nodes: list[tuple[Any, set[int]]] = []
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        if len(nodes) == limit:
+    def below(self, root: Any, stop: set[Any], limit: int) -> LossReading | None:
+        """What lies below ``root``, down to outputs and ``stop``; None if there are more nodes than ``limit``."""
+        reading, stack = LossReading(), [root]
+        seen: set[Any] = set()
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            if len(seen) == limit:
+                return None
+            seen.add(node)
+            found, compared = self._outputs(node)
+            reading.forwards |= found
+            parents = [] if found or node in stop else [parent for parent, _ in node.next_functions]
+            if not compared and not any(parents):
+                reading.whole = False  # an output that went another way, or something that is none
+            stack.extend(parents)
+        return reading
+
+    def _outputs(self, node: Any) -> tuple[set[Forward], bool]:
+        """The forwards that a node is an output of, or a loss of one; and whether it is a loss."""
+        hook = node.metadata.get(LOSS) or self._marked(node)
+        if hook is not None and hook.output.forward in self.known:
+            return {hook.output.forward}, True
+        return self.known.intersection(mark.forward for mark in node.metadata.get(OUTPUT, ())), False
+
+    def _marked(self, node: Any) -> LossHook | None:
+        """The mark of a node that is a loss which was not seen when it was called."""
+        target = _target(node)
+        output, between = output_below(None if target is None else _only_parent(node))
+        if output is None or output.forward not in self.known:
             return None
-        seen.add(node)
-        serials = _marks(node, known)
-        nodes.append((node, serials))
-        if not serials:
-            stack.extend(parent for parent, _ in node.next_functions)
-    return nodes
-
-
-def _marks(node: Any, known: set[int]) -> set[int]:
-    return known.intersection(node.metadata.get(MARK, ()))
+        hook = self.hook(output, Comparison.after(between, saved(node), copied(target)))
+        mark_loss(node, hook)
+        return hook
 
 
 def _target(node: Any) -> Any:
@@ -120,17 +167,3 @@ def _target(node: Any) -> Any:
         return getattr(node, "_saved_target", None)
     except RuntimeError:  # freed by an earlier backward
         return None
-
-
-def _row_by_row(node: Any, known: set[int]) -> int | None:
-    """The forward whose output a loss node compares with its labels row by row, or None if that cannot be told."""
-    while True:
-        parents = [parent for parent, _ in node.next_functions if parent is not None]
-        if len(parents) != 1:
-            return None
-        node = parents[0]
-        serials = _marks(node, known)
-        if serials:
-            return max(serials)
-        if not node.name().startswith(_ROWWISE):
-            return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ from learn2learn.data.transforms import LoadData
 from torch import Tensor, nn
 
 from .board import Identity, Served
-from .episode import Episode, Forward, Track
+from .episode import Forward, Track
+from .losses import Loss
 from .matching import Ambiguity, Match, foreign, match
 from .options import RecordingOptions
 from .reading import Source
@@ -38,6 +39,9 @@ class TaskRecord:
     query_rows: tuple[int, ...] = ()
     labels: Labels = "unseen"
     seen_labels: Tensor | None = None
+    seen_query_labels: Tensor | None = None
+    loss: Loss | None = None
+    query_loss: Loss | None = None
     lr: float = float("nan")
     steps: int = 0
     first_order: bool = False
@@ -66,7 +70,9 @@ class TaskRecord:
         if self.source.fingerprint != found.served.content.fingerprint:
             self.source = replace(self.source, fingerprint=found.served.content.fingerprint)
         self.support_rows, self.query_rows = found.support_rows, found.query_rows
-        self.labels, self.seen_labels = found.labels, found.seen_labels
+        self.labels = found.labels
+        self.seen_labels, self.seen_query_labels = found.seen_labels, found.seen_query_labels
+        self.loss, self.query_loss = found.loss, found.query_loss
         self.bodies, self.together = found.bodies, found.together
         self.lr, self.steps, self.first_order, self.rule = track.lr, track.steps, track.first_order, track.rule
 
@@ -75,7 +81,8 @@ class TaskRecord:
 class Ledger:
     """Records by task, in order of arrival, and counts of what has no place in them.
 
-    ``foreign``: shapes of unknown input that was trained on. ``ambiguous``: pairs of tasks that a draw that trained
+    ``foreign``: shapes of unknown input that was trained on. ``partial``: shapes of input of which the loss saw some
+    rows, unknown which. ``ambiguous``: pairs of tasks that a draw that trained
     could not be told from. ``surplus``: draws that trained, of tasks that had to go. ``reservoir``: which ones have to,
     once there are too many. ``repeats``: by taskset, how often it served a task's data again; -1 for one that served
     others. ``remarks``: what a reader of the recording should know.
@@ -83,6 +90,7 @@ class Ledger:
 
     records: dict[Identity, TaskRecord] = field(default_factory=dict)
     foreign: Counter[str] = field(default_factory=Counter)
+    partial: Counter[str] = field(default_factory=Counter)
     ambiguous: list[tuple[str, str]] = field(default_factory=list)
     surplus: int = 0
     reservoir: Reservoir | None = None
@@ -97,6 +105,7 @@ class Ledger:
             self,
             records=records,
             foreign=self.foreign.copy(),
+            partial=self.partial.copy(),
             ambiguous=list(self.ambiguous),
             reservoir=None if self.reservoir is None else self.reservoir.copy(),
             repeats=dict(self.repeats),
@@ -119,11 +128,11 @@ class Ledger:
         record = self.records[identity]
         return record.source.readable and self.repeats.get(record.taskset, 0) >= ENOUGH_REPEATS
 
-    def add(self, episode: Episode) -> list[tuple[Track, Match]]:
-        """Count an episode that is over; returns the draws in it that records are now of."""
+    def add(self, tracks: Sequence[Track]) -> list[tuple[Track, Match]]:
+        """Count an episode that is over, by the tracks in it; returns the draws that records are now of."""
         self.episodes += 1
         found: dict[Identity, tuple[Track, Match]] = {}
-        for track in episode.tracks:
+        for track in tracks:
             self._note(track)
             verdict = match(track)
             if isinstance(verdict, Ambiguity) and track.trained:
@@ -171,6 +180,7 @@ class Ledger:
     def _note(self, track: Track) -> None:
         if track.trained:
             self.foreign.update([_shape(forward) for forward in foreign(track)])
+            self.partial.update([_shape(forward) for forward in track.forwards if forward.partial])
         unmatched = sum(not forward.matched for forward in track.forwards)
         early = any(forward.used and not forward.consumed and forward.step < track.steps for forward in track.forwards)
         self._remark("forwards of input that no recorded taskset had served", unmatched)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .board import Served
 from .episode import Forward, Track
+from .losses import Comparison, Loss, inner_loss, outer_loss
 from .task import Labels
 
 
@@ -17,7 +18,9 @@ from .task import Labels
 class Match:
     """A track bound to a task.
 
-    ``bodies``: what rows went through on their way to the learner. ``together``: in one call, support and query.
+    ``labels``: whether the losses saw those served; if not, ``seen_labels`` and ``seen_query_labels`` are what they saw
+    of each set, as far as that is known. ``loss``, ``query_loss``: of both sets, likewise. ``bodies``: what rows went
+    through on their way to the learner. ``together``: in one call, support and query.
     """
 
     served: Served
@@ -25,6 +28,9 @@ class Match:
     query_rows: tuple[int, ...]
     labels: Labels
     seen_labels: Tensor | None
+    seen_query_labels: Tensor | None
+    loss: Loss | None
+    query_loss: Loss | None
     bodies: tuple[nn.Module, ...]
     together: bool
 
@@ -56,14 +62,30 @@ def foreign(track: Track) -> list[Forward]:
 
 
 def _bind(track: Track, served: Served, labels: Labels) -> Match:
-    content = served.content
-    support = _merged([content.assign(forward.digests) for forward in _support(track)])
-    query = _merged([content.assign(forward.digests, avoid=support) for forward in _query(track)])
-    seen = _seen_labels(track, served, support) if labels == "changed" else None
-    calls = {forward.features for forward in (*_support(track), *_query(track))}
+    content, inner, outer = served.content, _support(track), _query(track)
+    support = _merged([content.assign(forward.digests) for forward in inner])
+    query = _merged([content.assign(forward.digests, avoid=support) for forward in outer])
+    changed = labels == "changed"
+    calls = {forward.features for forward in (*inner, *outer)}
     bodies = {call.bodies if call else () for call in calls}
-    together = len(calls) == 1 and calls != {None}
-    return Match(served, support, query, labels, seen, bodies.pop() if len(bodies) == 1 else (), together)
+    return Match(
+        served=served,
+        support_rows=support,
+        query_rows=query,
+        labels=labels,
+        seen_labels=_seen_labels(inner, served, support) if changed else None,
+        seen_query_labels=_seen_labels(outer, served, query, avoid=support) if changed else None,
+        loss=None if track.unread_losses else inner_loss(_calls(inner)),
+        query_loss=outer_loss(_calls(outer)),
+        bodies=bodies.pop() if len(bodies) == 1 else (),
+        together=len(calls) == 1 and calls != {None},
+    )
+
+
+def _calls(forwards: Sequence[Forward]) -> list[Comparison]:
+    """The losses that had a part in a gradient; none, if one of the forwards had a part by other means."""
+    calls = [forward.counted for forward in forwards]
+    return [call for counted in calls for call in counted] if all(calls) else []
 
 
 def _support(track: Track) -> list[Forward]:
@@ -85,34 +107,43 @@ def _merged(feeds: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _compare_labels(track: Track, served: Served) -> Labels:
-    """Whether the inner losses saw the labels that were served."""
-    verdicts = [
-        _agree(forward.labels, served.content.labels, served.content.assign(forward.digests))
-        for forward in _support(track)
-        if forward.labels is not None and served.content.labels is not None
-    ]
-    known = [verdict for verdict in verdicts if verdict is not None]
-    if not known:
+    """Whether the losses saw the labels that were served."""
+    if served.content.labels is None:
         return "unseen"
-    return "confirmed" if all(known) else "changed"
+    support = _support(track)
+    given = _merged([served.content.assign(forward.digests) for forward in support])
+    verdicts = {_agree(forward, served) for forward in support}
+    verdicts |= {_agree(forward, served, avoid=given) for forward in _query(track)}
+    return "changed" if False in verdicts else "confirmed" if True in verdicts else "unseen"
 
 
-def _agree(seen: Tensor, served: Tensor, rows: Sequence[int]) -> bool | None:
-    """Whether the labels seen are those served; None if they differ in form (one-hot against class numbers)."""
-    if len(seen) != len(rows) or seen.numel() * len(served) != served.numel() * len(seen):
+def _agree(forward: Forward, served: Served, avoid: Sequence[int] = ()) -> bool | None:
+    """Whether the labels seen are those served; None if none were, or if they differ in form (one-hot against class
+    numbers)."""
+    seen, known = forward.labels, served.content.labels
+    rows = served.content.assign(forward.digests, avoid)
+    if (
+        seen is None
+        or known is None
+        or len(seen) != len(rows)
+        or seen.numel() * len(known) != known.numel() * len(seen)
+    ):
         return None
     # As lists: for the few labels of a task faster than indexing tensors.
-    expected = served.to(seen.dtype).reshape(len(served), -1).tolist()
+    expected = known.to(seen.dtype).reshape(len(known), -1).tolist()
     return bool(seen.reshape(len(seen), -1).tolist() == [expected[row] for row in rows])
 
 
-def _seen_labels(track: Track, served: Served, support: tuple[int, ...]) -> Tensor | None:
-    """The labels of the support rows as the loss saw them, or None if it saw them not all or not always alike."""
+def _seen_labels(
+    forwards: Sequence[Forward], served: Served, rows: tuple[int, ...], avoid: Sequence[int] = ()
+) -> Tensor | None:
+    """The labels of the rows as the losses saw them, or None if these saw them not all or not always alike."""
     seen: dict[int, Tensor] = {}
-    for forward in _support(track):
-        if forward.labels is None or len(forward.labels) != len(forward.digests):
+    for forward in forwards:
+        labels = forward.labels
+        if labels is None or len(labels) != len(forward.digests):
             return None
-        for row, label in zip(served.content.assign(forward.digests), forward.labels, strict=True):
+        for row, label in zip(served.content.assign(forward.digests, avoid), labels, strict=True):
             if not torch.equal(seen.setdefault(row, label), label):
                 return None
-    return torch.stack([seen[row] for row in support]).cpu()
+    return torch.stack([seen[row] for row in rows]).cpu() if rows else None

@@ -6,7 +6,7 @@ Nothing here may disturb the user's loop: what the recorder itself does wrong is
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from .board import board
 from .content import copied
-from .digests import first_tensor, tensors_in
-from .episode import Adapted, Forward, OutputHook, Track, Watch
-from .graph import LossReading, mark, read_loss
+from .digests import first_tensor, is_transformed, tensors_in
+from .episode import Adapted, Forward, LossHook, OutputHook, Track, Watch
+from .graph import LossReading, mark_loss, mark_output, output_below, read_loss
 from .journal import journal
 from .learners import known_step, model_of, require_learner, same_rule
+from .losses import Comparison, called
 from .options import RecordingOptions
 from .recording import Recording
 from .task import Rule
@@ -89,7 +90,7 @@ def fed(learner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], outp
     try:
         forward = _note(watch, first_tensor((*args, kwargs)))
         hook = OutputHook(watch, forward)
-        marked = [mark(tensor, forward.serial, hook) for tensor in tensors_in(output)]
+        marked = [mark_output(tensor, hook) for tensor in tensors_in(output)]
         if not any(marked):
             watch.listen()  # no output will say when to
     except Exception:
@@ -98,11 +99,11 @@ def fed(learner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], outp
 
 def _note(watch: Watch, rows: Tensor | None) -> Forward:
     """Write down what a clone was fed."""
-    if rows is None:
+    if rows is None or is_transformed(rows):
         return watch.track.fed(None)
     track, copy = watch.track, copied(rows)
     track.tasksets = track.tasksets or tasksets_alive()
-    forward = track.fed(rows.shape)
+    forward = track.fed(rows.shape, data=not rows.requires_grad)
     journal.note(copy.nbytes, watch.recording.failures, _identify, weakref.ref(track), forward, copy)
     return forward
 
@@ -111,6 +112,17 @@ def _identify(track: weakref.ref[Track], forward: Forward, rows: Tensor) -> None
     known = track()
     if known is not None:  # else nobody can ask for what comes of it
         known.identify(forward, rows, board)
+
+
+def compared(function: str, original: Callable[..., Any], args: Sequence[Any], kwargs: Any, value: Any) -> None:
+    """A loss of torch's was called: the function of that name."""
+    outputs = args[0] if args else kwargs["input"]
+    if value.grad_fn is None or is_transformed(outputs):
+        return
+    hook, between = output_below(outputs.grad_fn)
+    if hook is not None:
+        labels, loss = called(function, original, args, kwargs)
+        mark_loss(value.grad_fn, LossHook(hook, Comparison.after(between, loss, copied(labels))))
 
 
 @contextmanager
@@ -153,8 +165,8 @@ def _cloned_from(recording: Recording) -> nn.Module | None:
 def _read(watch: Watch, loss: Any, learner: nn.Module) -> LossReading | None:
     try:
         # A clone that was fed nothing may adapt to what its own clones were fed.
-        known = {forward.serial for forward in watch.track.forwards or watch.recording.open_forwards()}
-        return read_loss(loss, known, lambda: _gradient_nodes(_parameters(learner)))
+        known = set(watch.track.forwards or watch.recording.open_forwards())
+        return read_loss(loss, known, lambda: _gradient_nodes(_parameters(learner)), LossHook)
     except Exception:
         watch.recording.failures.keep()
         return None

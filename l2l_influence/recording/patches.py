@@ -20,6 +20,7 @@ from . import observe
 from .board import board
 from .drop_ins import Recorded
 from .learners import ROOTS, RULES
+from .losses import CLASSES
 from .patching import Function, Patches, Wrapper
 from .serving import drawing, post, post_delivered, under_way
 from .tasks import TaskDataset
@@ -143,6 +144,18 @@ def _delivering(_owner: type, original: Function) -> Function:
     return deliver
 
 
+def _comparing(_owner: Any, original: Function) -> Function:
+    function = original.__name__
+
+    def compare(*args: Any, **kwargs: Any) -> Any:
+        value = original(*args, **kwargs)
+        with board.failures.kept():
+            observe.compared(function, original, args, kwargs, value)
+        return value
+
+    return compare
+
+
 def _remark(text: str) -> None:
     for study in studies:
         study.remarks[text] += 1
@@ -165,6 +178,7 @@ patches = Patches(
         *((Taskset, name, _serving) for name in ("sample", "__getitem__", "__next__", "get_task")),
         (_BaseDataLoaderIter, "__next__", _delivering),
         *((owner, name, _updating(position, argument)) for owner, name, position, argument in _UPDATES),
+        *((nn.functional, name, _comparing) for name in CLASSES),
     )
 )
 """The one table. Applied while any study is recorded."""

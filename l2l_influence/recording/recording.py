@@ -6,7 +6,7 @@ import itertools
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 from learn2learn.data import Taskset
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ from .reading import Source
 from .report import describe
 from .stores import BoundedStore, CompleteStore
 from .task import RecordedTask
-from .tasks import card_of
+from .tasks import Card, card_of, new_card
+from .unserved import as_fed, is_unserved
 
 
 class Recording:
@@ -123,6 +124,11 @@ class Recording:
         """
         return self._current_ledger().stands_for
 
+    @cached_property
+    def own_card(self) -> Card:
+        """For tasks that no taskset served; the keys of their content are negative."""
+        return new_card(itertools.count(-1, -1))
+
     @property
     def keeps_adapted(self) -> bool:
         """Whether adapted parameters are worth being remembered."""
@@ -176,13 +182,20 @@ class Recording:
         return ledger
 
     def _enter(self, episode: Episode, ledger: Ledger) -> None:
-        for track, found in ledger.add(episode):
+        for track, found in ledger.add([self._as_fed(track, ledger) for track in episode.tracks]):
             again = ledger.gives_back(found.served.identity)
             self._keep_data(found, expendable=not track.trained, again=again)
             self._keep_adapted(track, found)
         for identity in ledger.shrink(self.options):
             self._data.discard(identity)
             self._adapted.discard(identity)
+
+    def _as_fed(self, track: Track, ledger: Ledger) -> Track:
+        """The track; of one that was fed what no taskset served, the same as if one had, where that can be told."""
+        found = as_fed(track, self.own_card) if is_unserved(track) else None
+        if found is not None:
+            ledger.remarks["draws of rows that no taskset had served, kept as they were fed"] += 1
+        return found or track
 
     def _keep_data(self, found: Match, expendable: bool, again: bool) -> None:
         """Keep the data of a task, unless they are to be had ``again`` from the taskset or were let go already."""
@@ -231,6 +244,9 @@ class Recording:
                     labels=record.labels,
                     adapted=self._adapted.get(identity),
                     seen_labels=record.seen_labels,
+                    seen_query_labels=record.seen_query_labels,
+                    loss=record.loss,
+                    query_loss=record.query_loss,
                     read=partial(self._read, identity, record.source),
                     fingerprint=record.source.fingerprint.hex(),
                 ),

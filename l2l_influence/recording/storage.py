@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from torch import Tensor
 from .._version import __version__
 from ..errors import PartlySavedError, RecordingError, TaskDataChangedError
 from . import files
+from .losses import Loss
 from .task import RecordedTask
 
 FORMAT = 1
 MANIFEST = "study.json"
 
-TENSORS = {"adapted", "seen_labels", "read"}
+TENSORS = {"adapted", "seen_labels", "seen_query_labels", "read"}
 """Fields of a task that go into the tensor files."""
+
+SEEN = ("seen_labels", "seen_query_labels")
+LOSSES = ("loss", "query_loss")
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ def _unread(name: str) -> tuple[Tensor, ...]:
 def _described(task: RecordedTask) -> dict[str, Any]:
     """A task's fields that are no tensors."""
     found = {field.name: getattr(task, field.name) for field in fields(task) if field.name not in TENSORS}
+    found |= {name: asdict(found[name]) for name in LOSSES if found[name] is not None}
     if task.classes is not None:
         found["classes"] = [name if isinstance(name, (int, str)) else str(name) for name in task.classes]
     return found
@@ -195,9 +200,7 @@ def _described(task: RecordedTask) -> dict[str, Any]:
 
 def _state(task: RecordedTask) -> dict[str, Tensor]:
     found = {f"{task.id}.adapted.{name}": value for name, value in (task.adapted or {}).items()}
-    if task.seen_labels is not None:
-        found[f"{task.id}.seen_labels"] = task.seen_labels
-    return found
+    return found | {f"{task.id}.{name}": seen for name in SEEN if (seen := getattr(task, name)) is not None}
 
 
 def _states(paths: Iterator[Path]) -> dict[str, dict[str, Tensor]]:
@@ -217,4 +220,12 @@ def _task(folder: Path, entry: dict[str, Any], state: Mapping[str, Tensor]) -> R
     adapted = {name.removeprefix("adapted."): value for name, value in state.items() if name.startswith("adapted.")}
     where = f"task {entry['key']} of taskset {entry['taskset']}"
     read = partial(_read, folder / data, entry["fingerprint"]) if data else partial(_unread, where)
-    return RecordedTask(**values, adapted=adapted or None, seen_labels=state.get("seen_labels"), read=read)
+    values |= {name: state.get(name) for name in SEEN} | {name: _loss(entry.get(name)) for name in LOSSES}
+    return RecordedTask(**values, adapted=adapted or None, read=read)
+
+
+def _loss(entry: dict[str, Any] | None) -> Loss | None:
+    if entry is None:
+        return None
+    settings = [(name, tuple(value) if isinstance(value, list) else value) for name, value in entry["settings"]]
+    return Loss(entry["function"], tuple(settings), entry["scale"])

@@ -9,9 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import LabelMismatchError, RecordingError
+from .losses import Loss
 
 Labels = Literal["confirmed", "unseen", "changed"]
-"""What the loss given to ``adapt`` told: it saw the labels served, its labels could not be read, or it saw others."""
+"""What the losses told: they saw the labels served, their labels could not be read, or they saw others."""
 
 Rule = Literal["sgd", "meta-sgd", "gbml", "other"]
 """How an inner step moved the parameters: by -lr times the gradient, as MetaSGD or GBML do, or in a way unknown."""
@@ -32,7 +33,9 @@ class RecordedTask:
         trained: how many of these draws had a loss whose gradient reached the meta-parameters.
         lr, steps, first_order: of the last draw's ``adapt`` calls.
         rule: how these moved the parameters. If it is not ``"sgd"``, lr is NaN.
-        labels: ``"changed"`` when the loss saw other support labels than were served.
+        labels: ``"changed"`` when the losses saw other labels than were served.
+        loss: the loss given to ``adapt``; None if it is not one of torch's, or made of more than that.
+        query_loss: the loss that trained, likewise; None too where the loop did not run inside ``record()``.
         together: whether the features of both sets were computed in one batch, by a body that is not adapted (ANIL).
         adapted: the adapted parameters of the last draw that trained, named as in ``model.named_parameters()``,
             detached, on the CPU; or None (switched off, over the memory cap, or never trained).
@@ -60,6 +63,9 @@ class RecordedTask:
     rule: Rule = "sgd"
     together: bool = False
     rank: int = 0
+    loss: Loss | None = None
+    query_loss: Loss | None = None
+    seen_query_labels: Tensor | None = field(repr=False, default=None)
 
     @property
     def support(self) -> tuple[Tensor, Tensor]:
@@ -68,31 +74,28 @@ class RecordedTask:
         If the loss saw other labels than were served, these are the labels that it saw.
 
         Raises:
-            LabelMismatchError: it saw others, and not always the same.
+            LabelMismatchError: the loop changed labels after sampling, and these could not be seen or changed again.
             TaskDataChangedError: the data were not kept, and the taskset no longer gives the same.
         """
-        if self.labels == "changed" and self.seen_labels is None:
-            raise self._mismatch("the labels of its support set")
-        x, y = self._rows(self.support_rows)
-        return x, (y if self.seen_labels is None else self.seen_labels)
+        return self._set("support", self.support_rows, self.seen_labels)
 
     @property
     def query(self) -> tuple[Tensor, Tensor]:
-        """``(x, y)`` of the query set, on the CPU, ``len(query_rows)`` rows each.
+        """``(x, y)`` of the query set, on the CPU, ``len(query_rows)`` rows each; else as `support`."""
+        return self._set("query", self.query_rows, self.seen_query_labels)
 
-        Raises:
-            LabelMismatchError: the loop changed the labels after sampling, so those of the query set are unknown.
-            TaskDataChangedError: the data were not kept, and the taskset no longer gives the same.
-        """
-        if self.labels == "changed":
-            raise self._mismatch("the labels of its query set")
-        return self._rows(self.query_rows)
+    def _set(self, name: str, rows: tuple[int, ...], seen: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.labels != "changed":
+            return self._rows(rows)
+        if seen is None:
+            raise self._mismatch(f"the labels of its {name} set")
+        return self._rows(rows)[0], seen
 
     def _mismatch(self, unknown: str) -> LabelMismatchError:
         return LabelMismatchError(
-            f"The inner loss of task {self.id} (key {self.key} of taskset {self.taskset}) saw other labels than "
-            f"the taskset served, so {unknown} cannot be known. Change labels inside the taskset (in the data set "
-            "or in a task transform), not after tasks.sample()."
+            f"The losses of task {self.id} (key {self.key} of taskset {self.taskset}) saw other labels than the "
+            f"taskset served, and {unknown} could not be seen. Run the loop inside record(), which sees the labels of "
+            "all losses of torch's, or change labels inside the taskset, not after tasks.sample()."
         )
 
     def _rows(self, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import weakref
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import TaskShapeError
-from .board import Served, board
-from .content import copied, read_batch
+from .content import copied
 from .digests import row_digests
 from .episode import Episode, Forward, Track
 from .journal import journal
+from .losses import Comparison
 from .recording import Recording
-from .tasks import Card, new_card
-
-Pair = tuple[Tensor, Tensor]
-
-_cards: weakref.WeakKeyDictionary[Recording, Card] = weakref.WeakKeyDictionary()
-
-
-class _Taskset:
-    """What was told comes from no taskset."""
-
-
-_gone: weakref.ref[Any] = weakref.ref(_Taskset())
+from .unserved import Pair, as_served
 
 
 @dataclass(frozen=True)
@@ -54,30 +39,19 @@ def tell(recording: Recording, told: ToldEpisode) -> None:
     """Enter an episode into the recording of its learner."""
     journal.catch_up()  # in order with what was seen
     forwards = [_support(*told.support), _query(told.query[0], told.steps)]
-    candidates = [_served(recording, told)]
+    candidates = [as_served(told.support, told.query, recording.own_card, told.key)]
     track = Track(forwards, candidates, told.steps, float(told.lr), told.first_order, trained=True)
     recording.add(Episode([track]))
 
 
-def _served(recording: Recording, told: ToldEpisode) -> Served:
-    """Both sets as one batch, under the key told or under one of their content; these are negative."""
-    content = read_batch(tuple(torch.cat(parts).detach() for parts in zip(told.support, told.query, strict=True)))
-    assert content is not None  # it has rows
-    if recording not in _cards:
-        _cards[recording] = new_card(itertools.count(-1, -1))
-    card = _cards[recording]
-    key = card.key_of(content.fingerprint) if told.key is None else told.key
-    served = Served(_gone, card.number, key, None, content)
-    board.number(served)
-    return served
-
-
 def _support(x: Tensor, y: Tensor) -> Forward:
-    return Forward(0, x.shape, row_digests(x), matched=True, consumed=True, labels=copied(y))
+    return Forward(
+        0, x.shape, digests=row_digests(x), matched=True, consumed=True, comparisons=[Comparison(None, copied(y), True)]
+    )
 
 
 def _query(x: Tensor, steps: int) -> Forward:
-    return Forward(steps, x.shape, row_digests(x), matched=True, used=True)
+    return Forward(steps, x.shape, digests=row_digests(x), matched=True, used=True)
 
 
 def _require_settings(lr: float, steps: int, key: int | None) -> None:

@@ -138,7 +138,9 @@ def test_an_episode_that_breaks_off_leaves_nothing_broken() -> None:
     assert keys(maml) == [0, 2]
 
 
-@pytest.mark.parametrize(("module", "name"), [(episode, "row_digests"), (observe, "read_loss"), (observe, "mark")])
+@pytest.mark.parametrize(
+    ("module", "name"), [(episode, "row_digests"), (observe, "read_loss"), (observe, "mark_output")]
+)
 def test_the_recorders_own_errors_do_not_reach_the_loop(
     module: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
