@@ -61,9 +61,9 @@ def run(
         Path, typer.Option(help="Folder for the study, scores, picture and report.", file_okay=False)
     ] = Path("l2l-influence-run"),
     loss: Annotated[
-        str | None, typer.Option(help="The script's loss: cross-entropy or mse; by the type of labels unless given.")
+        str | None, typer.Option(help="The script's loss, where it cannot be read off: cross-entropy or mse.")
     ] = None,
-    reduction: Annotated[str, typer.Option(help="How that reduces its samples: mean or sum.")] = "mean",
+    reduction: Annotated[str, typer.Option(help="How the one given reduces its samples: mean or sum.")] = "mean",
     hessian: Annotated[str | None, typer.Option(help="Kind of total Hessian, such as gauss-newton or exact.")] = None,
     test_tasks: Annotated[int, typer.Option(help="Most tasks to score on.")] = 100,
     seed: Annotated[int, typer.Option(help="Of which tasks, where there are more.")] = 0,

@@ -122,7 +122,7 @@ def _summary(found: Found | str, kept: Kept, quiet: bool) -> list[str]:
         return [*lines, f"There are no scores: {found}"]
     if not found.tests.held_out:
         lines.append("There were no other tasks to score on than those trained on: scores of fit, not generalisation.")
-    return lines if quiet else [*lines, found.loss_note, found.tests.note, "", found.scores.table(5), ""]
+    return lines if quiet else [*lines, found.tests.note, "", found.scores.table(5), ""]
 
 
 def _places(page: Path) -> list[str]:

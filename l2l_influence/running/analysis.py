@@ -12,7 +12,7 @@ from torch import nn
 
 from ..bilevel.hessians.kinds import curvature
 from ..bilevel.task import Pair
-from ..errors import InfluenceError, NothingRecordedError, RecordingError
+from ..errors import InfluenceError, LossStructureError, NothingRecordedError, RecordingError
 from ..influence import TaskInfluence, TaskScores
 from ..recording import RecordedTask, Study
 
@@ -30,8 +30,8 @@ class Settings:
     """How to score.
 
     Attributes:
-        loss: one of :data:`LOSSES`; None for mse where labels are floats, cross-entropy elsewhere.
-        reduction: how the script's loss reduces its samples.
+        loss: one of :data:`LOSSES`; None for what the script called.
+        reduction: how that reduces its samples, where ``loss`` says what it is.
         hessian: kind of total Hessian; None for the hook's own choice.
         test_tasks: at most how many tasks to score on.
         seed: of which, if there are more.
@@ -47,6 +47,11 @@ class Settings:
     test_tasks: int = 100
     seed: int = 0
     progress: bool | None = None
+
+    @property
+    def chosen_loss(self) -> nn.CrossEntropyLoss | nn.MSELoss | None:
+        """What a user said the script's loss is."""
+        return None if self.loss is None else LOSSES[self.loss](reduction=self.reduction)
 
     def __post_init__(self) -> None:
         if self.loss is not None:
@@ -80,19 +85,17 @@ class Found:
     Attributes:
         scores: of all tasks that trained.
         tests: what they were scored on.
-        loss: the loss, as code.
-        loss_note: where it comes from.
+        loss: the loss as an argument of a hook, as code; empty if hooks find it themselves.
     """
 
     scores: TaskScores
     tests: Tests
     loss: str
-    loss_note: str
 
     @property
     def notes(self) -> list[str]:
         """What the scores rest on, and how they were computed."""
-        return [self.loss_note, self.tests.note, *self.scores.notes]
+        return [self.tests.note, *self.scores.notes]
 
 
 def analyse(study: Study, settings: Settings, early: bool) -> Found | str:
@@ -108,6 +111,8 @@ def analyse(study: Study, settings: Settings, early: bool) -> Found | str:
             # What torch says to those who write code with it says nothing to those who run a script.
             warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
             return _scored(study, settings, early)
+    except LossStructureError as error:
+        return f"{error}. On the command line, --loss and --reduction say which loss it is"
     except InfluenceError as error:
         return str(error)
     except Exception as error:  # a script's model may do anything; that it cannot be scored is no failure of the script
@@ -116,23 +121,11 @@ def analyse(study: Study, settings: Settings, early: bool) -> Found | str:
 
 
 def _scored(study: Study, settings: Settings, early: bool) -> Found:
-    trained = study.training_tasks()
-    name, loss_note = _choose_loss(trained[0], settings)
-    loss = LOSSES[name](reduction=settings.reduction)
+    loss = settings.chosen_loss
     tests = choose_tests(study.tasks, settings, early)
     hook = TaskInfluence(study, loss=loss, hessian=settings.hessian, progress=settings.progress)
-    return Found(hook.scores(tests.pairs), tests, f'nn.{type(loss).__name__}(reduction="{loss.reduction}")', loss_note)
-
-
-def _choose_loss(task: RecordedTask, settings: Settings) -> tuple[str, str]:
-    """The name of the loss, and a note on it."""
-    floats = task.support[1].is_floating_point()
-    name = settings.loss or ("mse" if floats else "cross-entropy")
-    why = "as asked for" if settings.loss else f"taken from the labels, which are {'floats' if floats else 'integers'}"
-    return name, (
-        f"loss: {name}, {why}; reduced to the samples' {settings.reduction}. If the script trains with another one, "
-        "these are not its scores: --loss and --reduction say which it is"
-    )
+    code = "" if loss is None else f'loss=nn.{type(loss).__name__}(reduction="{loss.reduction}")'
+    return Found(hook.scores(tests.pairs), tests, code)
 
 
 def choose_tests(tasks: Sequence[RecordedTask], settings: Settings, early: bool) -> Tests:

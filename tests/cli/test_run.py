@@ -263,12 +263,25 @@ def test_another_loss_and_reduction(capsys: pytest.CaptureFixture[str]) -> None:
     write(floats, set_up.replace("nn.CrossEntropyLoss()", "nn.MSELoss(reduction='sum')").replace("0.4", "0.01"))
     small_steps = Path("script.py").read_text().replace("parameters(), 0.1)", "parameters(), 0.001)")
     Path("script.py").write_text(small_steps + TRAINING + VALIDATION)
-    run("--reduction", "sum", "script.py")
+    run("script.py")
     printed, said = capsys.readouterr()
     loss = float(re.findall(r"validation (.*)", printed)[0])
     assert f"the test tasks now ({loss:.4f})" in page()
-    assert "mse, taken from the labels, which are floats; reduced to the samples' sum" in said
-    assert 'loss=nn.MSELoss(reduction="sum")' in html.unescape(Path("l2l-influence-run/report.html").read_text())
+    assert "loss: nn.MSELoss(reduction='sum'), as the loop called it" in said
+    assert "hook = TaskInfluence(study)" in page()
+
+
+def test_a_loss_that_cannot_be_read_off_has_to_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cross-entropy written out."""
+    by_hand = "loss = lambda o, y: -o.log_softmax(1)[range(len(y)), y].mean()"
+    write(SET_UP.replace("loss = nn.CrossEntropyLoss()", by_hand), TRAINING, VALIDATION)
+    run("script.py")
+    printed, said = capsys.readouterr()
+    assert "There are no scores: the losses of" in said and "--loss and --reduction say which" in said
+    run("--loss", "cross-entropy", "script.py")
+    loss = float(re.findall(r"validation (.*)", printed)[0])
+    assert f"the test tasks now ({loss:.4f})" in page()
+    assert 'loss=nn.CrossEntropyLoss(reduction="mean")' in html.unescape(page())
 
 
 def test_without_other_tasks_scores_are_of_fit_and_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

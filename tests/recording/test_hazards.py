@@ -7,7 +7,7 @@ In the order in which they come up in the life of a learner. Where other files g
   subclasses: test_learners.py::test_a_subclass_keeps_what_is_its_own
 - state on a module that all clones share: `test_nothing_is_put_on_the_model`
 - sampling before or after cloning: `test_sampling_before_or_after_cloning`
-- rows of support and query unknown: `test_rows_are_found_by_content`, `test_rows_that_were_changed_are_refused`;
+- rows of support and query unknown: `test_rows_are_found_by_content`, `test_rows_that_were_changed_are_refused_or_as_fed`;
   ambiguous rows: test_binding.py::test_a_draw_that_fits_two_tasks_is_refused;
   features: test_anil.py::test_rows_are_followed_through_the_body
 - labels that the learner never sees: `test_labels_are_read_from_the_loss`;
@@ -203,13 +203,20 @@ def test_rows_are_found_by_content(split: Callable[[int], tuple[Any, Any]], kit:
 
 @each_way
 @pytest.mark.parametrize("change", [lambda x: x.double(), lambda x: x / 255, lambda x: x[:, [1, 0, 2, 3]]])
-def test_rows_that_were_changed_are_refused(change: Callable[[Tensor], Tensor], kit: Kit, block: Block) -> None:
+def test_rows_that_were_changed_are_refused_or_as_fed(
+    change: Callable[[Tensor], Tensor], kit: Kit, block: Block
+) -> None:
+    """Inside record() their labels are seen, and what was fed is the task."""
     maml, tasks = kit.MAML(nn.Linear(4, 5, dtype=change(torch.ones(1, 4)).dtype), lr=0.1), tasks_of(kit)
     with block():
         x, y = tasks[0]
         step(maml, (change(x), y))
-    with pytest.raises(UnmatchedInputError, match="no change of values, dtype or shape"):
-        recording_of(maml).training_tasks()
+    if block is record:
+        (task,) = recording_of(maml).training_tasks()
+        assert torch.equal(torch.cat([task.support[0], task.query[0]]), change(torch.cat([x[::2], x[1::2]])))
+    else:
+        with pytest.raises(UnmatchedInputError, match="no change of values, dtype or shape"):
+            recording_of(maml).training_tasks()
 
 
 LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
