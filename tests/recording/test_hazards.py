@@ -7,7 +7,8 @@ In the order in which they come up in the life of a learner. Where other files g
   subclasses: test_learners.py::test_a_subclass_keeps_what_is_its_own
 - state on a module that all clones share: `test_nothing_is_put_on_the_model`
 - sampling before or after cloning: `test_sampling_before_or_after_cloning`
-- rows of support and query unknown: `test_rows_are_found_by_content`, `test_rows_that_were_changed_are_refused_or_as_fed`;
+- rows of support and query unknown: `test_rows_are_found_by_content`,
+  `test_rows_that_were_changed_are_refused_or_as_fed`; test_unserved.py::test_values_changed_after_sampling;
   ambiguous rows: test_binding.py::test_a_draw_that_fits_two_tasks_is_refused;
   features: test_anil.py::test_rows_are_followed_through_the_body
 - labels that the learner never sees: `test_labels_are_read_from_the_loss`;
@@ -31,7 +32,7 @@ In the order in which they come up in the life of a learner. Where other files g
 - memory: `test_no_clone_or_graph_outlives_its_iteration`; test_memory.py::test_data_without_room_are_read_again
 - copies: `test_copies_of_learners_and_clones`; test_session.py::test_learners_can_be_copied_and_saved
 - DataParallel: `test_data_parallel_inside_a_clone`, `test_data_parallel_around_a_clone_is_refused`
-- distributed processes: `test_each_process_records_what_it_was_fed`
+- distributed processes: test_run.py::test_each_process_of_torchrun_has_a_folder
 - worker processes: `test_worker_processes_of_drop_ins_are_refused`; test_session.py::test_data_loaders
 - Lightning: test_lightning.py::test_the_same_bits, test_lightning.py::test_the_sanity_check_is_left_out
 """
@@ -42,7 +43,6 @@ import copy
 import gc
 import io
 import pickle
-import random
 import re
 import threading
 import weakref
@@ -54,7 +54,7 @@ from typing import Any
 import learn2learn as l2l
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from l2l_influence import TaskInfluence, TotalGradient
@@ -602,48 +602,6 @@ def test_data_parallel_around_a_clone_is_refused(around: Callable[[Any], Any], k
                 assert keys(maml) == [1]
     with pytest.raises(UnmatchedInputError, match=r"DataParallel belongs inside, learner\.module ="):
         recording_of(maml).training_tasks()
-
-
-def in_step(rank: int, folder: Path, watched: bool) -> None:
-    """One of two processes that average their gradients, as DistributedDataParallel and cherry do."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/{watched}", rank=rank, world_size=2)
-    seed()
-    maml, tasks = PLAIN.MAML(network(), lr=0.1), tasks_of(PLAIN)
-    random.seed(42 + rank)
-    drawn: list[Tensor] = []
-    with record() if watched else nullcontext():
-        for _iteration in range(4):
-            batch = tasks.sample()
-            drawn.append(batch[0])
-            maml.zero_grad()
-            step(maml, batch)
-            with torch.no_grad():
-                for parameter in maml.parameters():
-                    distributed.all_reduce(parameter.grad)
-                    parameter -= 0.05 * parameter.grad
-    seen = [(task.read()[0], task.trained) for task in (recording_of(maml).training_tasks() if watched else [])]
-    left = {"seen": seen, "drawn": drawn, "state": list(maml.state_dict().values())}
-    torch.save(left, folder / f"{watched}-{rank}.pt")
-    distributed.destroy_process_group()
-
-
-def test_each_process_records_what_it_was_fed(tmp_path: Path) -> None:
-    context = torch.multiprocessing.get_context("fork")
-    for watched in (False, True):
-        processes = [context.Process(target=in_step, args=(rank, tmp_path, watched)) for rank in range(2)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(60)
-            assert process.exitcode == 0
-    for rank in range(2):
-        plain, recorded = (torch.load(tmp_path / f"{watched}-{rank}.pt") for watched in (False, True))
-        assert all(map(torch.equal, plain["state"], recorded["state"]))
-        assert all(map(torch.equal, plain["drawn"], recorded["drawn"]))
-        assert [trained for _, trained in recorded["seen"]] == [
-            sum(torch.equal(x, other) for other in recorded["drawn"]) for x, _ in recorded["seen"]
-        ]
-        assert sum(trained for _, trained in recorded["seen"]) == 4
 
 
 def test_worker_processes_of_drop_ins_are_refused() -> None:
