@@ -62,8 +62,9 @@ def _apart(parts: Sequence[Saved]) -> Iterator[tuple[Hashable, RecordedTask]]:
 
 def _use(task: RecordedTask) -> Hashable:
     """Which task it is, and how it was used."""
-    labels = None if task.seen_labels is None else tuple(task.seen_labels.flatten().tolist())
-    rows = task.support_rows, task.query_rows, task.labels, labels, task.together
+    seen = [None if y is None else tuple(y.flatten().tolist()) for y in (task.seen_labels, task.seen_query_labels)]
+    losses = [loss and (loss.function, loss.settings) for loss in (task.loss, task.query_loss)]
+    rows = task.support_rows, task.query_rows, task.labels, *seen, *losses, task.together
     rule = repr(task.lr), task.steps, task.first_order, task.rule  # as text, because no two NaN are equal
     return task.key, task.indices, task.fingerprint, rows, rule
 

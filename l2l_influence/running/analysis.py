@@ -121,6 +121,7 @@ def analyse(study: Study, settings: Settings, early: bool) -> Found | str:
 
 
 def _scored(study: Study, settings: Settings, early: bool) -> Found:
+    study.training_tasks()  # raises, and says why, if they are not all there
     loss = settings.chosen_loss
     tests = choose_tests(study.tasks, settings, early)
     hook = TaskInfluence(study, loss=loss, hessian=settings.hessian, progress=settings.progress)

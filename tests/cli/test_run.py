@@ -175,18 +175,6 @@ def test_what_the_process_had_is_given_back() -> None:
     assert (sys.argv, sys.path, sys.modules["__main__"]) == before
 
 
-def test_a_forked_child_writes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    write(SET_UP, "child = os.fork()\nif child:\n    os.waitpid(child, 0)\n", TRAINING)
-    process = os.getpid()
-    try:
-        run("--quiet", "script.py")
-    finally:
-        if os.getpid() != process:
-            os._exit(0)
-    out, err = capfd.readouterr()
-    assert out.count("error") == 20 and err.count("Open this in a browser") == 1
-
-
 # ---- the study --------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +184,7 @@ def test_scores_are_of_the_loss_on_the_tasks_that_never_trained(capsys: pytest.C
     printed, said = capsys.readouterr()
     loss = float(re.findall(r"validation (.*)", printed)[0])
     assert f"the test tasks now ({loss:.4f})" in page() and "6 tasks that the learner was fed but never" in page()
-    assert "cross-entropy, taken from the labels" in said and "Scores of fit" not in page()
+    assert "loss: nn.CrossEntropyLoss(), as the loop called it" in said and "Scores of fit" not in page()
     assert len(scores()) == 10 and list(scores().values()) == sorted(scores().values(), reverse=True)
 
 
@@ -268,7 +256,7 @@ def test_another_loss_and_reduction(capsys: pytest.CaptureFixture[str]) -> None:
     loss = float(re.findall(r"validation (.*)", printed)[0])
     assert f"the test tasks now ({loss:.4f})" in page()
     assert "loss: nn.MSELoss(reduction='sum'), as the loop called it" in said
-    assert "hook = TaskInfluence(study)" in page()
+    assert "hook = TaskInfluence(study)\n" in Path("l2l-influence-run/report.html").read_text()
 
 
 def test_a_loss_that_cannot_be_read_off_has_to_be_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +269,8 @@ def test_a_loss_that_cannot_be_read_off_has_to_be_said(capsys: pytest.CaptureFix
     run("--loss", "cross-entropy", "script.py")
     loss = float(re.findall(r"validation (.*)", printed)[0])
     assert f"the test tasks now ({loss:.4f})" in page()
-    assert 'loss=nn.CrossEntropyLoss(reduction="mean")' in html.unescape(page())
+    whole = html.unescape(Path("l2l-influence-run/report.html").read_text())
+    assert 'loss=nn.CrossEntropyLoss(reduction="mean")' in whole
 
 
 def test_without_other_tasks_scores_are_of_fit_and_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,7 +300,7 @@ def test_each_learner_that_trained_has_a_folder() -> None:
     ("changed", "why"),
     [
         (("error.backward()", "pass"), "no backward()"),
-        (("training[i]", "(2 * training[i][0], training[i][1])"), "belongs to no task served"),
+        (("training[i]", "(training[i][0] * maml.module.weight[0], training[i][1])"), "belongs to no task served"),
         (("lr=0.4", "lr=torch.full((), 0.4, requires_grad=True)"), "learning rates or transforms were learned"),
     ],
 )
