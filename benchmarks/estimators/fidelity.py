@@ -24,10 +24,9 @@ from l2l_influence.errors import NegativeCurvatureError
 from l2l_influence.evaluation import lds, pearson, spearman
 from l2l_influence.influence.outer import RELATIVE_DAMPING
 
+from ..journal import Row
 from .truth import Removal, Truth
 from .worlds import World
-
-Row = dict[str, Any]
 
 DAMPINGS = (0.0, 1e-3, RELATIVE_DAMPING, 1e-1)
 """Relative to the largest eigenvalue of the estimator's own Hessian; the third is the hooks' default."""

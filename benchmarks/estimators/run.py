@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy
-import scipy
-import sklearn
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import l2l_influence
 from l2l_influence.bilevel.stationarity import stationarity
 
+from ..journal import Journal, Row, as_json, settings
 from .cost import seconds
-from .fidelity import ESTIMATORS, Linearised, Row, rows_of
+from .fidelity import ESTIMATORS, Linearised, rows_of
 from .inverses import inverse_rows
 from .retraining import Retraining
 from .tables import page_tables
@@ -31,8 +25,9 @@ from .worlds import FULL, QUICK, WORLDS, Size, World
 def run(quick: bool, out: Path) -> None:
     """Measure what ``out`` does not hold yet, and write ``estimators.json`` and ``estimators.md`` there."""
     size = QUICK if quick else FULL
+    command = "python -m benchmarks estimators" + (" --quick" if quick else "")
     out.mkdir(parents=True, exist_ok=True)
-    journal = Journal(out / "rows.jsonl", _settings(quick, size))
+    journal = Journal(out / "rows.jsonl", settings(command, asdict(size)), ("world", "seed"))
     for name in WORLDS:
         for seed in range(size.seeds):
             if not journal.has(name, seed):
@@ -81,61 +76,3 @@ def _described(world: World, retraining: Retraining, linearised: Linearised, hes
         "test": float(retraining.losses(lam, world.test).mean()),
         "untrained": float(retraining.losses(world.layout.ravel(world.start), world.test).mean()),
     }
-
-
-class Journal:
-    """Rows on disk, a world and seed at a time, so that a run that was cut off goes on where it was.
-
-    Raises:
-        SystemExit: the file holds rows of other settings.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self._path, self.settings = path, settings
-        if not path.exists():
-            path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-        first, *rest = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if first != settings:
-            raise SystemExit(f"{path} was measured with other settings or versions: remove it, or pass another --out")
-        self.rows: list[Row] = [row for unit in rest for row in unit]
-
-    def has(self, world: str, seed: int) -> bool:
-        return any((row["world"], row["seed"]) == (world, seed) for row in self.rows)
-
-    def add(self, rows: list[Row]) -> None:
-        rounded = [_rounded(row) for row in rows]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rounded) + "\n")
-        self.rows += rounded
-
-
-def as_json(measured: dict[str, Any]) -> str:
-    """One row a line."""
-    head = json.dumps({key: value for key, value in measured.items() if key != "rows"}, indent=1)
-    rows = ",\n".join(json.dumps(row) for row in measured["rows"])
-    return f'{head[:-2]},\n "rows": [\n{rows}\n]}}\n'
-
-
-def _settings(quick: bool, size: Size) -> dict[str, Any]:
-    return {
-        "command": "python -m benchmarks estimators" + (" --quick" if quick else ""),
-        "size": asdict(size),
-        "versions": {
-            "l2l_influence": l2l_influence.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-            "scipy": scipy.__version__,
-            "scikit-learn": sklearn.__version__,
-        },
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-    }
-
-
-def _rounded(value: Any) -> Any:
-    """To four significant digits, all the way down."""
-    if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_rounded(part) for part in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value

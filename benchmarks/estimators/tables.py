@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from .fidelity import DAMPINGS, ESTIMATORS, Row
+from ..journal import Row
+from ..markdown import Table, captioned, number
+from .fidelity import DAMPINGS, ESTIMATORS
 from .inverses import INVERSES
 
 DEFAULT = 2
@@ -27,21 +29,19 @@ ONE_BY_ONE, AS_GROUPS = ("cosine", "pearson", "spearman", "error"), ("lds", "spe
 NO_SIZE = "identity"
 """Its Δλ has no unit, so that a relative error would say nothing."""
 
-Table = list[list[str]]
-
 
 def page_tables(measured: Mapping[str, Any]) -> dict[str, str]:
     """Captioned tables by name, in the page's order."""
     rows = Rows(measured["rows"])
-    captioned = {"worlds": ("The problems", _worlds(rows))}
-    captioned |= {question: (caption, _fidelity(rows, question)) for question, caption in CAPTIONS.items()}
-    captioned["damping"] = ("Damping: r of single tasks, then of single query samples", _damping(rows))
-    captioned["seconds"] = ("Processor seconds for the scores of all tasks on one test gradient", _seconds(rows))
-    captioned["inverses"] = ("Inverses of the inner Hessian, on proximal inner problems", _inverses(rows))
+    tables = {"worlds": ("The problems", _worlds(rows))}
+    tables |= {question: (caption, _fidelity(rows, question)) for question, caption in CAPTIONS.items()}
+    tables["damping"] = ("Damping: r of single tasks, then of single query samples", _damping(rows))
+    tables["seconds"] = ("Processor seconds for the scores of all tasks on one test gradient", _seconds(rows))
+    tables["inverses"] = ("Inverses of the inner Hessian, on proximal inner problems", _inverses(rows))
     source = _source(measured)
     return {
-        name: f"**Table {number}. {caption}.** {source}\n\n{_markdown(table)}"
-        for number, (name, (caption, table)) in enumerate(captioned.items(), start=1)
+        name: captioned(at, caption, source, table)
+        for at, (name, (caption, table)) in enumerate(tables.items(), start=1)
     }
 
 
@@ -73,9 +73,9 @@ DESCRIPTION: dict[str, Callable[[list[Row]], str]] = {
         f"‖Δλ‖ / ‖λ*‖ by removing a {level}": lambda found, level=level: f"{mean(r['moved'][level] for r in found):.2g}"
         for level in ("task", "query", "support", "half")
     },
-    "mean query loss of training tasks": lambda found: _number(mean(row["train"] for row in found)),
-    "of test tasks": lambda found: _number(mean(row["test"] for row in found)),
-    "of test tasks before training": lambda found: _number(mean(row["untrained"] for row in found)),
+    "mean query loss of training tasks": lambda found: number(mean(row["train"] for row in found)),
+    "of test tasks": lambda found: number(mean(row["test"] for row in found)),
+    "of test tasks before training": lambda found: number(mean(row["untrained"] for row in found)),
 }
 """What is said of a problem, from its rows, one a seed; the worst of them where one figure could mislead."""
 
@@ -110,7 +110,7 @@ def _spread(rows: Rows, question: str, world: str, names: Sequence[str]) -> str:
             for name in names:
                 values = [row[name][DEFAULT] for row in found]
                 widest[name] = max(widest[name], max(values) - min(values))
-    return " / ".join(_number(width) for width in widest.values())
+    return " / ".join(number(width) for width in widest.values())
 
 
 def _default_and_best(found: Sequence[Row], names: Sequence[str]) -> str:
@@ -161,7 +161,7 @@ def _inverses(rows: Rows) -> Table:
         cells = []
         for world in rows.worlds:
             found = rows.of(table="inverses", inverse=inverse, world=world)
-            numbers = [_number(mean(row[name] for row in found)) for name in ("cosine", "error", "pearson")]
+            numbers = [number(mean(row[name] for row in found)) for name in ("cosine", "error", "pearson")]
             cells.append(" / ".join([*numbers, f"{mean(row['seconds'] for row in found):.2f} s"]))
         table.append([inverse, *cells])
     return table
@@ -176,7 +176,7 @@ def _figures(found: Sequence[Row], at: int, names: Sequence[str]) -> str:
     if "zero" in verdicts:
         return "zero"
     refused = _refused(verdicts.count("indefinite"), len(found))
-    return refused or " / ".join(_number(mean(row[name][at] for row in found)) for name in names)
+    return refused or " / ".join(number(mean(row[name][at] for row in found)) for name in names)
 
 
 def _refused(count: int, of: int) -> str:
@@ -185,20 +185,8 @@ def _refused(count: int, of: int) -> str:
     return "indefinite" if count == of else f"indefinite ({count} of {of} seeds)"
 
 
-def _number(value: float) -> str:
-    """Two decimals, without a leading zero."""
-    text = f"{abs(value):.2f}"
-    sign = "−" if value < 0 and float(text) > 0 else ""
-    return sign + text.removeprefix("0")
-
-
 def _source(measured: Mapping[str, Any]) -> str:
     seeds = measured["size"]["seeds"]
     which = "seed 0" if seeds == 1 else f"means over seeds 0 to {seeds - 1}"
     versions = ", ".join(f"{name} {measured['versions'][name]}" for name in ("l2l_influence", "torch"))
     return f"`{measured['command']}`, {which}; {versions}."
-
-
-def _markdown(table: Table) -> str:
-    header, *lines = table
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])

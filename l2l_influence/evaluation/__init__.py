@@ -17,6 +17,7 @@ from .noise import Interval, ceiling, lds_difference, lds_interval, reliability
 from .outcomes import Outcome
 from .removals import leave_groups_out, leave_one_out, most_harmful, random_groups, random_subsets
 from .retraining import Retrain
+from .sensitivity import Sensitivity, plot_sensitivity, sensitivity
 from .truth import Truth, along_path, measure
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Interval",
     "Outcome",
     "Retrain",
+    "Sensitivity",
     "Truth",
     "along_path",
     "auc",
@@ -38,12 +40,14 @@ __all__ = [
     "measure",
     "most_harmful",
     "pearson",
+    "plot_sensitivity",
     "precision_at_k",
     "random_groups",
     "random_subsets",
     "relative_error",
     "reliability",
     "self_ranks",
+    "sensitivity",
     "slope",
     "spearman",
 ]

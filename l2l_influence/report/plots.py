@@ -58,6 +58,23 @@ class Bar:
     highlighted: bool = False
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Figures between −1 and 1 at several strengths of a setting.
+
+    Attributes:
+        setting: its name.
+        values: strengths, positive and rising.
+        own: the strength in use.
+        lines: by name, a figure for each strength; nan where there is none.
+    """
+
+    setting: str
+    values: Sequence[float]
+    own: float
+    lines: Mapping[str, Sequence[float]]
+
+
 def draw_ranking(
     scores: Scores[Any],
     path: str | Path | None = None,
@@ -183,6 +200,35 @@ def draw_task(
     grid[0, shots // 2].set_title("support: adapt to this", fontsize=8)
     grid[0, shots + 1 + shots // 2].set_title("query: then get this right", fontsize=8)
     return _saved(figure, path)
+
+
+def draw_sensitivity(curves: Sequence[Curve], path: str | Path | None = None) -> Figure:
+    """A panel for each setting: figures over its strengths, the one in use marked, refused strengths crossed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(curves), 3.8), layout="constrained")
+    for axes, curve in zip(figure.subplots(1, len(curves), sharey=True, squeeze=False)[0], curves, strict=True):
+        _strengths(axes, curve)
+    figure.axes[0].set_ylabel("correlation")
+    figure.axes[0].legend(frameon=False, fontsize=8, loc="lower left")
+    return _saved(figure, path)
+
+
+def _strengths(axes: Axes, curve: Curve) -> None:
+    values = np.asarray(curve.values, dtype=float)
+    axes.axvline(curve.own, linestyle=":", color=GREY, linewidth=1.6, label=f"in use: {curve.own:.3g}")
+    for (name, line), (colour, style, _), marker in zip(curve.lines.items(), SERIES, "os", strict=False):
+        figures = np.asarray(line, dtype=float)
+        axes.plot(values, figures, style, marker=marker, markersize=5, color=colour, linewidth=1.8, label=name)
+    refused = values[np.isnan(next(iter(curve.lines.values())))]
+    if len(refused):
+        axes.plot(refused, np.zeros(len(refused)), "x", color=INK, label="refused")
+    axes.axhline(0, color=GREY, linewidth=0.6)
+    axes.set_xscale("log")
+    axes.set_ylim(min(-0.05, *(np.nanmin(line) - 0.05 for line in curve.lines.values())), 1.05)
+    axes.set_xlabel(curve.setting)
+    axes.set_title(f"Sensitivity to {curve.setting}", loc="left", fontsize=10)
+    _bare(axes)
 
 
 def _scatter(axes: Axes, panel: Panel) -> None:

@@ -1,0 +1,155 @@
+"""What is held against retraining: the hooks with every kind of Hessian, inner problem and damping, and the baselines.
+
+Estimators are made from a world's study as a user would make them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2l_influence import SupportInfluence, TaskInfluence
+from l2l_influence.bilevel import Sketch
+from l2l_influence.bilevel.problem import REMOVALS
+from l2l_influence.evaluation.baselines import BASELINES
+from l2l_influence.evaluation.baselines.base import hook_class
+from l2l_influence.evaluation.metrics import Floats
+from l2l_influence.evaluation.sensitivity import damped, damping_of
+from l2l_influence.influence.curved import CurvedHook
+from l2l_influence.influence.items import ItemInfluence
+from l2l_influence.influence.scoring import each_test_gradient, score_leaving_out
+from l2l_influence.recording import Study
+
+from .truths import count
+from .worlds import World
+
+ALL = ("task", "query", "support")
+
+
+class ResolvedSupport(SupportInfluence):
+    """Support samples by adapting each task anew without them."""
+
+    _level = REMOVALS["resolve"]
+
+
+def influence(study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> CurvedHook:
+    """The hook of that level; support samples are resolved."""
+    kind: type[ItemInfluence[Any, Any]] = ResolvedSupport if level == "support" else hook_class(level)
+    return kind(study, tasks, loss, **options)
+
+
+def closed_form(study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> CurvedHook:
+    return hook_class(level)(study, tasks, loss, **options)
+
+
+def with_other_inner_kind(
+    study: Study, tasks: None = None, loss: Any = None, *, level: str, inner: str = "unrolled", **options: Any
+) -> CurvedHook:
+    """Proximal where the world unrolls its steps, and unrolled where it is proximal."""
+    options.pop("proximal", None)
+    other = "proximal" if inner == "unrolled" else "unrolled"
+    return influence(study, tasks, loss, level=level, inner=other, **options)
+
+
+class LeftOut(TaskInfluence):
+    """Tasks, each solved for without its own part of the Hessian."""
+
+    def __init__(self, study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> None:
+        super().__init__(study, tasks, loss, **options)
+
+    def score_matrix(self, test_tasks: Any, *_: Any, **__: Any) -> tuple[list[int], Tensor]:
+        outer = self._outer()
+        test = outer.study.test_problem(test_tasks, None, None, 0)
+        found = score_leaving_out(outer, self._level, each_test_gradient(test, exact=True))
+        return self._all_refs(outer.study, found), torch.cat(found.scores)
+
+    def remove(self, items: Any, **_: Any) -> dict[str, Tensor]:
+        return super().remove(items, leave_one_out=True)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """One way to score.
+
+    Attributes:
+        name: as tables call it.
+        make: ``make(study, None, loss, level=…, **options)``.
+        options: beyond the world's.
+        dampings: of the solve, in units of the hooks' own.
+        levels: that it scores.
+        dear: whether it is left out where the network is large.
+        only: names of the worlds that it is for; all of them unless given.
+        baseline: whether it is something simpler than influence.
+    """
+
+    name: str
+    make: Callable[..., Any] = influence
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dampings: tuple[float, ...] = (1.0,)
+    levels: tuple[str, ...] = ALL
+    dear: bool = False
+    only: tuple[str, ...] = ()
+    baseline: bool = False
+
+    def on(self, world: World, level: str) -> Any:
+        """What has ``score_matrix``."""
+        options = {**world.options, **self.options}
+        return self.make(world.study, None, options.pop("loss"), level=level, progress=False, **options)
+
+    def at(self, scorer: Any, scale: float) -> Any:
+        """The scorer with its damping times ``scale``."""
+        return scorer if scale == 1 else damped(scorer, scale * damping_of(scorer))
+
+    def asked(self, world: World, level: str) -> bool:
+        """Whether it is measured there: what is dear scores tasks only, and nothing in large networks."""
+        if self.only and world.name not in self.only or level not in self.levels or level not in world.levels:
+            return False
+        return not self.dear or len(world.lam) <= SMALL or (level == "task" and not world.large)
+
+
+SMALL = 500
+"""Parameters of a network in which nothing is dear."""
+
+DAMPINGS = (1.0, 0.0, 0.1, 10.0, 100.0)
+DEFAULT = "sketch, 16 draws"
+
+_HOOKS = (
+    Estimator(DEFAULT, options={"hessian": Sketch(draws=16)}, dampings=DAMPINGS),
+    Estimator("sketch, 4 draws", options={"hessian": Sketch(draws=4)}, dampings=(1.0, 10.0, 100.0)),
+    Estimator("sketch, 64 draws", options={"hessian": Sketch(draws=64)}, dampings=DAMPINGS, dear=True),
+    Estimator("gauss-newton", options={"hessian": "gauss-newton"}, dampings=(1.0, 10.0), dear=True),
+    Estimator("exact", options={"hessian": "exact"}, dampings=(1.0, 0.0, 10.0), dear=True),
+    Estimator("exact, left out", LeftOut, {"hessian": "exact"}, levels=("task",), only=("convex",)),
+    Estimator("the other inner kind", with_other_inner_kind, {"hessian": Sketch(draws=16)}, levels=("task", "query")),
+    Estimator("closed form", closed_form, {"hessian": Sketch(draws=16)}, levels=("support",)),
+)
+"""The first is the hooks' default, of which the last two differ in one thing."""
+
+ONLY_TASKS, DEAR = {"ascent-steps", "single-level-ekfac", "cosine-similarity", "direct"}, {"ascent-steps"}
+_NAMES = [name for name in BASELINES if name != "tracin"]
+
+ESTIMATORS: tuple[Estimator, ...] = _HOOKS + tuple(
+    Estimator(name, BASELINES[name], levels=("task",) if name in ONLY_TASKS else ALL, dear=name in DEAR, baseline=True)
+    for name in _NAMES
+)
+
+
+def positions(names: list[Any], world: World, level: str) -> dict[int, int]:
+    """Where in ``names`` each of the world's items stands. Items are tasks, or (task, j) in order."""
+    key = {task.id: task.key for task in world.study.training_tasks()}
+    samples = 1 if level == "task" else getattr(world.train, f"{level}_y").shape[1]
+    pairs = [(name, 0) if level == "task" else name for name in names]
+    return {key[task] * samples + j: row for row, (task, j) in enumerate(pairs)}
+
+
+def by_position(names: list[Any], matrix: Tensor, world: World, level: str) -> Floats:
+    """Rows of a score matrix ``(n, T)`` in the order of the world's items; 0 for what was never trained on."""
+    scores = np.zeros((count(world.train, level), matrix.shape[1]))
+    for item, row in positions(names, world, level).items():
+        scores[item] = matrix[row].numpy()
+    return scores

@@ -1,0 +1,66 @@
+"""The whole measurement: ``python -m benchmarks fidelity --quick | --full [--only NAME …] [--out FOLDER]``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..journal import Journal, as_json, settings
+from .estimators import ESTIMATORS
+from .figures import described, rows_of
+from .tables import page_tables
+from .tasks import MissingDataError
+from .truths import truths
+from .worlds import FULL, QUICK, WORLDS, Size, World
+
+COMMAND = "python -m benchmarks fidelity"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--quick", action="store_true", help="a few tasks and steps, to see that it runs")
+    size.add_argument("--full", action="store_true", help="what the documentation shows; tens of minutes a world")
+    parser.add_argument("--only", nargs="+", choices=WORLDS, metavar="NAME", help=f"of {', '.join(WORLDS)}")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks-fidelity"))
+    options = parser.parse_args(arguments)
+    run(options.quick, options.out, options.only or list(WORLDS))
+
+
+def run(quick: bool, out: Path, names: Sequence[str]) -> None:
+    """Measure what ``out`` does not hold yet of these worlds, and write ``fidelity.json`` and ``fidelity.md`` there
+    after each."""
+    torch.set_num_threads(1)  # side by side, and as retraining does it
+    size = QUICK if quick else FULL
+    out.mkdir(parents=True, exist_ok=True)
+    command = f"{COMMAND} {'--quick' if quick else '--full'}"
+    journal = Journal(out / "rows.jsonl", settings(command, asdict(size)), ("world", "level", "estimator"))
+    for name in names:
+        try:
+            study(WORLDS[name](name, size), size, journal, out / "retrained")
+        except MissingDataError as missing:
+            print(f"{name} is left out: {missing}")
+        _write(journal, out)
+    print(f"written to {out}")
+
+
+def study(world: World, size: Size, journal: Journal, cache: Path) -> None:
+    """Add all rows of a world that are not there."""
+    found = {level: truths(world, size, level, cache) for level in world.levels}
+    if not journal.has(world.name, None, None):
+        journal.add([described(world, found)])
+    asked = [(level, each) for each in ESTIMATORS for level in world.levels if each.asked(world, level)]
+    for level, estimator in tqdm(asked, desc=world.name, unit="estimator", disable=None):
+        if not journal.has(world.name, level, estimator.name):
+            journal.add(list(rows_of(world, level, estimator, found[level])))
+
+
+def _write(journal: Journal, out: Path) -> None:
+    measured = {**journal.settings, "rows": journal.rows}
+    (out / "fidelity.json").write_text(as_json(measured), encoding="utf-8")
+    (out / "fidelity.md").write_text("\n\n".join(page_tables(measured).values()) + "\n", encoding="utf-8")

@@ -1,0 +1,80 @@
+"""What removals really do: items taken away in halves and one by one, and the learner trained again."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from l2l_influence.evaluation import Outcome, Truth, leave_one_out, measure, random_subsets
+from l2l_influence.evaluation.metrics import Flags, Floats
+
+from ..estimators.retraining import Weights
+from ..estimators.worlds import Stacked
+from .worlds import Size, Trainer, World
+
+HALVES, SINGLES = "halves", "singles"
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """A trainer as ``measure`` calls it: with weights of the items of one level, ``(n,)``."""
+
+    trainer: Trainer
+    tasks: Stacked
+    level: str
+
+    def __call__(self, weights: Floats, seed: int) -> Outcome:
+        lam = self.trainer(weighted(self.tasks, self.level, weights), seed)
+        return Outcome(self.trainer.losses(lam), lam.double().numpy())
+
+
+def weighted(tasks: Stacked, level: str, weights: Floats) -> Weights:
+    """All ones, and ``weights`` times those of one level."""
+    whole = Weights.of(tasks)
+    part: torch.Tensor = getattr(whole, level)
+    return whole._replace(**{level: part * torch.as_tensor(weights).view(part.shape)})
+
+
+def count(tasks: Stacked, level: str) -> int:
+    """How many items there are."""
+    return int(getattr(Weights.of(tasks), level).numel())
+
+
+def designs(world: World, size: Size, level: str) -> dict[str, Flags]:
+    """What is removed, ``(G, n)``."""
+    items = count(world.train, level)
+    every = level == "task" and size.detection
+    singles = leave_one_out(items, None if every else min(size.singles, items), seed=1)
+    return {HALVES: random_subsets(items, size.halves, seed=2), SINGLES: singles}
+
+
+def asked(world: World, level: str) -> Iterator[tuple[str, str]]:
+    """(design, ground truth) that are measured: retraining from scratch only for halves of the tasks."""
+    for truth in world.trainers:
+        if truth == next(iter(world.trainers)):
+            yield HALVES, truth
+            yield SINGLES, truth
+        elif level == "task":
+            yield HALVES, truth
+
+
+def truths(world: World, size: Size, level: str, cache: Path) -> dict[tuple[str, str], Truth]:
+    """By design and ground truth; retrainings are kept in ``cache`` as they come."""
+    removals, found = designs(world, size, level), {}
+    for design, truth in asked(world, level):
+        retrain = Retrain(world.trainers[truth], world.train, level)
+        seeds = range(world.seeds[truth] if design == HALVES else 1)
+        digest = hashlib.sha256(pickle.dumps(retrain)).hexdigest()
+        found[design, truth] = measure(retrain, removals[design], seeds, cache=cache / world.name, name=digest)
+    return found
+
+
+def true_ranking(truth: Truth) -> Floats:
+    """How harmful each item turned out to be, where each was removed by itself: the fall of the mean test loss."""
+    return np.asarray(-truth.mean_change.mean(1))
