@@ -4,7 +4,8 @@
 are run side by side, in turns, in this process; images are random, since only time is measured.
 
 ``python -m benchmarks estimators [--quick] [--out FOLDER]`` measures how faithful the estimators are instead; see
-:mod:`benchmarks.estimators`.
+:mod:`benchmarks.estimators`. ``python -m benchmarks fidelity --quick | --full [--only NAME …] [--out FOLDER]`` does so
+on real data, beside baselines; see :mod:`benchmarks.fidelity`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,6 +80,16 @@ def measure(name: str, count: int, repeats: int) -> list[dict[str, object]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["fidelity"]:
+        from .fidelity.run import main as fidelity  # has options of its own, and needs scikit-learn
+
+        fidelity(given[1:])
+    else:
+        _main(given)
+
+
+def _main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("cost", "estimators"), default="cost")
     parser.add_argument("--quick", action="store_true", help="few tasks, one turn")

@@ -31,9 +31,8 @@ class Weights(NamedTuple):
 
     @staticmethod
     def of(tasks: Stacked) -> Weights:
-        ones, mean = torch.ones(len(tasks), dtype=torch.float64), 1 / tasks.support_y.shape[1]
-        samples = torch.full(tasks.support_y.shape, mean, dtype=torch.float64)
-        return Weights(ones, samples, samples)
+        means = [torch.full(y.shape, 1 / y.shape[1], dtype=torch.float64) for y in (tasks.support_y, tasks.query_y)]
+        return Weights(torch.ones(len(tasks), dtype=torch.float64), *means)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +48,7 @@ def count(tasks: Stacked, level: str) -> int:
 def designs(world: World, size: Size, level: str) -> dict[str, Flags]:
     """What is removed, ``(G, n)``."""
     items = count(world.train, level)
-    every = level == "task" and size.detection
-    singles = leave_one_out(items, None if every else min(size.singles, items), seed=1)
+    singles = leave_one_out(items, None if level == "task" else min(size.singles, items), seed=1)
     return {HALVES: random_subsets(items, size.halves, seed=2), SINGLES: singles}
 
 
@@ -70,9 +68,21 @@ def truths(world: World, size: Size, level: str, cache: Path) -> dict[tuple[str,
     for design, truth in asked(world, level):
         retrain = Retrain(world.trainers[truth], world.train, level)
         seeds = range(world.seeds[truth] if design == HALVES else 1)
-        digest = hashlib.sha256(pickle.dumps(retrain)).hexdigest()
-        found[design, truth] = measure(retrain, removals[design], seeds, cache=cache / world.name, name=digest)
+        found[design, truth] = measure(retrain, removals[design], seeds, cache=cache / world.name, name=digest(retrain))
     return found
+
+
+def digest(value: object) -> str:
+    """Of everything that a retraining depends on: fields of dataclasses, numbers in tensors, names of functions."""
+    if isinstance(value, torch.Tensor):
+        content = f"{value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes()
+    elif is_dataclass(value):
+        content = "".join(digest(getattr(value, field.name)) for field in fields(value)).encode()
+    elif isinstance(value, Mapping):
+        content = "".join(f"{key} {digest(part)}" for key, part in value.items()).encode()
+    else:
+        content = str(getattr(value, "__qualname__", value)).encode()
+    return hashlib.sha256(type(value).__name__.encode() + content).hexdigest()
 
 
 def true_ranking(truth: Truth) -> Floats:

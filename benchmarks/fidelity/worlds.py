@@ -38,8 +38,7 @@ class Size:
         steps: of each world's own number of training steps.
         tests: test tasks.
         halves: random halves of the items of each level, removed as a whole.
-        singles: items of each level, removed one at a time.
-        detection: whether every task is removed by itself, for the true ranking.
+        singles: samples of each level, removed one at a time; of tasks it is all of them.
         scratch: seeds of retraining from new starts, in worlds that train in full batches.
         noise: seeds of retraining in worlds that train in small batches.
     """
@@ -49,13 +48,12 @@ class Size:
     tests: int
     halves: int
     singles: int
-    detection: bool
     scratch: int
     noise: int
 
 
-FULL = Size(share=1, steps=1, tests=30, halves=24, singles=16, detection=True, scratch=2, noise=6)
-QUICK = Size(share=0.1, steps=0.05, tests=6, halves=6, singles=3, detection=True, scratch=2, noise=2)
+FULL = Size(share=1, steps=1, tests=30, halves=24, singles=16, scratch=2, noise=6)
+QUICK = Size(share=0.1, steps=0.05, tests=6, halves=6, singles=3, scratch=2, noise=2)
 
 
 class Trainer(Protocol):
@@ -252,6 +250,7 @@ class Recipe:
         again: how one goes on from there.
         levels: what is removed.
         large: whether estimators that are dear are left out.
+        scratch: whether it is retrained from new starts too.
     """
 
     title: str
@@ -268,6 +267,7 @@ class Recipe:
     adapted: str = ""
     levels: tuple[str, ...] = ("task", "query", "support")
     large: bool = False
+    scratch: bool = True
 
     def __call__(self, name: str, size: Size) -> World:
         training = MetaTraining(self.network, self.lr, self.adapt_steps, self.adapted)
@@ -276,6 +276,7 @@ class Recipe:
         fit, again = (replace(each, steps=max(4, round(each.steps * size.steps))) for each in (self.fit, self.again))
         study, lam, body = _trained(training, drawn.train, fit)
         noisy = fit.batch is not None
+        scratch = {"scratch": Again(training, drawn, fit, None)} if self.scratch else {}
         return World(
             name=name,
             title=self.title,
@@ -286,7 +287,7 @@ class Recipe:
             lam=lam,
             layout=training.layout,
             options={"loss": nn.CrossEntropyLoss(), "l2": fit.weight_decay * count, "body": body},
-            trainers={"warm": Again(training, drawn, again, lam), "scratch": Again(training, drawn, fit, None)},
+            trainers={"warm": Again(training, drawn, again, lam)} | scratch,
             seeds={"warm": size.noise if noisy else 1, "scratch": size.noise if noisy else size.scratch},
             levels=self.levels,
             large=self.large,
@@ -354,13 +355,14 @@ OMNIGLOT = Recipe(
     network=omniglot_fc,
     lr=0.5,
     adapt_steps=1,
-    tasks=80,
+    tasks=60,
     shots=1,
     queries=1,
-    fit=Schedule(0.003, 150),
-    again=Schedule(0.001, 40),
+    fit=Schedule(0.003, 120),
+    again=Schedule(0.001, 30),
     levels=("task", "query"),
     large=True,
+    scratch=False,
 )
 
 WORLDS: Mapping[str, Callable[[str, Size], World]] = {
@@ -382,18 +384,19 @@ WORLDS: Mapping[str, Callable[[str, Size], World]] = {
         images=mnist,
         network=plain_cnn,
         lr=0.2,
-        tasks=80,
+        tasks=60,
         fit=Schedule(0.01, 300, weight_decay=1e-3),
-        again=Schedule(0.002, 80, weight_decay=1e-3),
+        again=Schedule(0.001, 60, weight_decay=1e-3),
         levels=("task", "query"),
+        scratch=False,
     ),
     "omniglot-cnn": replace(
         OMNIGLOT,
         title="OmniglotCNN",
         network=omniglot_cnn,
-        tasks=40,
-        fit=Schedule(0.003, 100),
-        again=Schedule(0.001, 30),
+        tasks=30,
+        fit=Schedule(0.003, 80),
+        again=Schedule(0.001, 20),
         levels=("task",),
     ),
 }
