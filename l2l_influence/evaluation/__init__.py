@@ -17,7 +17,7 @@ from .noise import Interval, ceiling, lds_difference, lds_interval, reliability
 from .outcomes import Outcome
 from .removals import leave_groups_out, leave_one_out, most_harmful, random_groups, random_subsets
 from .retraining import Retrain
-from .sensitivity import Sensitivity, plot_sensitivity, sensitivity
+from .sensitivity import Sensitivity, plot_sensitivity, sensitivity_of
 from .truth import Truth, along_path, measure
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
     "relative_error",
     "reliability",
     "self_ranks",
-    "sensitivity",
+    "sensitivity_of",
     "slope",
     "spearman",
 ]

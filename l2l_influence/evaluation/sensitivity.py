@@ -48,7 +48,7 @@ class Sensitivity:
     refused: Mapping[float, str]
 
 
-def sensitivity(
+def sensitivity_of(
     hook: ItemInfluence[Any, Any],
     test_tasks: Taskset | Sequence[Any],
     num_tasks: int | None = None,
@@ -99,7 +99,7 @@ def sensitivity(
 
 
 def plot_sensitivity(curves: Sequence[Sensitivity] | Sensitivity, path: str | Path | None = None) -> Figure:
-    """Draw what :func:`sensitivity` found, a panel for each setting (extra ``plots``); saved where a path is given."""
+    """Draw what :func:`sensitivity_of` found, a panel for each setting (extra ``plots``); saved where a path is given."""
     from ..report.plots import Curve, draw_sensitivity
 
     some = [curves] if isinstance(curves, Sensitivity) else curves

@@ -13,7 +13,7 @@ from torch import nn
 
 from l2l_influence import QueryInfluence, TaskInfluence
 from l2l_influence.errors import InfluenceError
-from l2l_influence.evaluation import Sensitivity, Truth, plot_sensitivity, sensitivity
+from l2l_influence.evaluation import Sensitivity, Truth, plot_sensitivity, sensitivity_of
 from tests.influence.runs import labelled_batches, pairs, train
 
 LOSS = nn.CrossEntropyLoss()
@@ -43,7 +43,7 @@ def anew(run, tests, **options) -> np.ndarray:
 
 def test_damping_is_that_of_hooks_made_with_it(run, hook, tests) -> None:
     own = anew(run, tests)
-    found = sensitivity(hook, tests, scales=SCALES[::-1])
+    found = sensitivity_of(hook, tests, scales=SCALES[::-1])
     assert found.setting == "damping" and found.lds is None and not found.refused
     assert found.values == pytest.approx([found.own * scale for scale in SCALES])
     others = [anew(run, tests, damping=value) for value in found.values]
@@ -54,48 +54,48 @@ def test_damping_is_that_of_hooks_made_with_it(run, hook, tests) -> None:
 
 
 def test_delta_is_that_of_proximal_hooks(run, hook, tests) -> None:
-    found = sensitivity(hook, tests, setting="δ", scales=SCALES)
+    found = sensitivity_of(hook, tests, setting="δ", scales=SCALES)
     assert found.own == pytest.approx(1 / (0.1 * 2)), "1/(lr·K), for a mean loss"
     own = anew(run, tests)
     others = [anew(run, tests, inner="proximal", proximal=5 * scale) for scale in SCALES]
     np.testing.assert_allclose(found.agreement, [spearmanr(other.mean(1), own.mean(1))[0] for other in others])
     given = TaskInfluence(*run, LOSS, inner="proximal", proximal=0.5, progress=False)
-    assert sensitivity(given, tests, setting="δ", scales=[1.0]).own == 0.5
+    assert sensitivity_of(given, tests, setting="δ", scales=[1.0]).own == 0.5
 
 
 def test_lds_is_against_the_truth_that_is_given(run, tests) -> None:
     """A truth in which retraining does what one damping says puts that damping at 1."""
     hook = QueryInfluence(*run, LOSS, progress=False)
-    first = sensitivity(hook, tests, scales=[10.0])
+    first = sensitivity_of(hook, tests, scales=[10.0])
     scores = QueryInfluence(*run, LOSS, damping=first.values[0], progress=False).score_matrix(tests)[1].numpy()
     removals = np.random.default_rng(0).random((12, len(scores))) < 0.5
     truth = Truth(removals.astype(float), (0,), np.zeros((1, 5)), -(removals @ scores)[None], None)
-    found = sensitivity(hook, tests, scales=(1.0, 10.0), truth=truth)
+    found = sensitivity_of(hook, tests, scales=(1.0, 10.0), truth=truth)
     assert found.lds is not None
     assert found.lds[1] == pytest.approx(1) and found.lds[0] < 1
     with pytest.raises(ValueError):
-        sensitivity(hook, tests[:2], scales=[1.0], truth=truth)
+        sensitivity_of(hook, tests[:2], scales=[1.0], truth=truth)
 
 
 def test_what_is_refused_is_said_and_left_out(run, tests) -> None:
     hook = TaskInfluence(*run, LOSS, hessian="exact", l2=1e-6, damping=50.0, progress=False)
-    found = sensitivity(hook, tests, scales=(1e-9, 1.0))
+    found = sensitivity_of(hook, tests, scales=(1e-9, 1.0))
     assert np.isnan(found.agreement[0]) and found.agreement[1] == pytest.approx(1)
     assert list(found.refused) == [found.values[0]] and "not positive definite" in found.refused[found.values[0]]
     with pytest.raises(InfluenceError, match="not positive definite"):
-        sensitivity(TaskInfluence(*run, LOSS, hessian="exact", l2=1e-6, damping=1e-8, progress=False), tests)
+        sensitivity_of(TaskInfluence(*run, LOSS, hessian="exact", l2=1e-6, damping=1e-8, progress=False), tests)
 
 
 def test_the_hook_is_left_as_it_is(run, hook, tests) -> None:
     before, kept = hook.score_matrix(tests)[1], hook._kept.outer
-    sensitivity(hook, tests, scales=[3.0])
-    sensitivity(hook, tests, setting="δ", scales=[3.0])
+    sensitivity_of(hook, tests, scales=[3.0])
+    sensitivity_of(hook, tests, setting="δ", scales=[3.0])
     assert hook._kept.outer is kept and torch.equal(hook.score_matrix(tests)[1], before)
 
 
 def test_only_positive_scales_are_taken(hook, tests) -> None:
     with pytest.raises(ValueError, match="positive"):
-        sensitivity(hook, tests, scales=[0.0, 1.0])
+        sensitivity_of(hook, tests, scales=[0.0, 1.0])
 
 
 def test_the_picture_shows_figures_what_is_in_use_and_what_was_refused(tmp_path: Path) -> None:
