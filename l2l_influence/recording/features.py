@@ -10,11 +10,11 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 from torch.utils.hooks import RemovableHandle
@@ -100,20 +100,49 @@ class Watcher:
     def __init__(self) -> None:
         self._nesting = _Nesting()
         self._handles: list[RemovableHandle] = []
+        self._on = False
+        self._resting = 0
+        self._lock = threading.Lock()
 
     def on(self) -> None:
         """Begin to watch."""
+        self._on = True
+        self._register()
+
+    def off(self) -> None:
+        """Stop, and keep none of the bodies alive."""
+        self._on = False
+        self._remove()
+        journal.catch_up()
+        features.clear()
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """While a learner computes, modules are called by it and not by the loop: there is nothing to watch.
+
+        With any hook in place torch calls each module in a slower way.
+        """
+        with self._lock:
+            self._resting += 1
+            self._remove()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._resting -= 1
+                if self._on and not self._resting:
+                    self._register()
+
+    def _register(self) -> None:
         self._handles = [
             modules.register_module_forward_pre_hook(self._entering),
             modules.register_module_forward_hook(self._left, always_call=True),
         ]
 
-    def off(self) -> None:
-        """Stop, and keep none of the bodies alive."""
-        for handle in self._handles:
+    def _remove(self) -> None:
+        handles, self._handles = self._handles, []
+        for handle in handles:
             handle.remove()
-        journal.catch_up()
-        features.clear()
 
     def _entering(self, module: nn.Module, _args: Any) -> None:
         if self._nesting.depth or isinstance(module, ROOTS) or not _has_learner(module):
@@ -122,7 +151,7 @@ class Watcher:
     def _left(self, module: nn.Module, args: Any, output: Any) -> None:
         # It may begin inside a call that it has not seen begin.
         self._nesting.depth = max(0, self._nesting.depth - 1)
-        if self._nesting.depth or not isinstance(output, Tensor) or _has_learner(module) or _is_transformed(output):
+        if self._nesting.depth or not isinstance(output, Tensor) or is_transformed(output) or _has_learner(module):
             return
         with board.failures.kept():
             self._note(module, args, output)
@@ -130,15 +159,9 @@ class Watcher:
     @staticmethod
     def _note(module: nn.Module, args: Any, output: Tensor) -> None:
         rows = first_tensor((args,))
-        if rows is None or is_transformed(rows) or is_transformed(output):
-            return
-        if min(rows.dim(), output.dim()) > 0 and len(rows) == len(output):
+        if rows is not None and min(rows.dim(), output.dim()) > 0 and len(rows) == len(output):
             fed, made = copied(rows), copied(output)
             journal.note(fed.nbytes + made.nbytes, board.failures, features.note, module, fed, made)
-
-
-# In vmap and its like a tensor stands for many, or for a derivative; no loop's learner is fed one, but hooks use them.
-_is_transformed: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def _has_learner(module: nn.Module) -> bool:

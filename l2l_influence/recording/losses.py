@@ -103,10 +103,18 @@ def _are(names: Sequence[str], *expected: str) -> bool:
 
 def called(function: str, original: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Tensor, Loss | None]:
     """The labels that a call of a loss was given, and which loss it was."""
-    arguments = dict(_signature(original).bind(*args, **kwargs).arguments)
-    del arguments["input"]
-    labels: Tensor = arguments.pop("target")
-    return labels, _loss(function, arguments)
+    labels: Tensor = args[1] if len(args) > 1 else kwargs["target"]
+    rest, named = args[2:], tuple((name, value) for name, value in kwargs.items() if name not in ("input", "target"))
+    settings = [*rest, *(value for _, value in named)]
+    known = _bound.__wrapped__ if any(isinstance(value, Tensor) for value in settings) else _bound
+    return labels, known(function, original, rest, named)
+
+
+@lru_cache
+def _bound(function: str, original: Callable[..., Any], rest: tuple[Any, ...], named: tuple[Any, ...]) -> Loss | None:
+    """The loss with these arguments after input and target."""
+    arguments = dict(inspect.signature(original).bind(None, None, *rest, **dict(named)).arguments)
+    return _loss(function, {name: value for name, value in arguments.items() if name not in ("input", "target")})
 
 
 def saved(node: Any) -> Loss | None:
@@ -193,11 +201,6 @@ def _sorted(settings: Mapping[str, Any]) -> tuple[tuple[str, Setting], ...]:
 
 _OLD = {"size_average", "reduce"}
 """What torch took before there was a reduction."""
-
-
-@lru_cache
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(function)
 
 
 @lru_cache

@@ -74,10 +74,7 @@ def cloned(parent: nn.Module, clone: nn.Module) -> None:
     recording = recording_of(parent)
     try:
         watch = _watches[clone] = recording.begin(_watches.get(parent))
-        parameters = _parameters(clone)
-        watch.nodes = _gradient_nodes(parameters)
-        if len(parameters) != len(recording.names):
-            recording.names = _names(clone)
+        watch.nodes = _gradient_nodes(_parameters(clone, recording))
     except Exception:
         recording.failures.keep()
 
@@ -145,7 +142,8 @@ def adapting(learner: nn.Module, loss: Any, lr: Any, first_order: bool, rule: Ru
             rule = same_rule(rule, learner, _cloned_from(watch.recording))
             watch.track.adapted_to(reading, *known_step(lr, rule), first_order)
         if watch.recording.keeps_adapted:
-            adapted = watch.track.adapted = Adapted(watch.recording.names, [p.detach() for p in _parameters(learner)])
+            values = [parameter.detach() for parameter in _parameters(learner, watch.recording)]
+            adapted = watch.track.adapted = Adapted(watch.recording.places.names, values)
             journal.hold(adapted.nbytes)
     except Exception:
         watch.recording.failures.keep()
@@ -166,7 +164,7 @@ def _read(watch: Watch, loss: Any, learner: nn.Module) -> LossReading | None:
     try:
         # A clone that was fed nothing may adapt to what its own clones were fed.
         known = set(watch.track.forwards or watch.recording.open_forwards())
-        return read_loss(loss, known, lambda: _gradient_nodes(_parameters(learner)), LossHook)
+        return read_loss(loss, known, lambda: _gradient_nodes(_parameters(learner, watch.recording)), LossHook)
     except Exception:
         watch.recording.failures.keep()
         return None
@@ -185,23 +183,6 @@ def _gradient_nodes(parameters: Sequence[Tensor]) -> list[Any]:
     return [node for parameter in parameters if (node := parameter.grad_fn) is not None]
 
 
-def _parameters(learner: nn.Module) -> list[Tensor]:
+def _parameters(learner: nn.Module, recording: Recording) -> list[Tensor]:
     """The parameters of the model inside a learner, one that is shared as often as it occurs."""
-    found: list[Tensor] = []
-    _gather(model_of(learner), found)
-    return found
-
-
-def _gather(module: nn.Module | None, found: list[Tensor]) -> None:
-    # nn.Module's own walk takes four times as long, and this is asked twice a draw.
-    if module is not None:
-        found += [parameter for parameter in module._parameters.values() if parameter is not None]
-        for child in module._modules.values():
-            _gather(child, found)
-
-
-def _names(learner: nn.Module) -> list[str | None]:
-    """What ``named_parameters`` calls each of them; None for one that it has named before."""
-    model = model_of(learner)
-    named = {name for name, _ in model.named_parameters()}
-    return [name if name in named else None for name, _ in model.named_parameters(remove_duplicate=False)]
+    return recording.places.of(model_of(learner))

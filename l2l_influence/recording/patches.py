@@ -19,6 +19,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from . import observe
 from .board import board
 from .drop_ins import Recorded
+from .features import watcher
 from .learners import ROOTS, RULES
 from .losses import CLASSES
 from .patching import Function, Patches, Wrapper
@@ -38,7 +39,7 @@ class _Running(threading.local):
 
 
 _running = _Running()
-_ADAPT, _UPDATE = "adapt", "update"
+_UPDATING = _ADAPT, _UPDATE = "adapt", "update"
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def _cloning(_owner: type, original: Function) -> Function:
 
 def _feeding(_owner: type, original: Function) -> Function:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _outermost((id(self), "forward")) as first:
+        with _outermost((id(self), "forward")) as first, watcher.resting():
             output = original(self, *args, **kwargs)
         if first and not isinstance(self, Recorded):
             if not observe.watched(self) and any(parameter.grad_fn is not None for parameter in self.parameters()):
@@ -99,10 +100,11 @@ def _updating(position: int, name: str) -> Wrapper:
 
     def updating(_owner: Any, original: Function) -> Function:
         def update(*args: Any, **kwargs: Any) -> Any:
-            with _outermost(_UPDATE) as first:
+            if not _running.calls.isdisjoint(_UPDATING):  # an adapt, or an update of a module that holds this one
+                return original(*args, **kwargs)
+            with _outermost(_UPDATE):
                 updated = original(*args, **kwargs)
-            if first and _ADAPT not in _running.calls:
-                _note_update(args[position] if len(args) > position else kwargs[name])
+            _note_update(args[position] if len(args) > position else kwargs[name])
             return updated
 
         return update

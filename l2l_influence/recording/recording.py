@@ -21,6 +21,7 @@ from .journal import journal
 from .ledger import Ledger
 from .matching import Match
 from .options import MIB, RecordingOptions
+from .parameters import ParameterPlaces
 from .reading import Source
 from .report import describe
 from .stores import BoundedStore, CompleteStore
@@ -39,7 +40,7 @@ class Recording:
         self.options = options or RecordingOptions()
         self.failures = Failures()
         self.adapting = 0
-        self.names: list[str | None] = []
+        self.places = ParameterPlaces()
         self._adapted: CompleteStore[Identity, dict[str, Tensor]] = CompleteStore()
         self._data: BoundedStore[Identity, Tensors] = BoundedStore()
         self._ledger = Ledger()
