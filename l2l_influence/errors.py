@@ -29,6 +29,10 @@ class UncoveredParameterError(InfluenceError):
     """A parameter cannot be treated by the chosen estimator."""
 
 
+class BatchNormError(InfluenceError):
+    """The loop's batch normalisation did not always work with the same kind of statistics."""
+
+
 class TaskShapeError(InfluenceError, ValueError):
     """Task data, weights or vectors have shapes that do not fit together."""
 

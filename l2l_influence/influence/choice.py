@@ -14,7 +14,7 @@ from ..bilevel.inner import InnerKind, Inverse, Proximal
 from ..bilevel.layout import Named
 from ..bilevel.local import GIB
 from ..bilevel.solvers import OnIndefinite, OnUnconverged, Policy
-from ..errors import InfluenceError, UncoveredParameterError
+from ..errors import BatchNormError, InfluenceError, UncoveredParameterError
 from ..recording import RecordedTask
 from .criterion import Reduction
 from .rules import LearnedRule, learned_rule
@@ -34,7 +34,7 @@ class Options:
     inner_solver: str | Inverse = "auto"
     inner_tolerance: float = 0.1
     l2: float = 1e-3
-    batch_norm: BatchNormMode = "batch"
+    batch_norm: BatchNormMode | None = None
     on_indefinite: OnIndefinite = "raise"
     on_unconverged: OnUnconverged = "raise"
     memory: int = GIB
@@ -138,6 +138,27 @@ class InnerChoice:
         if self._options.proximal != "auto":
             return ""
         return " (auto: 1/(lr·K), for a mean loss)" if self._reduction == "mean" else " (auto: n/(lr·K), for a sum)"
+
+
+def recorded_statistics(recorded: Sequence[RecordedTask]) -> BatchNormMode:
+    """What batch normalisation worked with in the loop; batch statistics, as is MAML's convention, if nobody knows.
+
+    Raises:
+        BatchNormError: that was not always the same.
+    """
+    known = {task.batch_norm: task.id for task in recorded if task.batch_norm is not None}
+    if "mixed" in known:
+        raise _mixed(f"some layers or forwards of task {known['mixed']} did the one, some the other")
+    if len(known) > 1:
+        raise _mixed(f"of task {known['batch']} they did the first, of task {known['running']} the second")
+    return "running" if "running" in known else "batch"
+
+
+def _mixed(found: str) -> BatchNormError:
+    return BatchNormError(
+        "the loop's batch normalisation took the batch's own statistics in training mode and running ones in "
+        f'evaluation mode: {found}. Pass batch_norm="batch" or batch_norm="running", the one to judge all by'
+    )
 
 
 def _require_some(steps: int) -> int:

@@ -57,7 +57,7 @@ class CurvedHook(Hook):
         hessian: str | Curvature | None = None,
         l2: float = 1e-3,
         damping: float | Literal["auto"] = "auto",
-        batch_norm: BatchNormMode = "batch",
+        batch_norm: BatchNormMode | None = None,
         tolerance: float = 1e-2,
         solver: LinearSolver | None = None,
         on_indefinite: OnIndefinite = "raise",

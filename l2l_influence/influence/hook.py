@@ -59,7 +59,8 @@ class Hook:
             With ReLU or max-pooling the minimum tends to lie on a kink, where a few per cent are left. What was reached
             stands in the result's notes.
         l2: δ_o, the outer regulariser, for an objective in which the average task has weight 1.
-        batch_norm: ``"batch"`` statistics, as MAML trains, or ``"running"``.
+        batch_norm: the ``"batch"``'s own statistics, as MAML trains, or ``"running"`` ones. None for what the loop's
+            model worked with (in evaluation mode: running ones); batch statistics where that is not known.
         on_indefinite: where a system is not positive definite: ``"raise"`` an error, ``"damp"`` it (with a warning), or
             solve it as it is by ``"minres"``.
         on_unconverged: ``"raise"`` or ``"warn"`` when a solve misses its tolerance.
@@ -83,7 +84,7 @@ class Hook:
         inner_solver: str | Inverse = "auto",
         inner_tolerance: float = 0.1,
         l2: float = 1e-3,
-        batch_norm: BatchNormMode = "batch",
+        batch_norm: BatchNormMode | None = None,
         on_indefinite: OnIndefinite = "raise",
         on_unconverged: OnUnconverged = "raise",
         memory: int = GIB,

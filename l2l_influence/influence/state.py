@@ -17,7 +17,9 @@ def state_of(owner: nn.Module, recorded: Sequence[RecordedTask]) -> State:
     """The learner's tensors; and what they are, which of them can be trained, and how each task was used."""
     named = [*owner.named_parameters(), *owner.named_buffers()]
     kinds = [(name, value.requires_grad, value.dtype, value.device) for name, value in named]
-    uses = [(t.id, t.trained, t.lr, t.steps, t.first_order, t.support_rows, t.query_rows) for t in recorded]
+    uses = [
+        (t.id, t.trained, t.lr, t.steps, t.first_order, t.batch_norm, t.support_rows, t.query_rows) for t in recorded
+    ]
     return [value.detach().clone() for _, value in named], [*kinds, *uses]
 
 

@@ -22,6 +22,7 @@ from .features import Call, features
 from .graph import LossReading, running_backward_passes
 from .journal import journal
 from .losses import Comparison
+from .normalisation import BatchNorm, Layers
 from .task import Rule
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Forward:
     nothing that could be trained. ``matched``: the rows belong to a task served. ``rows``: themselves, if they are data
     that no taskset served. ``consumed``: the loss given to ``adapt`` came from it. ``used``: a backward outside
     ``adapt`` passed through it. ``comparisons``: losses called on the output. ``features``: what made the rows fed of
-    those served, if they were not the same.
+    those served, if they were not the same. ``batch_norm``: what the clone's layers worked with.
     """
 
     step: int
@@ -49,6 +50,7 @@ class Forward:
     used: bool = False
     comparisons: list[Comparison] = field(default_factory=list)
     features: Call | None = None
+    batch_norm: BatchNorm | None = None
 
     @property
     def counted(self) -> list[Comparison]:
@@ -205,14 +207,16 @@ def _end(recording: weakref.ref[Recording], number: int) -> None:
 class Watch:
     """Held by a clone and by its graph; tells the track what they do.
 
-    ``nodes``: where the gradients of the clone's parameters go on to, until there are hooks on them.
+    ``nodes``: where the gradients of the clone's parameters go on to, until there are hooks on them. ``normalising``:
+    the clone's layers with running statistics.
     """
 
-    __slots__ = ("episode", "lifeline", "nodes", "recording", "track")
+    __slots__ = ("episode", "lifeline", "nodes", "normalising", "recording", "track")
 
     def __init__(self, track: Track, episode: Episode, lifeline: Lifeline, recording: Recording) -> None:
         self.track, self.episode, self.lifeline, self.recording = track, episode, lifeline, recording
         self.nodes: list[Any] = []
+        self.normalising: Layers = []
 
     def passed(self, forward: Forward) -> None:
         """A backward passes the output of ``forward``."""

@@ -24,6 +24,7 @@ from .content import copied
 from .digests import first_tensor, is_transformed, row_digests
 from .journal import journal
 from .learners import ROOTS
+from .normalisation import BatchNorm, common, normalising, statistics
 
 MAX_CALLS = 64
 
@@ -35,10 +36,12 @@ class Call:
     Attributes:
         bodies: the modules that the rows went through, the first one first.
         rows: the served row that each row of the output was made of.
+        batch_norm: what their layers worked with.
     """
 
     bodies: tuple[nn.Module, ...]
     rows: dict[bytes, bytes]
+    batch_norm: BatchNorm | None
     serial: int = field(default_factory=itertools.count().__next__)
 
     def origin(self, digests: Sequence[bytes]) -> tuple[bytes, ...]:
@@ -58,7 +61,7 @@ class Features:
         call = self._by_row.get(digests[0]) if digests else None
         return call if call is not None and all(digest in call.rows for digest in digests) else None
 
-    def note(self, body: nn.Module, rows: Tensor, made: Tensor) -> None:
+    def note(self, body: nn.Module, rows: Tensor, made: Tensor, batch_norm: BatchNorm | None) -> None:
         """``body`` made these rows, in order, of those; nothing is noted if those were not served."""
         fed = row_digests(rows)
         before = self.source(fed)
@@ -66,7 +69,8 @@ class Features:
         if not board.holding(origin):
             return
         bodies = (*(before.bodies if before else ()), body)
-        call = Call(bodies, dict(zip(row_digests(made), origin, strict=True)))
+        modes = batch_norm, before.batch_norm if before else None
+        call = Call(bodies, dict(zip(row_digests(made), origin, strict=True)), common(modes))
         self._calls[call.serial] = call
         self._by_row.update(dict.fromkeys(call.rows, call))
         while len(self._calls) > MAX_CALLS:
@@ -161,7 +165,8 @@ class Watcher:
         rows = first_tensor((args,))
         if rows is not None and min(rows.dim(), output.dim()) > 0 and len(rows) == len(output):
             fed, made = copied(rows), copied(output)
-            journal.note(fed.nbytes + made.nbytes, board.failures, features.note, module, fed, made)
+            mode = statistics(normalising(module.modules()))
+            journal.note(fed.nbytes + made.nbytes, board.failures, features.note, module, fed, made, mode)
 
 
 def _has_learner(module: nn.Module) -> bool:

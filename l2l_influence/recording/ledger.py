@@ -14,6 +14,7 @@ from .board import Identity, Served
 from .episode import Forward, Track
 from .losses import Loss
 from .matching import Ambiguity, Match, foreign, match
+from .normalisation import BatchNorm
 from .options import RecordingOptions
 from .reading import Source
 from .reservoir import Reservoir
@@ -48,6 +49,7 @@ class TaskRecord:
     rule: Rule = "sgd"
     bodies: tuple[nn.Module, ...] = ()
     together: bool = False
+    batch_norm: BatchNorm | None = None
 
     @classmethod
     def of(cls, served: Served) -> TaskRecord:
@@ -73,7 +75,7 @@ class TaskRecord:
         self.labels = found.labels
         self.seen_labels, self.seen_query_labels = found.seen_labels, found.seen_query_labels
         self.loss, self.query_loss = found.loss, found.query_loss
-        self.bodies, self.together = found.bodies, found.together
+        self.bodies, self.together, self.batch_norm = found.bodies, found.together, found.batch_norm
         self.lr, self.steps, self.first_order, self.rule = track.lr, track.steps, track.first_order, track.rule
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .board import Served
 from .episode import Forward, Track
 from .losses import Comparison, Loss, inner_loss, outer_loss
+from .normalisation import BatchNorm, common
 from .task import Labels
 
 
@@ -20,7 +21,8 @@ class Match:
 
     ``labels``: whether the losses saw those served; if not, ``seen_labels`` and ``seen_query_labels`` are what they saw
     of each set, as far as that is known. ``loss``, ``query_loss``: of both sets, likewise. ``bodies``: what rows went
-    through on their way to the learner. ``together``: in one call, support and query.
+    through on their way to the learner. ``together``: in one call, support and query. ``batch_norm``: what the layers
+    of these and of the clone worked with.
     """
 
     served: Served
@@ -33,6 +35,7 @@ class Match:
     query_loss: Loss | None
     bodies: tuple[nn.Module, ...]
     together: bool
+    batch_norm: BatchNorm | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +82,7 @@ def _bind(track: Track, served: Served, labels: Labels) -> Match:
         query_loss=outer_loss(_calls(outer)),
         bodies=bodies.pop() if len(bodies) == 1 else (),
         together=len(calls) == 1 and calls != {None},
+        batch_norm=common(part.batch_norm for part in (*inner, *outer, *calls) if part),
     )
 
 

@@ -64,7 +64,7 @@ def _use(task: RecordedTask) -> Hashable:
     """Which task it is, and how it was used."""
     seen = [None if y is None else tuple(y.flatten().tolist()) for y in (task.seen_labels, task.seen_query_labels)]
     losses = [loss and (loss.function, loss.settings) for loss in (task.loss, task.query_loss)]
-    rows = task.support_rows, task.query_rows, task.labels, *seen, *losses, task.together
+    rows = task.support_rows, task.query_rows, task.labels, *seen, *losses, task.together, task.batch_norm
     rule = repr(task.lr), task.steps, task.first_order, task.rule  # as text, because no two NaN are equal
     return task.key, task.indices, task.fingerprint, rows, rule
 

@@ -21,6 +21,7 @@ from .graph import LossReading, mark_loss, mark_output, output_below, read_loss
 from .journal import journal
 from .learners import known_step, model_of, require_learner, same_rule
 from .losses import Comparison, called
+from .normalisation import normalising, statistics
 from .options import RecordingOptions
 from .recording import Recording
 from .task import Rule
@@ -74,7 +75,8 @@ def cloned(parent: nn.Module, clone: nn.Module) -> None:
     recording = recording_of(parent)
     try:
         watch = _watches[clone] = recording.begin(_watches.get(parent))
-        watch.nodes = _gradient_nodes(_parameters(clone, recording))
+        modules, parameters = recording.places.located(model_of(clone))
+        watch.nodes, watch.normalising = _gradient_nodes(parameters), normalising(modules)
     except Exception:
         recording.failures.keep()
 
@@ -86,6 +88,7 @@ def fed(learner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], outp
         return
     try:
         forward = _note(watch, first_tensor((*args, kwargs)))
+        forward.batch_norm = statistics(watch.normalising)
         hook = OutputHook(watch, forward)
         marked = [mark_output(tensor, hook) for tensor in tensors_in(output)]
         if not any(marked):

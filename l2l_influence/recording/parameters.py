@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from torch import Tensor, nn
 
@@ -21,35 +22,47 @@ class ParameterPlaces:
 
     def of(self, model: nn.Module) -> list[Tensor]:
         """The parameters of a model in the order of `names`, one that is shared as often as it occurs."""
-        found = self._found(model)
-        if len(found) != len(self.names) or not self._sizes:
-            self._learn(model)
-            found = self._found(model)
-        return found
+        return self.located(model)[1]
 
-    def _found(self, model: nn.Module) -> list[Tensor]:
-        modules: list[nn.Module | None] = [model]
+    def located(self, model: nn.Module) -> tuple[list[nn.Module], list[Tensor]]:
+        """The model and the modules in it that have parameters or buffers; and the same parameters."""
+        modules = self._found(model)
+        parameters = _parameters(modules)
+        if len(parameters) != len(self.names) or not modules:
+            self._learn(model)
+            modules = self._found(model)
+            parameters = _parameters(modules)
+        return modules, parameters
+
+    def _found(self, model: nn.Module) -> list[nn.Module]:
+        modules = [model]
         for parent, name in self._steps:
-            modules.append(modules[parent]._modules.get(name))  # type: ignore[union-attr]
-        if [len(module._modules) if module is not None else -1 for module in modules] != self._sizes:
-            return []
-        places = [module._parameters.values() for module in modules if module is not None]
-        return [parameter for place in places for parameter in place if parameter is not None]
+            child = modules[parent]._modules.get(name)
+            if child is None:
+                return []
+            modules.append(child)
+        return modules if [len(module._modules) for module in modules] == self._sizes else []
 
     def _learn(self, model: nn.Module) -> None:
         named = {name for name, _ in model.named_parameters()}
         every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        self.names = [name if name in named else None for name in every]
+        if len(every) != len(self.names):  # what a loop puts around a clone's model gives them no other names
+            self.names = [name if name in named else None for name in every]
         self._steps, self._sizes = [], [len(model._modules)]
         for step, size in _walk(model, 0, iter(range(1, 2**31))):
             self._steps.append(step)
             self._sizes.append(size)
 
 
+def _parameters(modules: Sequence[nn.Module]) -> list[Tensor]:
+    places = [module._parameters.values() for module in modules]
+    return [parameter for place in places for parameter in place if parameter is not None]
+
+
 def _walk(module: nn.Module, number: int, numbers: Iterator[int]) -> Iterator[tuple[tuple[int, str], int]]:
-    """For each module below that has parameters, in the order of ``named_parameters``: the number of its parent and its
-    name there, and how many children it has."""
+    """For each module below that has parameters or buffers, in the order of ``named_parameters``: the number of its
+    parent and its name there, and how many children it has."""
     for name, child in module._modules.items():
-        if child is not None and next(child.parameters(), None) is not None:
+        if child is not None and next(chain(child.parameters(), child.buffers()), None) is not None:
             yield (number, name), len(child._modules)
             yield from _walk(child, next(numbers), numbers)

@@ -242,6 +242,7 @@ class Recording:
                     first_order=record.first_order,
                     rule=record.rule,
                     together=record.together,
+                    batch_norm=record.batch_norm,
                     labels=record.labels,
                     adapted=self._adapted.get(identity),
                     seen_labels=record.seen_labels,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import LabelMismatchError, RecordingError
 from .losses import Loss
+from .normalisation import BatchNorm
 
 Labels = Literal["confirmed", "unseen", "changed"]
 """What the losses told: they saw the labels served, their labels could not be read, or they saw others."""
@@ -37,6 +38,9 @@ class RecordedTask:
         loss: the loss given to ``adapt``; None if it is not one of torch's, or made of more than that.
         query_loss: the loss that trained, likewise; None too where the loop did not run inside ``record()``.
         together: whether the features of both sets were computed in one batch, by a body that is not adapted (ANIL).
+        batch_norm: what layers with running statistics worked with in the forwards of both sets: the ``"batch"``'s own
+            statistics (training mode), ``"running"`` ones (evaluation mode), or ``"mixed"``, not all and always the
+            same; None if there are no such layers, or nothing is known.
         adapted: the adapted parameters of the last draw that trained, named as in ``model.named_parameters()``,
             detached, on the CPU; or None (switched off, over the memory cap, or never trained).
         rank: of the process that drew it, in a study merged of several.
@@ -62,6 +66,7 @@ class RecordedTask:
     fingerprint: str = field(repr=False)
     rule: Rule = "sgd"
     together: bool = False
+    batch_norm: BatchNorm | None = None
     rank: int = 0
     loss: Loss | None = None
     query_loss: Loss | None = None

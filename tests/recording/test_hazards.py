@@ -23,7 +23,8 @@ In the order in which they come up in the life of a learner. Where other files g
 - random numbers: `test_recording_reading_and_scoring_draw_no_random_numbers`; test_surfaces.py::test_the_same_bits
 - running statistics: `test_scoring_leaves_running_statistics_alone`; test_state.py::test_nothing_of_the_users_changes
 - dropout: `test_random_layers_are_switched_off_with_a_warning`
-- evaluation mode: `test_evaluation_mode_of_the_model`
+- evaluation mode: `test_evaluation_mode_of_the_model`; of some layers, forwards or tasks:
+  test_normalisation.py::test_two_modes_in_a_task_are_refused_unless_told
 - first order, unused, frozen and shared parameters: `test_gradients_with_the_flags_of_maml`
 - an adapt call that fails: `test_a_failing_adapt_fails_as_learn2learns`
 - functional updates: `test_updates_by_hand_are_inner_steps_or_mentioned`;
@@ -32,7 +33,7 @@ In the order in which they come up in the life of a learner. Where other files g
 - memory: `test_no_clone_or_graph_outlives_its_iteration`; test_memory.py::test_data_without_room_are_read_again
 - copies: `test_copies_of_learners_and_clones`; test_session.py::test_learners_can_be_copied_and_saved
 - DataParallel: `test_data_parallel_inside_a_clone`, `test_data_parallel_around_a_clone_is_refused`
-- distributed processes: test_run.py::test_each_process_of_torchrun_has_a_folder
+- distributed processes: test_ranks.py::test_two_processes_of_torchrun_leave_one_scored_study
 - worker processes: `test_worker_processes_of_drop_ins_are_refused`; test_session.py::test_data_loaders
 - Lightning: test_lightning.py::test_the_same_bits, test_lightning.py::test_the_sanity_check_is_left_out
 """
@@ -408,20 +409,7 @@ def normalised() -> nn.Module:
 
 
 @each_way
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"batch_norm": "running"},
-        pytest.param(
-            {},
-            marks=pytest.mark.xfail(
-                reason="the mode that batch normalisation was trained in is not recorded: hooks take batch statistics "
-                'unless told batch_norm="running"'
-            ),
-        ),
-    ],
-    ids=["told", "untold"],
-)
+@pytest.mark.parametrize("options", [{"batch_norm": "running"}, {}], ids=["told", "untold"])
 def test_evaluation_mode_of_the_model(options: dict[str, Any], kit: Kit, block: Block) -> None:
     """A clone says that it is in training mode whatever the mode of the model inside, which it leaves as it is."""
     maml = kit.MAML(normalised(), lr=0.1)

@@ -49,7 +49,7 @@ def facts(learner: Any) -> list[dict[str, Any]]:
 
 def told(task: RecordedTask) -> dict[str, Any]:
     names = ("id", "key", "indices", "classes", "support_rows", "query_rows", "draws", "trained", "steps",
-             "first_order", "labels", "rule")  # fmt: skip
+             "first_order", "labels", "rule", "batch_norm")  # fmt: skip
     tensors = (*task.support, *task.query, *(task.adapted or {}).values())
     return {
         **{name: getattr(task, name) for name in names},
