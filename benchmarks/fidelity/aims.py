@@ -75,7 +75,7 @@ def _against_baselines(rows: Rows, world: str) -> Iterator[list[str]]:
 
 def _detection(rows: Rows, world: str) -> Iterator[list[str]]:
     own = rows.one(world=world, level="task", estimator=DEFAULT, damping=OWN)
-    if own:
+    if own and "retraining" in rows.world(world):
         truth = rows.world(world)["retraining"]["found"]
         aim = min(0.95, truth - 0.05)
         yield _reached(rows.title(world), f"wrong tasks found, true ranking {number(truth)}", own["found"], aim)

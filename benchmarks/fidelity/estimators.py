@@ -36,6 +36,9 @@ class ResolvedSupport(SupportInfluence):
 
     _level = REMOVALS["resolve"]
 
+    def remove(self, items: Any, **_: Any) -> dict[str, Tensor]:
+        return super().remove(items, inner="resolve")
+
 
 def influence(study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> CurvedHook:
     """The hook of that level; support samples are resolved."""

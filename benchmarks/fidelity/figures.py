@@ -141,8 +141,8 @@ def described(world: World, truths: Mapping[str, Truths]) -> Row:
         "test": float(first.losses(world.lam).mean()),
     }
     row["noise"] = {level: agreement(found) for level, found in truths.items()}
-    row["retraining"] = detection(true_ranking(truths["task"][SINGLES, _first(world)]), world)
-    return row
+    ranking = true_ranking(truths["task"][SINGLES, _first(world)])
+    return row | ({"retraining": detection(ranking, world)} if len(ranking) == len(world.train) else {})
 
 
 def _first(world: World) -> str:

@@ -53,7 +53,7 @@ DESCRIPTION: dict[str, Cell] = {
     "seeds of retraining": lambda row: ", ".join(f"{name} {count}" for name, count in row["seeds"].items()),
     "ceiling of LDS, tasks": lambda row: _ceilings(row["noise"]["task"]),
     "LDS of warm against scratch retraining": lambda row: _or_dash(row["noise"]["task"].get("agreement")),
-    "wrong tasks found by true leave-one-out": lambda row: number(row["retraining"]["found"]),
+    "wrong tasks found by true leave-one-out": lambda row: _or_dash(row.get("retraining", {}).get("found")),
 }
 
 
@@ -125,13 +125,13 @@ def _one_by_one(row: Row) -> str:
 
 def _found(rows: Rows) -> Table:
     """Precision at the number of wrong tasks, and the area under the ROC curve."""
-    truth = [_detected(rows.world(world)["retraining"]) for world in rows.worlds]
+    truth = [_detected(rows.world(world).get("retraining")) for world in rows.worlds]
     table = _by_world(rows, "task", _detected)
     return [table[0], ["true leave-one-out", *truth], *table[1:]]
 
 
-def _detected(row: Row) -> str:
-    return f"{number(row['found'])} / {number(row['auc'])}"
+def _detected(row: Row | None) -> str:
+    return "—" if row is None else f"{number(row['found'])} / {number(row['auc'])}"
 
 
 def _damping(rows: Rows) -> Table:

@@ -48,7 +48,7 @@ def count(tasks: Stacked, level: str) -> int:
 def designs(world: World, size: Size, level: str) -> dict[str, Flags]:
     """What is removed, ``(G, n)``."""
     items = count(world.train, level)
-    singles = leave_one_out(items, None if level == "task" else min(size.singles, items), seed=1)
+    singles = leave_one_out(items, None if level == "task" and not world.large else min(size.singles, items), seed=1)
     return {HALVES: random_subsets(items, size.halves, seed=2), SINGLES: singles}
 
 
@@ -86,5 +86,5 @@ def digest(value: object) -> str:
 
 
 def true_ranking(truth: Truth) -> Floats:
-    """How harmful each item turned out to be, where each was removed by itself: the fall of the mean test loss."""
+    """How harmful each removed item turned out to be: the fall of the mean test loss."""
     return np.asarray(-truth.mean_change.mean(1))

@@ -38,7 +38,7 @@ class Size:
         steps: of each world's own number of training steps.
         tests: test tasks.
         halves: random halves of the items of each level, removed as a whole.
-        singles: samples of each level, removed one at a time; of tasks it is all of them.
+        singles: items of each level, removed one at a time; of tasks it is all of them unless the network is large.
         scratch: seeds of retraining from new starts, in worlds that train in full batches.
         noise: seeds of retraining in worlds that train in small batches.
     """
@@ -78,7 +78,7 @@ class World:
         trainers: by name of the ground truth; the first is the one that scores are first held against.
         seeds: of each ground truth.
         levels: what is removed.
-        large: whether estimators that are dear are left out.
+        large: whether estimators that are dear are left out, and most single removals.
     """
 
     name: str
@@ -275,7 +275,6 @@ class Recipe:
         drawn = draw(self.images(), count, size.tests, self.shots, self.queries, self.wrong, 0)
         fit, again = (replace(each, steps=max(4, round(each.steps * size.steps))) for each in (self.fit, self.again))
         study, lam, body = _trained(training, drawn.train, fit)
-        noisy = fit.batch is not None
         scratch = {"scratch": Again(training, drawn, fit, None)} if self.scratch else {}
         return World(
             name=name,
@@ -288,7 +287,7 @@ class Recipe:
             layout=training.layout,
             options={"loss": nn.CrossEntropyLoss(), "l2": fit.weight_decay * count, "body": body},
             trainers={"warm": Again(training, drawn, again, lam)} | scratch,
-            seeds={"warm": size.noise if noisy else 1, "scratch": size.noise if noisy else size.scratch},
+            seeds={"warm": size.noise if again.batch else 1, "scratch": size.noise if fit.batch else size.scratch},
             levels=self.levels,
             large=self.large,
         )
@@ -355,12 +354,12 @@ OMNIGLOT = Recipe(
     network=omniglot_fc,
     lr=0.5,
     adapt_steps=1,
-    tasks=60,
+    tasks=200,
     shots=1,
     queries=1,
-    fit=Schedule(0.003, 120),
-    again=Schedule(0.001, 30),
-    levels=("task", "query"),
+    fit=Schedule(0.003, 200, batch=16),
+    again=Schedule(0.0005, 15),
+    levels=("task",),
     large=True,
     scratch=False,
 )
@@ -377,7 +376,14 @@ WORLDS: Mapping[str, Callable[[str, Size], World]] = {
         levels=("task",),
     ),
     "omniglot-fc": OMNIGLOT,
-    "anil": replace(OMNIGLOT, title="ANIL, Omniglot", network=body_and_head, adapted="module.", adapt_steps=3),
+    "anil": replace(
+        OMNIGLOT,
+        title="ANIL, Omniglot",
+        network=body_and_head,
+        adapted="module.",
+        adapt_steps=3,
+        fit=Schedule(0.003, 100),
+    ),
     "mnist": replace(
         DIGITS,
         title="CNN, MNIST",
@@ -394,9 +400,8 @@ WORLDS: Mapping[str, Callable[[str, Size], World]] = {
         OMNIGLOT,
         title="OmniglotCNN",
         network=omniglot_cnn,
-        tasks=30,
-        fit=Schedule(0.003, 80),
-        again=Schedule(0.001, 20),
-        levels=("task",),
+        tasks=60,
+        fit=Schedule(0.003, 100, batch=16),
+        again=Schedule(0.0005, 10),
     ),
 }

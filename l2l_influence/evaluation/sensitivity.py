@@ -99,7 +99,7 @@ def sensitivity_of(
 
 
 def plot_sensitivity(curves: Sequence[Sensitivity] | Sensitivity, path: str | Path | None = None) -> Figure:
-    """Draw what :func:`sensitivity_of` found, a panel for each setting (extra ``plots``); saved where a path is given."""
+    """Draw what :func:`sensitivity_of` found, a panel for each setting (extra ``plots``); saved if a path is given."""
     from ..report.plots import Curve, draw_sensitivity
 
     some = [curves] if isinstance(curves, Sensitivity) else curves

@@ -30,6 +30,7 @@ from benchmarks.fidelity.tasks import Drawn, Images, MissingDataError, digits, d
 from benchmarks.fidelity.training import MetaTraining, Schedule
 from benchmarks.fidelity.truths import HALVES, SINGLES, digest, true_ranking, weighted
 from benchmarks.fidelity.worlds import WORLDS, Again, Size, World, looped
+from l2l_influence import SupportInfluence
 from l2l_influence.evaluation import Truth
 from l2l_influence.evaluation.baselines import QueryLoss
 
@@ -257,6 +258,22 @@ def test_moves_are_those_of_the_hooks_edits(world: World) -> None:
     assert moves(world, "task", hook, names, truth) == pytest.approx({"cosine": 1, "error": 0}, abs=1e-5)
     half = replace(truth, moved=truth.moved / 2)
     assert moves(world, "task", hook, names, half) == pytest.approx({"cosine": 1, "error": 1}, abs=1e-5)
+
+
+def test_support_samples_are_resolved_in_scores_and_edits_alike(world: World) -> None:
+    hook, plain = ESTIMATORS[0].on(world, "support"), SupportInfluence(world.study, None, **_for_hooks(world))
+    names, matrix = hook.score_matrix(world.tests)
+    values = plain.scores(world.tests, inner="resolve").values
+    np.testing.assert_allclose(matrix.mean(1), [values[name] for name in names], rtol=1e-4, atol=1e-7)
+    found, expected = hook.remove(names[3]), plain.remove(names[3], inner="resolve")
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value)
+    closed = plain.remove(names[3])
+    assert any(not torch.allclose(found[key], closed[key], rtol=1e-5, atol=1e-7) for key in expected)
+
+
+def _for_hooks(world: World):
+    return {**world.options, **ESTIMATORS[0].options, "progress": False}
 
 
 def test_memory_and_time_are_those_of_the_call() -> None:
