@@ -34,7 +34,7 @@ class Sensitivity:
     Attributes:
         setting: ``"damping"`` or ``"δ"``.
         values: its strengths, rising.
-        own: the hook's.
+        own: the hook's; of an unrolled hook the δ that goes with its steps.
         agreement: Spearman's ρ over items of the mean scores with those at ``own``; nan where a strength was refused.
         lds: :func:`~l2l_influence.evaluation.lds` against a ground truth, if one was given; nan likewise.
         refused: by strength, why there are no scores, such as a system that is not positive definite.

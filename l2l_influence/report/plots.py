@@ -206,27 +206,30 @@ def draw_sensitivity(curves: Sequence[Curve], path: str | Path | None = None) ->
     """A panel for each setting: figures over its strengths, the one in use marked, refused strengths crossed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(curves), 3.8), layout="constrained")
-    for axes, curve in zip(figure.subplots(1, len(curves), sharey=True, squeeze=False)[0], curves, strict=True):
+    figure = Figure(figsize=(4.4 * len(curves), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, curve in zip(panels, curves, strict=True):
         _strengths(axes, curve)
-    figure.axes[0].set_ylabel("correlation")
-    figure.axes[0].legend(frameon=False, fontsize=8, loc="lower left")
+    lowest = min(np.nanmin(line) for curve in curves for line in curve.lines.values())
+    panels[0].set_ylim(min(0.0, lowest) - 0.05, 1.05)
+    panels[0].set_ylabel("correlation")
+    named = {line.get_label(): line for axes in panels for line in axes.get_lines()[:-1]}
+    figure.legend(named.values(), named.keys(), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return _saved(figure, path)
 
 
 def _strengths(axes: Axes, curve: Curve) -> None:
     values = np.asarray(curve.values, dtype=float)
-    axes.axvline(curve.own, linestyle=":", color=GREY, linewidth=1.6, label=f"in use: {curve.own:.3g}")
     for (name, line), (colour, style, _), marker in zip(curve.lines.items(), SERIES, "os", strict=False):
         figures = np.asarray(line, dtype=float)
         axes.plot(values, figures, style, marker=marker, markersize=5, color=colour, linewidth=1.8, label=name)
-    refused = values[np.isnan(next(iter(curve.lines.values())))]
+    axes.axvline(curve.own, linestyle=":", color=GREY, linewidth=1.6, label="in use")
+    refused = values[np.isnan(np.asarray(next(iter(curve.lines.values())), dtype=float))]
     if len(refused):
         axes.plot(refused, np.zeros(len(refused)), "x", color=INK, label="refused")
     axes.axhline(0, color=GREY, linewidth=0.6)
     axes.set_xscale("log")
-    axes.set_ylim(min(-0.05, *(np.nanmin(line) - 0.05 for line in curve.lines.values())), 1.05)
-    axes.set_xlabel(curve.setting)
+    axes.set_xlabel(f"{curve.setting} (in use: {curve.own:.3g})")
     axes.set_title(f"Sensitivity to {curve.setting}", loc="left", fontsize=10)
     _bare(axes)
 

@@ -107,9 +107,11 @@ def test_the_picture_shows_figures_what_is_in_use_and_what_was_refused(tmp_path:
     left, right = figure.axes
     drawn = {line.get_label(): line for line in left.get_lines()}
     np.testing.assert_allclose(drawn["LDS against retraining"].get_ydata(), [np.nan, 0.7, 0.6])
-    np.testing.assert_allclose(drawn["in use: 1"].get_xdata(), [1, 1])
+    np.testing.assert_allclose(drawn["in use"].get_xdata(), [1, 1])
     np.testing.assert_allclose(drawn["refused"].get_xdata(), [0.1])
     assert left.get_xscale() == "log" and right.get_title(loc="left") == "Sensitivity to δ"
-    assert right.get_ylim()[0] < -0.4
+    assert right.get_ylim()[0] < -0.4 and right.get_ylim() == left.get_ylim()
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert named == {"rank correlation with the hook's own scores", "LDS against retraining", "in use", "refused"}
     assert imread(tmp_path / "sensitivity.png")[..., :3].std() > 0.05
     assert len(plot_sensitivity(delta).axes) == 1
