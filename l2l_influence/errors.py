@@ -37,6 +37,10 @@ class TaskShapeError(InfluenceError, ValueError):
     """Task data, weights or vectors have shapes that do not fit together."""
 
 
+class ItemsError(InfluenceError, ValueError):
+    """What is to be removed or relabelled was named twice, or nothing was."""
+
+
 class RecordingError(InfluenceError):
     """The recording of a training loop cannot answer: it is empty, incomplete, or something in it went wrong."""
 
@@ -63,6 +67,10 @@ class TaskDataChangedError(RecordingError):
 
 class PartlySavedError(RecordingError):
     """A study was saved, but without the data of some of its tasks, which could not be had again."""
+
+
+class NotCopiedError(RecordingError, TypeError):
+    """A study or a recording was to be copied or pickled; there are files for that."""
 
 
 class RanksDisagreeError(RecordingError):

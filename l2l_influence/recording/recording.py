@@ -27,10 +27,11 @@ from .report import describe
 from .stores import BoundedStore, CompleteStore
 from .task import RecordedTask
 from .tasks import Card, card_of, new_card
+from .uncopied import Uncopied
 from .unserved import as_fed, is_unserved
 
 
-class Recording:
+class Recording(Uncopied):
     """Which tasks a learner was fed, and which of them it trained on.
 
     Got by `recording_of`; it fills while the training loop runs and can be read at any time.

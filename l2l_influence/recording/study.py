@@ -21,12 +21,13 @@ from .rebuilding import MODEL, load_weights, rebuilt, settings_of, weights_of
 from .recording import Recording
 from .task import RecordedTask
 from .telling import ToldEpisode, tell
+from .uncopied import Uncopied
 
 BODY = "body"
 """What names of the body's weights in the files begin with."""
 
 
-class Study:
+class Study(Uncopied):
     """What `record` yields: the learners that were cloned inside, and their recordings.
 
     Attributes:

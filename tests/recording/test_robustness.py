@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from pathlib import Path
 from typing import Any
 
 import learn2learn as l2l
@@ -12,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from l2l_influence.errors import NothingRecordedError, RecordingError
-from l2l_influence.recording import MAML, TaskDataset, episode, graph, observe, recording_of
+from l2l_influence import TaskInfluence
+from l2l_influence.errors import NotCopiedError, NothingRecordedError, RecordingError
+from l2l_influence.recording import MAML, Study, TaskDataset, episode, graph, observe, record, recording_of
 
 from .omniglot_loop import fast_adapt, images, taskset
 
@@ -64,6 +66,38 @@ def test_a_clone_can_be_pickled() -> None:
     loaded = pickle.loads(pickle.dumps(learner))
     assert type(loaded) is MAML
     assert torch.equal(loaded.module.weight, learner.module.weight)
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": pickle.dumps,
+    "the oldest pickle": lambda thing: pickle.dumps(thing, protocol=0),
+    "torch.save": lambda thing: torch.save(thing, io.BytesIO()),
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_studies_and_recordings_are_saved_not_copied(copied: Any, tmp_path: Path) -> None:
+    """Those that were loaded too."""
+    maml, tasks = linear(), wrapped()
+    with record() as study:
+        step(maml, tasks[0])
+    loaded = Study.load(study.save(tmp_path / "study"), nn.Linear(4, 5))
+    for known in (study, loaded):
+        for thing in (known, known.recording):
+            refused = rf"a {type(thing).__name__} cannot be copied.*Study\.save.*Study\.load"
+            with pytest.raises(NotCopiedError, match=refused):
+                copied(thing)
+        assert len(known.tasks) == 1
+
+
+def test_what_holds_a_study_is_not_pickled_without_it() -> None:
+    with record() as study:
+        step(linear(), wrapped()[0])
+    for thing in ([study], TaskInfluence(study), study.tasks[0]):
+        with pytest.raises(NotCopiedError, match=r"Study\.save"):
+            pickle.dumps(thing)
 
 
 class Tempered(MAML):
