@@ -14,7 +14,7 @@ from ..bilevel.hessians import Groups
 from ..bilevel.levels import Level
 from ..bilevel.local import LocalProblem
 from ..bilevel.task import Samples
-from ..errors import TaskShapeError
+from ..errors import ItemsError, TaskShapeError
 from .curved import CurvedHook
 from .data import Split
 from .edit import edited_state
@@ -165,8 +165,12 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         refs = self._listed(items)
         places = [self._locate(study, ref) for ref in refs]
         if not places or len(set(places)) < len(places):
-            raise ValueError(f"name at least one {self._level.what}, each once, got {refs}")
+            raise ItemsError(f"name at least one {self._level.what}, each once, got {refs}")
         return places
+
+    def _require_labels(self, labels: Mapping[Ref, Any]) -> None:
+        if not labels:
+            raise ItemsError(f"name at least one {self._level.what}, with its new label")
 
     @abstractmethod
     def _listed(self, items: Ref | Iterable[Ref]) -> list[Ref]:
@@ -184,10 +188,10 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
 
     def _relabelled(self, outer: Outer, position: int, support: Labels, query: Labels) -> Tensor:
         """The change of c_i g_i when samples of a task get other labels, ``[1, P]``."""
-        at = outer.hessian.seen(position)
-        anew = at.with_query(_with_labels(at.batch.query, query))
+        at, outputs = outer.hessian.seen(position), outer.study.output_shape
+        anew = at.with_query(_with_labels(at.batch.query, query, outputs))
         if support:
-            anew = anew.with_support(_with_labels(at.batch.support, support))
+            anew = anew.with_support(_with_labels(at.batch.support, support, outputs))
         return anew.weighted_gradient() - at.weighted_gradient()
 
     def _unravel(self, outer: Outer, flat: Tensor) -> dict[str, Tensor]:
@@ -207,13 +211,32 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         ]
 
 
-def _with_labels(samples: Samples, labels: Labels) -> Samples:
+def _with_labels(samples: Samples, labels: Labels, outputs: torch.Size) -> Samples:
+    """One task's samples, for which a model has outputs of that shape each, with other labels."""
     y = samples.y.clone()
     for j, label in labels.items():
-        if torch.as_tensor(label).is_floating_point() and not y.is_floating_point():
-            raise TaskShapeError(f"labels are whole numbers ({y.dtype}) in this task, and {label} is none")
-        y[:, j] = label
+        y[0, j] = _fitting(label, y[0, j], outputs)
     return samples._replace(y=y)
+
+
+def _fitting(label: Any, known: Tensor, outputs: torch.Size) -> Tensor:
+    """A label that can stand in for a known one."""
+    new = torch.as_tensor(label, device=known.device)
+    if new.is_floating_point() and not known.is_floating_point():
+        raise TaskShapeError(f"labels are whole numbers ({known.dtype}) in this task, and {label} is none")
+    if new.shape not in (known.shape, torch.Size()):
+        raise TaskShapeError(f"labels have shape {tuple(known.shape)} in this task, and {label} has not")
+    classes = _classes(known, outputs)
+    # One that stays may be anything: the loss may ignore it.
+    if classes and bool(((new != known) & ((new < 0) | (new >= classes))).any()):
+        raise TaskShapeError(f"the model tells {classes} classes apart, 0 to {classes - 1}, and {label} is none")
+    return new
+
+
+def _classes(label: Tensor, outputs: torch.Size) -> int:
+    """How many numbers of classes there are, where labels are such; else 0."""
+    numbered = not label.is_floating_point() and label.dim() == len(outputs) - 1 and outputs[0] > 1
+    return outputs[0] if numbered else 0
 
 
 def _test_note(test: LocalProblem, exact: bool) -> str:

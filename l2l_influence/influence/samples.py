@@ -44,7 +44,12 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
 
         Args:
             labels: the new label of each ``(task, sample)``.
+
+        Raises:
+            TaskShapeError: a label is of another kind than those served, or no class of the model.
+            ItemsError: there is no sample.
         """
+        self._require_labels(labels)
         outer = self._outer()
         by_task: dict[int, dict[int, Any]] = {}
         for sample, label in labels.items():

@@ -27,6 +27,7 @@ class Snapshot:
     Attributes:
         recorded: the training tasks, in order of first draw.
         problem: the bilevel problem; ``local`` is it at λ* on the recorded tasks.
+        output_shape: of the model's outputs for one sample.
     """
 
     def __init__(self, run: Run, recorded: list[RecordedTask], options: Options) -> None:
@@ -53,7 +54,9 @@ class Snapshot:
         start = adapted if isinstance(kind, Proximal) else None
         tasks = RecordedTasks(self.recorded, self.losses, self._like, start)
         self.local = self.problem.at(self.lam, tasks, self._weights())
-        self._require_same_loss(model)
+        outputs = self._outputs(model)
+        self._require_same_loss(outputs)
+        self.output_shape = outputs.shape[1:]
         self._stationarity: Stationarity | None = None
         self._position = {task.id: position for position, task in enumerate(self.recorded)}
 
@@ -92,12 +95,15 @@ class Snapshot:
             return Losses.recorded(self.recorded, self._like)
         return Losses.given(options.loss, options.reduction)
 
-    def _require_same_loss(self, model: FunctionalModel) -> None:
-        """On a recorded task, the loss taken apart must be the loss that was given."""
-        task, parts = self.local.tasks[0], self.losses.inner
-        x, y = task.support
+    def _outputs(self, model: FunctionalModel) -> Tensor:
+        """Of the first task's support set, without adaptation."""
         with torch.no_grad():
-            outputs = model(model.parameters, x.to(self._like.device))
+            return model(model.parameters, self.local.tasks[0].support[0].to(self._like.device))
+
+    def _require_same_loss(self, outputs: Tensor) -> None:
+        """On a recorded task, the loss taken apart must be the loss that was given."""
+        y, parts = self.local.tasks[0].support[1], self.losses.inner
+        with torch.no_grad():
             whole = parts.scale * parts.whole(outputs, y.to(outputs.device))
             samples = parts.criterion(outputs, y.to(outputs.device))
         found = (parts.weights(y).to(samples) * samples).sum()

@@ -92,7 +92,12 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
 
         Args:
             labels: by task id, labels of all rows of the batch that the taskset served.
+
+        Raises:
+            TaskShapeError: labels are too few, of another kind than those served, or no classes of the model.
+            ItemsError: there is no task.
         """
+        self._require_labels(labels)
         outer = self._outer()
         change = torch.zeros_like(outer.study.local.lam).unsqueeze(0)
         for task, y in labels.items():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from l2l_influence import QueryInfluence, SupportInfluence, TaskInfluence
-from l2l_influence.errors import InfluenceError, TaskShapeError
+from l2l_influence.errors import InfluenceError, ItemsError, TaskShapeError
 
 from .retraining import L2, LR, ORDER, STEPS, Retraining, Run, changes, flat, optimal_run, relative
 from .runs import ListedTasks, labelled_batches, pairs, regression_batches, train
@@ -267,3 +267,53 @@ def test_labels_that_do_not_fit_are_refused():
         hook.relabel({9: torch.zeros(8, dtype=torch.long)})
     with pytest.raises(InfluenceError, match="there is no 4"):
         run.hook(SupportInfluence).relabel({(0, 4): 1})
+
+
+@LEVELS
+def test_nothing_to_relabel_or_remove_is_refused(level):
+    hook = optimal_run("unrolled").hook(HOOKS[level])
+    with pytest.raises(ItemsError, match=f"at least one {HOOKS[level]._level.what}, with its new label"):
+        hook.relabel({})
+    with pytest.raises(ItemsError, match=f"at least one {HOOKS[level]._level.what}, each once"):
+        hook.remove([])
+
+
+@pytest.mark.parametrize("label", [-1, 2, 7, torch.tensor(2)])
+def test_labels_that_are_no_classes_of_the_model_are_refused(label):
+    run = optimal_run("unrolled")
+    for level in ("query", "support"):
+        with pytest.raises(TaskShapeError, match="2 classes apart, 0 to 1, and .* is none"):
+            run.hook(HOOKS[level]).relabel({(run.ids[1], 3): label})
+    y = served(run, 1)
+    y[6] = label
+    with pytest.raises(TaskShapeError, match="2 classes apart, 0 to 1, and .* is none"):
+        run.hook(TaskInfluence).relabel({run.ids[1]: y})
+
+
+def test_labels_of_another_shape_are_refused(quadratic):
+    with pytest.raises(TaskShapeError, match=r"shape \(1,\) in this task"):
+        quadratic.hook(QueryInfluence).relabel({(0, 0): torch.zeros(2)})
+
+
+def test_a_label_that_the_loss_ignores_may_stay():
+    """Rows without a label have one that is no class."""
+    batches = labelled_batches(3, seed=21)
+    batches[0][1][5] = -100
+    maml, _tasks = train(nn.Linear(3, 2).double(), batches, nn.CrossEntropyLoss())
+    hook = TaskInfluence(maml, loss=nn.CrossEntropyLoss(), progress=False)
+    assert changes(hook.relabel({0: batches[0][1]}), maml).norm() == 0
+    turned = torch.where(batches[0][1] < 0, -100, 1 - batches[0][1])
+    assert changes(hook.relabel({0: turned}), maml).norm() > 0
+
+
+def test_whole_numbers_that_are_no_classes_may_be_any():
+    """Counts, for a loss of one output a sample."""
+    batches = [(x, 4 * y) for x, y in labelled_batches(3, seed=22)]
+    maml, _tasks = train(nn.Linear(3, 1).double(), batches, lambda outputs, y: squares(outputs, y).mean())
+    hook = QueryInfluence(maml, loss=squares, reduction="mean", progress=False)
+    one, other = (changes(hook.relabel({(0, 0): label}), maml) for label in (3, 9))
+    assert not torch.allclose(one, other)
+
+
+def squares(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (outputs.squeeze(1) - y) ** 2
