@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..bilevel import Unrolled
 from ..bilevel.functional import BatchNormMode
@@ -152,6 +153,18 @@ def recorded_statistics(recorded: Sequence[RecordedTask]) -> BatchNormMode:
     if len(known) > 1:
         raise _mixed(f"of task {known['batch']} they did the first, of task {known['running']} the second")
     return "running" if "running" in known else "batch"
+
+
+def require_separable(head: nn.Module, recorded: Sequence[RecordedTask], statistics: BatchNormMode) -> None:
+    """Raise a `BatchNormError` if the sets of a task, whose features were computed together, were normalised apart."""
+    together = [task.id for task in recorded if task.together]
+    layers = [layer for layer in head.modules() if isinstance(layer, _BatchNorm)]
+    if together and any(statistics == "batch" or layer.running_mean is None for layer in layers):
+        raise BatchNormError(
+            f"features of both sets of task {together[0]} were computed in one batch, and then normalised set by set "
+            "in the learner, by its batches' own statistics. Here body and learner are one model, and a batch is one "
+            "for all of it: compute the features of each set by itself, or normalise in the body alone"
+        )
 
 
 def _mixed(found: str) -> BatchNormError:

@@ -15,7 +15,7 @@ from ..bilevel.local import LocalProblem
 from ..bilevel.stationarity import Stationarity, stationarity
 from ..errors import InfluenceError, LossStructureError
 from ..recording import RecordedTask
-from .choice import InnerChoice, Options, recorded_statistics
+from .choice import InnerChoice, Options, recorded_statistics, require_separable
 from .data import RecordedTasks, Split, read_test_tasks
 from .losses import Losses
 from .run import Run
@@ -33,7 +33,9 @@ class Snapshot:
     def __init__(self, run: Run, recorded: list[RecordedTask], options: Options) -> None:
         self.recorded = recorded
         self.options = options
-        model = FunctionalModel(run.model, options.batch_norm or recorded_statistics(recorded))
+        statistics = options.batch_norm or recorded_statistics(recorded)
+        require_separable(run.learner, recorded, statistics)
+        model = FunctionalModel(run.model, statistics)
         self._like = next(iter(model.parameters.values()))
         self.losses = self._read_losses()
         adapted = run.adapted_names(model.parameters)

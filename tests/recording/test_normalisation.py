@@ -122,17 +122,23 @@ def test_the_mode_of_what_did_not_train_does_not_matter(kit: Kit, block: Block) 
 # ---- where else it has to come through --------------------------------------------------------------------------
 
 
+EVEN, ODD = slice(None, None, 2), slice(1, None, 2)
+
+
 class Bodied:
     """ANIL with normalisation in the body and in the head, whose modes are given."""
 
-    def __init__(self, body: bool, head: bool) -> None:
+    def __init__(self, body: bool, head: bool, together: bool = False) -> None:
+        self.together = together
         self.body, self.maml = normalised()[:3].train(body), PLAIN.MAML(normalised()[1:].train(head), lr=0.1)
         self.tasks = in_double(PLAIN)
 
     def backward(self, key: int) -> None:
         (x, y), learner = self.tasks[key], self.maml.clone()
-        learner.adapt(cross_entropy(learner(self.body(x[::2])), y[::2]))
-        cross_entropy(learner(self.body(x[1::2])), y[1::2]).backward()
+        both = self.body(x) if self.together else None
+        support, query = (self.body(x[rows]) if both is None else both[rows] for rows in (EVEN, ODD))
+        learner.adapt(cross_entropy(learner(support), y[EVEN]))
+        cross_entropy(learner(query), y[ODD]).backward()
 
     def gradients(self) -> dict[str, Tensor]:
         named = {"body": self.body, "module": self.maml.module}
@@ -154,6 +160,20 @@ def test_a_body_in_another_mode_than_the_head_is_refused() -> None:
         Bodied(False, True).backward(0)
     with pytest.raises(BatchNormError, match="layers or forwards of task 0"):
         TaskInfluence(study, loss=cross_entropy, progress=False).influence(0)
+
+
+def test_sets_that_the_head_alone_normalises_apart_are_refused() -> None:
+    """With running statistics sets need not be known, and the gradients are the loop's."""
+    with record() as study:
+        Bodied(True, True, together=True).backward(0)
+    with pytest.raises(BatchNormError, match="sets of task 0 were computed in one batch"):
+        TaskInfluence(study, loss=cross_entropy, progress=False).influence(0)
+    with record():
+        loop = Bodied(False, False, together=True)
+        loop.backward(0)
+    found = TotalGradient(loop.maml, loss=cross_entropy, progress=False).of(0)
+    for name, expected in loop.gradients().items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_it_is_saved(tmp_path: Path) -> None:
