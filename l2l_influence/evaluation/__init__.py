@@ -1,5 +1,6 @@
 """What scores are worth: measured against training again."""
 
+from .diagnosis import Check, ContinuedOptimisation, Diagnosis
 from .full_batch import FullBatchMAML
 from .metrics import (
     auc,
@@ -21,6 +22,9 @@ from .sensitivity import Sensitivity, plot_sensitivity, sensitivity_of
 from .truth import Truth, along_path, measure
 
 __all__ = [
+    "Check",
+    "ContinuedOptimisation",
+    "Diagnosis",
     "FullBatchMAML",
     "Interval",
     "Outcome",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from learn2learn.data import Taskset
@@ -23,6 +23,9 @@ from .outer import Outer
 from .result import Scores
 from .scoring import Found, each_test_gradient, mean_test_gradient, score, score_on_itself
 from .snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from ..evaluation import Diagnosis, Retrain
 
 Ref = TypeVar("Ref")
 """How a user names an item: a task's id, or (task's id, sample)."""
@@ -137,6 +140,45 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         outer = self._outer()
         pull = outer.pull(self._level, self._located(outer.study, items))
         return self._moved(outer, -pull, correct_residual)
+
+    def diagnose(
+        self,
+        test_tasks: Taskset | Sequence[Any] | None = None,
+        num_tasks: int | None = None,
+        *,
+        split: Split | None = None,
+        retrain: Retrain | None = None,
+        spot_checks: int = 8,
+        seed: int = 0,
+    ) -> Diagnosis:
+        """What this study's numbers can be trusted for; printed, it says so in words, and what to do.
+
+        Coverage of the recording, stationarity, inner residuals, curvature at λ*, how much of it the damping covers;
+        and given test tasks, how much of the scores is the solver's error or the sketch's luck, and a spot-check: some
+        tasks are removed one by one, and the true change of the mean test loss is held against the predicted one.
+
+        Args:
+            test_tasks, num_tasks, split: as for :meth:`scores`; without them scores are not looked at.
+            retrain: ``retrain(weights, seed) -> Outcome``, see :data:`~l2l_influence.evaluation.Retrain`: train as the
+                loop does with these weights of the training tasks, in the order of their ids, and return the losses of
+                the test tasks. None for continued optimisation of L_Total from λ*, on a private copy: 20 gradient
+                steps, so 20·(``spot_checks`` + 1) passes over the tasks.
+            spot_checks: k, how many tasks are removed, drawn at random; 0 for none.
+            seed: of that draw, of retraining, and of test tasks drawn from a taskset that has not sampled them yet.
+        """
+        from ..evaluation.diagnosis import diagnose
+
+        return diagnose(
+            self._run,
+            self._outer(),
+            self._level,
+            test_tasks,
+            num_tasks,
+            split=split,
+            retrain=retrain,
+            spot_checks=spot_checks,
+            seed=seed,
+        )
 
     # ---- how it is answered -----------------------------------------------------------------------------------
 

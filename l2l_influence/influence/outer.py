@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -53,6 +53,15 @@ class Outer:
             return float(self._how.damping)
         like = self.study.local.lam.unsqueeze(0)
         return RELATIVE_DAMPING * float(largest_eigenvalue(self.hessian.operator, like, 8))
+
+    @property
+    def tolerance(self) -> float:
+        """Relative residual that the default solver is asked for."""
+        return self._how.tolerance
+
+    def with_hessian(self, kind: Curvature) -> Outer:
+        """The same system, with this one's damping, under another Hessian."""
+        return Outer(self.study, replace(self._how, hessian=kind, damping=self.damping))
 
     def solve(self, rows: Tensor, without: Groups | None = None) -> Tensor:
         """(δ_o I + H)⁻¹ of each row, ``[R, P]``; without some tasks' part of H where these are given for each row."""

@@ -47,6 +47,11 @@ class LoadedRecording(Recording):
         """As `Recording.stands_for`."""
         return float(self._about["stands_for"])
 
+    @property
+    def unmatched(self) -> int:
+        """As `Recording.unmatched`; of a study that did not say, none are known."""
+        return int(self._about.get("unmatched", 0))
+
     def training_tasks(self, tasks: Taskset | None = None) -> list[RecordedTask]:
         """As `Recording.training_tasks`; of all tasksets, for none of them was saved."""
         if self.trouble:

@@ -91,6 +91,7 @@ def _told(parts: Sequence[Saved]) -> dict[str, Any]:
         "summary": "\n".join([f"{len(parts)} processes.", *summaries, *_differences(parts)]),
         "trouble": "\n".join(troubles),
         "stands_for": sum(drawn) / sum(recorded) if sum(recorded) else 1.0,
+        "unmatched": sum(int(part.about.get("unmatched", 0)) for part in parts),
     }
 
 

@@ -126,6 +126,11 @@ class Recording(Uncopied):
         """
         return self._current_ledger().stands_for
 
+    @property
+    def unmatched(self) -> int:
+        """How many forwards of input that belongs to no task served had a part in training."""
+        return self._current_ledger().foreign.total()
+
     @cached_property
     def own_card(self) -> Card:
         """For tasks that no taskset served; the keys of their content are negative."""

@@ -186,6 +186,7 @@ class Study(Uncopied):
             "summary": self.describe(),
             "trouble": recording.trouble or unclear,
             "stands_for": recording.stands_for,
+            "unmatched": recording.unmatched,
         }
         return storage.save(path, tasks, weights, about)
 

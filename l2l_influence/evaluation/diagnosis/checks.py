@@ -1,0 +1,149 @@
+"""What can be seen without a test task: the recording, the point λ*, the curvature there, and the damping."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ...bilevel import Sketch
+from ...bilevel.hessians.exact import Exact
+from ...bilevel.solvers import LowRank
+from ...bilevel.solvers.lanczos import extreme_eigenvalues
+from ...bilevel.solvers.neumann import largest_eigenvalue
+from ...errors import InfluenceError
+from ...influence.inner_notes import inner_notes
+from ...influence.outer import Outer
+from ...influence.run import Run
+from ...influence.snapshot import Snapshot
+from .verdicts import Check, Verdict, graded, unknown
+
+PRODUCTS = 30
+"""Of the exact Hessian, in search of negative curvature; as many as a policy spends on it."""
+
+HALF = 0.5
+"""Removing an item takes its share h of the curvature away too, and moves λ by 1/(1 − h) times what influence says.
+Beyond one half the prediction is nearer to nothing than to what happens."""
+
+
+def coverage(study: Snapshot, run: Run) -> Check:
+    """Whether what trained λ* is in L_Total: a term left out is a pull that no score accounts for."""
+    recording = run.recording
+    trained = sum(task.trained for task in study.recorded)
+    others = sum(task.trained for task in recording.tasks_so_far) - trained
+    given, model = study.local.lam.numel(), sum(value.numel() for value in run.parameters.values())
+    found = f"{len(study.recorded)} tasks, which trained in {trained} draws; λ is {given} of {model} parameters"
+    missing = recording.unmatched + others
+    figure = trained / (trained + missing)
+    if missing == 0 and recording.stands_for == 1:
+        return Check("coverage", "fine", figure, f"{found}; nothing else trained it")
+    found += f"; left out are {others} draws of other tasks, and what did not match. {recording.describe()}"
+    advice = "leave tasks= out, and have every taskset wrapped; a sample of the tasks only compares those in it"
+    return Check("coverage", "read with care", figure / recording.stands_for, found, advice)
+
+
+def stationarity(study: Snapshot) -> Check:
+    """In units of the average task's gradient, which is what its removal leaves. N gradients that have nothing to do
+    with each other add up to √N of them: where that much is left, they do not balance at all, and λ* is no minimum."""
+    found, unrelated = study.stationarity, len(study.recorded) ** 0.5
+    text = (
+        f"‖D_λ L_Total‖ is {found.tasks:.2g} times the average task's gradient (below 1 it is less than what a removal "
+        f"leaves; {unrelated:.2g} is what unrelated gradients would leave)"
+    )
+    advice = (
+        "train closer to a minimum: more steps, falling rates, larger meta-batches; is l2 that of the loop? Scores "
+        "compare tasks; for edits pass correct_residual=True"
+    )
+    return Check("stationarity", graded(found.tasks, 1, max(1, unrelated)), found.tasks, text, advice)
+
+
+def inner(study: Snapshot, tolerance: float) -> Check:
+    """Derivatives of θ_i(λ) are those at a minimum of L_I; off it they err to first order in the residual. An error
+    within the outer solve's own tolerance changes nothing; one beyond ``inner_tolerance`` the user has ruled out."""
+    residual = max(float(at.solution.residual.max()) for at in study.local.solved("inner residuals"))
+    found = "; ".join(inner_notes(study, residual)).removeprefix("inner: ")
+    verdict = graded(residual, tolerance, study.options.inner_tolerance)
+    return Check("inner", verdict, residual, found, f"inner_tolerance={tolerance:g}, or inner='unrolled'")
+
+
+def curvature(outer: Outer) -> Check:
+    """The smallest eigenvalue of D²_λ L_Total that Lanczos finds, l2 included: below 0, λ* is no minimum.
+
+    What is found lies inside the spectrum, so that a negative figure proves negative curvature, and a positive one does
+    not rule it out.
+    """
+    try:
+        lowest, highest = _extremes(outer)
+    except (InfluenceError, RuntimeError) as error:  # torch has no derivative of something, or a solve gave up
+        return unknown("curvature", f"the exact Hessian could not be had: {str(error).splitlines()[0]}")
+    smallest, rounding = lowest + outer.study.problem.l2, torch.finfo(outer.study.local.lam.dtype).eps ** 0.5 * highest
+    verdict: Verdict = (
+        "fine" if smallest > -rounding else "read with care" if smallest + outer.damping > 0 else "do not trust"
+    )
+    found = (
+        f"smallest eigenvalue of D²_λ L_Total {smallest:.3g} (l2 {outer.study.problem.l2:.3g} included), largest "
+        f"{highest:.3g}, by {PRODUCTS} products; damping {outer.damping:.3g}"
+    )
+    advice = (
+        "λ* is no minimum: train on. The damping outweighs the negative curvature, so that the system has an answer"
+        if verdict == "read with care"
+        else f"λ* is no minimum, and where retraining would go is not near: train on, or take damping of "
+        f"{-2 * smallest:.2g}; semi-definite Hessians ('sketch', 'gauss-newton') solve, and cannot see this"
+    )
+    return Check("curvature", verdict, smallest, found, advice)
+
+
+def _extremes(outer: Outer) -> tuple[float, float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an approximate inner inverse, which is told with the inner solutions
+        exact = outer.with_hessian(Exact()).hessian.operator
+        lowest, highest = extreme_eigenvalues(exact, outer.study.local.lam.unsqueeze(0), PRODUCTS)
+    return float(lowest), float(highest)
+
+
+def damping(outer: Outer, items: int) -> Check:
+    """How many directions have more curvature than damping: r = Σ σ/(σ + d), σ being the eigenvalues of the (sampled)
+    Gauss–Newton matrix and d = l2 + damping. r/n is then the average item's share of the curvature that counts."""
+    spectrum, l2 = eigenvalues(sampled_gauss_newton(outer)), outer.study.problem.l2
+    rank, bare = (effective_rank(spectrum, shift) for shift in (l2 + outer.damping, l2))
+    share = rank / items
+    found = (
+        f"effective rank {rank:.3g} of {outer.study.local.lam.numel()} directions at l2 {l2:.3g} + damping "
+        f"{outer.damping:.3g} ({bare:.3g} without damping); {share:.2g} for each of {items} items"
+    )
+    flat = rank < 1
+    advice = (
+        "no direction counts as much as the damping: scores are products of gradients in all but name; less damping"
+        if flat
+        else "removals are long steps: sizes fall short by about 1/(1 − share); leave_one_out=True, or more damping"
+    )
+    return Check("damping", "read with care" if flat or share > HALF else "fine", rank, found, advice)
+
+
+def largest_curvature(outer: Outer) -> float:
+    """Of L_Total, l2 included, as Gauss–Newton has it."""
+    sampled, like = sampled_gauss_newton(outer), outer.study.local.lam.unsqueeze(0)
+    return float(largest_eigenvalue(sampled, like, PRODUCTS)) + outer.study.problem.l2
+
+
+def sampled_gauss_newton(outer: Outer) -> LowRank:
+    """The hook's own sketch, or one that is made for it."""
+    own = outer.hessian.operator
+    operator = own if isinstance(own, LowRank) else Sketch().operator(outer.study.local)
+    assert isinstance(operator, LowRank)
+    return operator
+
+
+def eigenvalues(operator: LowRank) -> Tensor:
+    """Those that need not be 0, float64."""
+    rows = operator.rows.double()
+    gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
+    return torch.linalg.eigvalsh(gram).clamp_min(0)
+
+
+def effective_rank(spectrum: Tensor, shift: float) -> float:
+    """Σ σ/(σ + shift); without shift the number of those that are above rounding."""
+    floor = torch.finfo(spectrum.dtype).eps * len(spectrum) * float(spectrum.max())
+    kept = spectrum[spectrum > floor]
+    return float((kept / (kept + shift)).sum())
