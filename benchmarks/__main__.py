@@ -3,9 +3,10 @@
 ``python -m benchmarks [--quick] [--out FILE]`` prints a table and writes JSON. Every figure is a ratio of things that
 are run side by side, in turns, in this process; images are random, since only time is measured.
 
-``python -m benchmarks estimators [--quick] [--out FOLDER]`` measures how faithful the estimators are instead; see
-:mod:`benchmarks.estimators`. ``python -m benchmarks fidelity --quick | --full [--only NAME …] [--out FOLDER]`` does so
-on real data, beside baselines; see :mod:`benchmarks.fidelity`.
+``python -m benchmarks recording [--quick] [--out FILE]`` measures recording alone, in time and memory
+(:mod:`benchmarks.recording`); ``python -m benchmarks estimators [--quick] [--out FOLDER]`` how faithful the estimators
+are (:mod:`benchmarks.estimators`); ``python -m benchmarks fidelity --quick | --full [--only NAME …] [--out FOLDER]``
+the same on real data, beside baselines (:mod:`benchmarks.fidelity`).
 """
 
 from __future__ import annotations
@@ -26,33 +27,10 @@ from tqdm import tqdm
 
 from l2l_influence import MAML, TaskDataset, TaskInfluence
 
-WAYS = 5
-MODELS = {"OmniglotFC": lambda: l2l.vision.models.OmniglotFC(784, WAYS), "OmniglotCNN": l2l.vision.models.OmniglotCNN}
+from .plain import MODELS, epoch, taskset
+from .recording import recording
+
 KINDS = ("gamma", "sketch")
-
-
-def taskset(count: int) -> l2l.data.Taskset:
-    """5-way 1-shot tasks (and one query image a class) of random images."""
-    images = torch.rand(50 * 20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    data = l2l.data.MetaDataset(torch.utils.data.TensorDataset(images, torch.arange(50).repeat_interleave(20)))
-    transforms = [
-        l2l.data.transforms.FusedNWaysKShots(data, n=WAYS, k=2),
-        l2l.data.transforms.LoadData(data),
-        l2l.data.transforms.RemapLabels(data),
-    ]
-    return l2l.data.Taskset(data, transforms, num_tasks=count)
-
-
-def epoch(maml: l2l.algorithms.MAML, tasks: l2l.data.Taskset) -> None:
-    """A second-order MAML step on each task, as learn2learn's example has it."""
-    loss, optimizer = nn.CrossEntropyLoss(), torch.optim.Adam(maml.parameters(), 3e-3)
-    for i in range(len(tasks)):
-        x, y = tasks[i]
-        learner = maml.clone()
-        learner.adapt(loss(learner(x[::2]), y[::2]))
-        optimizer.zero_grad()
-        loss(learner(x[1::2]), y[1::2]).backward()
-        optimizer.step()
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -91,14 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("cost", "estimators"), default="cost")
+    parser.add_argument("what", nargs="?", choices=("cost", "recording", "estimators"), default="cost")
     parser.add_argument("--quick", action="store_true", help="few tasks, one turn")
-    parser.add_argument("--out", type=Path, help="benchmarks.json, or the folder benchmarks-estimators, unless given")
+    parser.add_argument(
+        "--out", type=Path, help="benchmarks.json, recording.json or the folder benchmarks-estimators, unless given"
+    )
     options = parser.parse_args(arguments)
     if options.what == "estimators":
         from .estimators.run import run  # needs scikit-learn and SciPy
 
         run(options.quick, options.out or Path("benchmarks-estimators"))
+    elif options.what == "recording":
+        recording(options.quick, options.out or Path("recording.json"))
     else:
         cost(options.quick, options.out or Path("benchmarks.json"))
 

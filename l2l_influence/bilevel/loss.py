@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
@@ -89,7 +90,7 @@ class _LossCall(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in self.FUNCTIONS:
+        if inspect.unwrap(func) in self.FUNCTIONS:  # whoever watches calls of torch's losses has them wrapped
             self._seen.append(args[0] if args else kwargs["input"])
             if self._instead is not None:
                 args, kwargs = self._replace_outputs(args, kwargs)

@@ -9,7 +9,7 @@ from learn2learn.algorithms.base_learner import BaseLearner
 from torch import Tensor, nn
 
 from ..recording import Recording, Study, recording_of
-from ..recording.learners import model_of
+from ..recording.learners import model_of, require_learner
 
 HEAD = "module."
 """What names of the head's parameters begin with."""
@@ -33,9 +33,14 @@ class Run:
     Args:
         source: a recorded learner, or what :func:`~l2l_influence.record` yielded.
         body: what made the features that the learner was fed; None for what was recorded of that.
+
+    Raises:
+        RecordingError: ``source`` is neither.
     """
 
     def __init__(self, source: BaseLearner | Study, body: nn.Module | None) -> None:
+        if not isinstance(source, Study):
+            require_learner(source)
         self._source, self._body = source, body
 
     @property

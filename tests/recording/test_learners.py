@@ -178,7 +178,7 @@ def test_what_is_no_learner_is_told_so(thing: Any) -> None:
     with pytest.raises(RecordingError, match=text):
         recording_of(thing)
     with pytest.raises(RecordingError, match=text):
-        TaskInfluence(thing, loss=cross_entropy).scores([])
+        TaskInfluence(thing)
 
 
 def test_a_study_without_a_learner_says_what_it_sees() -> None:

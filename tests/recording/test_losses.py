@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2l_influence import Study, TaskInfluence
+from l2l_influence.bilevel import BilevelProblem, Task
 from l2l_influence.errors import LossStructureError, RecordingError
 from l2l_influence.recording import MAML, RecordedTask, TaskDataset, record, recording_of
 from l2l_influence.recording.losses import Loss
@@ -239,3 +240,16 @@ def test_hooks_work_while_the_loop_is_still_recorded() -> None:
         inside = TaskInfluence(study, progress=False).scores(tests)
     outside = TaskInfluence(study, progress=False).scores(tests)
     assert [row.score for row in inside] == pytest.approx([row.score for row in outside])
+
+
+def test_the_bilevel_core_finds_torchs_losses_while_they_are_watched() -> None:
+    def loss(lam: Any, theta: Any, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(x @ theta["w"], y, reduction="none")
+
+    problem, lam = BilevelProblem(loss, loss, proximal=1.0, l2=0.1), {"w": torch.ones(4, 5)}
+    x, y = small()[0]
+    task = Task(support=(x[::2], y[::2]), query=(x[1::2], y[1::2]))
+    outside = problem.total_hessian(lam, [task], kind="gauss-newton") @ lam
+    with record():
+        inside = problem.total_hessian(lam, [task], kind="gauss-newton") @ lam
+    assert torch.equal(inside["w"], outside["w"])

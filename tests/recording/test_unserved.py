@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import learn2learn as l2l
@@ -53,6 +54,21 @@ def test_sets_and_labels_are_as_fed() -> None:
         assert torch.equal(task.query[0], x[5:]) and torch.equal(task.query[1], y[5:])
         assert (task.steps, task.labels, task.indices, task.classes) == (2, "confirmed", None, None)
         assert str(task.loss) == str(task.query_loss) == "nn.MSELoss()"
+
+
+def test_the_same_bits() -> None:
+    left = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        maml = l2l.algorithms.MAML(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.Linear(4, 1)), lr=0.1)
+        optimiser = torch.optim.Adam(maml.parameters())
+        with record() if watched else nullcontext():
+            for batch in batches():
+                optimiser.zero_grad()
+                fit(maml, [batch])
+                optimiser.step()
+        left.append([*maml.state_dict().values(), *(p.grad for p in maml.parameters()), torch.get_rng_state()])
+    assert all(map(torch.equal, *left))
 
 
 def test_the_same_data_are_the_same_task() -> None:

@@ -1,0 +1,34 @@
+"""Plain learn2learn training, which costs are measured against. Images are random, since only time is measured."""
+
+from __future__ import annotations
+
+import learn2learn as l2l
+import torch
+from torch import nn
+
+WAYS = 5
+MODELS = {"OmniglotFC": lambda: l2l.vision.models.OmniglotFC(784, WAYS), "OmniglotCNN": l2l.vision.models.OmniglotCNN}
+
+
+def taskset(count: int) -> l2l.data.Taskset:
+    """5-way 1-shot tasks (and one query image a class) of random images."""
+    images = torch.rand(50 * 20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    data = l2l.data.MetaDataset(torch.utils.data.TensorDataset(images, torch.arange(50).repeat_interleave(20)))
+    transforms = [
+        l2l.data.transforms.FusedNWaysKShots(data, n=WAYS, k=2),
+        l2l.data.transforms.LoadData(data),
+        l2l.data.transforms.RemapLabels(data),
+    ]
+    return l2l.data.Taskset(data, transforms, num_tasks=count)
+
+
+def epoch(maml: l2l.algorithms.MAML, tasks: l2l.data.Taskset) -> None:
+    """A second-order MAML step on each task, as learn2learn's example has it."""
+    loss, optimizer = nn.CrossEntropyLoss(), torch.optim.Adam(maml.parameters(), 3e-3)
+    for i in range(len(tasks)):
+        x, y = tasks[i]
+        learner = maml.clone()
+        learner.adapt(loss(learner(x[::2]), y[::2]))
+        optimizer.zero_grad()
+        loss(learner(x[1::2]), y[1::2]).backward()
+        optimizer.step()
