@@ -265,7 +265,8 @@ class LossHook:
         self.output, self.comparison = output, comparison
 
     def __call__(self, gradients: Any) -> None:
+        gradient = gradients[0].detach()  # with a graph it would keep this very graph alive
         if self.output.watch.recording.adapting:
-            self.comparison.inner = gradients[0]
+            self.comparison.inner = gradient
         else:
-            self.comparison.outer = gradients[0]
+            self.comparison.outer = gradient

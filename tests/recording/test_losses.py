@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -142,6 +144,27 @@ def test_a_penalty_on_parameters_is_no_part_of_torchs_loss() -> None:
         F.cross_entropy(learner(x[1::2]), y[1::2]).backward()
     (task,) = study.training_tasks()
     assert task.loss is None and close(task.query_loss, Loss("cross_entropy")) and task.labels == "confirmed"
+
+
+def test_a_learned_factor_keeps_no_graph_alive() -> None:
+    factor = nn.Parameter(torch.ones(()))
+    with record() as study:
+        maml, (x, y) = l2l.algorithms.MAML(nn.Linear(4, 5), lr=0.1), small()[0]
+        learner = maml.clone()
+        learner.adapt(factor.exp() * F.cross_entropy(learner(x[::2]), y[::2]))
+        loss = factor.exp() * F.cross_entropy(learner(x[1::2]), y[1::2])
+        loss.backward(create_graph=True)
+        gone = weakref.ref(learner)
+        gc.disable()
+        try:
+            del learner, loss
+            for parameter in (*maml.parameters(), factor):
+                parameter.grad = None
+            assert gone() is None
+        finally:
+            gc.enable()
+    (task,) = study.training_tasks()
+    assert task.loss is None  # no other run of the loop would multiply by the same
 
 
 def split(batch: tuple[Tensor, Tensor]) -> Any:
