@@ -23,8 +23,9 @@ PRODUCTS = 30
 """Of the exact Hessian, in search of negative curvature; as many as a policy spends on it."""
 
 HALF = 0.5
-"""Removing an item takes its share h of the curvature away too, and moves λ by 1/(1 − h) times what influence says.
-Beyond one half the prediction is nearer to nothing than to what happens."""
+"""Removing an item takes its share h of the curvature away too, and moves λ by up to 1/(1 − h) times what influence
+says: by that where the share is all in one direction. Beyond one half the prediction may be nearer to nothing than to
+what happens."""
 
 
 def coverage(study: Snapshot, run: Run) -> Check:
@@ -116,7 +117,7 @@ def damping(outer: Outer, items: int) -> Check:
     advice = (
         "no direction counts as much as the damping: scores are products of gradients in all but name; less damping"
         if flat
-        else "removals are long steps: sizes fall short by about 1/(1 − share); leave_one_out=True, or more damping"
+        else "removals are long steps: sizes may fall short by up to 1/(1 − share); leave_one_out=True, or more damping"
     )
     return Check("damping", "read with care" if flat or share > HALF else "fine", rank, found, advice)
 
