@@ -27,11 +27,20 @@ def page_tables(measured: Mapping[str, Any]) -> dict[str, str]:
         "worlds": ("The learners, and what their ground truths are worth", _worlds(rows)),
     }
     for level, name in LEVELS.items():
-        tables[level] = (f"Halves of the {name}: LDS", _by_world(rows, level, _lds("warm"), best=True))
-    tables["scratch"] = ("Halves of the tasks, retrained from scratch: LDS", _by_world(rows, "task", _lds("scratch")))
+        asked = [world for world in rows.worlds if rows.of(world=world, level=level)]
+        if asked:
+            table = _by_world(rows, asked, level, _lds("warm"), best=True)
+            tables[level] = (f"Halves of the {name}: LDS", table)
+    anew = [world for world in rows.worlds if "scratch" in rows.world(world)["seeds"]]
+    if anew:
+        table = _by_world(rows, anew, "task", _lds("scratch"))
+        tables["scratch"] = ("Halves of the tasks, retrained from scratch: LDS", table)
     tables["singles"] = ("Single items", _singles(rows))
     tables["found"] = ("Wrong tasks found", _found(rows))
-    tables["cost"] = ("Seconds / MiB for the scores of all tasks on all test tasks", _by_world(rows, "task", _cost))
+    tables["cost"] = (
+        "Seconds / MiB for the scores of all tasks on all test tasks",
+        _by_world(rows, rows.worlds, "task", _cost),
+    )
     tables["damping"] = ("Damping: LDS of halves of the tasks", _damping(rows))
     source = f"`{measured['command']}`; " + ", ".join(
         f"{name} {measured['versions'][name]}" for name in ("l2l_influence", "torch")
@@ -67,9 +76,8 @@ def _ceilings(noise: Row) -> str:
     return ", ".join(found) or "—"
 
 
-def _by_world(rows: Rows, level: str, cell: Cell, best: bool = False) -> Table:
-    """A line for each estimator that was asked, a column for each world in which that level was."""
-    worlds = [world for world in rows.worlds if rows.of(world=world, level=level)]
+def _by_world(rows: Rows, worlds: Sequence[str], level: str, cell: Cell, best: bool = False) -> Table:
+    """A line for each estimator that was asked, a column for each of these worlds."""
     table = [["estimator", *(rows.title(world) for world in worlds)]]
     for name in _names(rows, level):
         found = [rows.of(world=world, level=level, estimator=name) for world in worlds]
@@ -94,7 +102,7 @@ def _warm(row: Row) -> float:
 
 
 def _lds(truth: str) -> Cell:
-    return lambda row: _interval(row["halves"][truth]["lds"]) if truth in row["halves"] else "—"
+    return lambda row: _interval(row["halves"][truth]["lds"])
 
 
 def _cost(row: Row) -> str:
@@ -126,7 +134,7 @@ def _one_by_one(row: Row) -> str:
 def _found(rows: Rows) -> Table:
     """Precision at the number of wrong tasks, and the area under the ROC curve."""
     truth = [_detected(rows.world(world).get("retraining")) for world in rows.worlds]
-    table = _by_world(rows, "task", _detected)
+    table = _by_world(rows, rows.worlds, "task", _detected)
     return [table[0], ["true leave-one-out", *truth], *table[1:]]
 
 

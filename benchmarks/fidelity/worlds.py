@@ -52,7 +52,7 @@ class Size:
     noise: int
 
 
-FULL = Size(share=1, steps=1, tests=30, halves=24, singles=16, scratch=2, noise=6)
+FULL = Size(share=1, steps=1, tests=30, halves=24, singles=16, scratch=1, noise=6)
 QUICK = Size(share=0.1, steps=0.05, tests=6, halves=6, singles=3, scratch=2, noise=2)
 
 
