@@ -41,7 +41,7 @@ def _digits(rows: Rows) -> Iterator[list[str]]:
             yield _reached(title, f"{level}: LDS, warm", _lds(row, "warm"), aim)
     row = rows.one(world="digits", level="task", estimator=DEFAULT, damping=OWN)
     if row:
-        agreement = rows.world("digits")["noise"]["task"]["agreement"]
+        agreement = rows.world("digits")["noise"]["agreement"]
         yield _reached(
             "MLP, digits", "task: LDS, scratch, against warm and scratch's own", _lds(row, "scratch"), agreement
         )
@@ -50,7 +50,7 @@ def _digits(rows: Rows) -> Iterator[list[str]]:
 def _stochastic(rows: Rows) -> Iterator[list[str]]:
     row = rows.one(world="digits-sgd", level="task", estimator=DEFAULT, damping=OWN)
     if row:
-        for truth, (ceiling, *_) in rows.world("digits-sgd")["noise"]["task"]["ceiling"].items():
+        for truth, (ceiling, *_) in rows.world("digits-sgd")["noise"]["ceiling"].items():
             what = f"task: LDS, {truth}, against .9 × ceiling of {number(ceiling)}"
             yield _reached("MLP, digits, stochastic", what, _lds(row, truth), 0.9 * ceiling)
 

@@ -125,8 +125,8 @@ def agreement(truths: Truths) -> Row:
     return found
 
 
-def described(world: World, truths: Mapping[str, Truths]) -> Row:
-    """λ*, what it was trained on, and what the ground truths are worth; ``truths`` are by level."""
+def described(world: World, truths: Truths) -> Row:
+    """λ*, what it was trained on, and what the ground truths of whole tasks are worth."""
     stationarity = ESTIMATORS[0].on(world, "task").stationarity()
     first = world.trainers[_first(world)]
     row: Row = {
@@ -140,8 +140,8 @@ def described(world: World, truths: Mapping[str, Truths]) -> Row:
         "stationarity": stationarity.tasks,
         "test": float(first.losses(world.lam).mean()),
     }
-    row["noise"] = {level: agreement(found) for level, found in truths.items()}
-    ranking = true_ranking(truths["task"][SINGLES, _first(world)])
+    row["noise"] = agreement(truths)
+    ranking = true_ranking(truths[SINGLES, _first(world)])
     return row | ({"retraining": detection(ranking, world)} if len(ranking) == len(world.train) else {})
 
 

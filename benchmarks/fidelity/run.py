@@ -50,14 +50,15 @@ def run(quick: bool, out: Path, names: Sequence[str]) -> None:
 
 
 def study(world: World, size: Size, journal: Journal, cache: Path) -> None:
-    """Add all rows of a world that are not there."""
-    found = {level: truths(world, size, level, cache) for level in world.levels}
-    if not journal.has(world.name, None, None):
-        journal.add([described(world, found)])
-    asked = [(level, each) for each in ESTIMATORS for level in world.levels if each.asked(world, level)]
-    for level, estimator in tqdm(asked, desc=world.name, unit="estimator", disable=None):
-        if not journal.has(world.name, level, estimator.name):
-            journal.add(list(rows_of(world, level, estimator, found[level])))
+    """Add all rows of a world that are not there, a level at a time, what is dear last."""
+    for level in world.levels:
+        found = truths(world, size, level, cache)
+        if level == "task" and not journal.has(world.name, None, None):
+            journal.add([described(world, found)])
+        asked = sorted((each for each in ESTIMATORS if each.asked(world, level)), key=lambda each: each.dear)
+        for estimator in tqdm(asked, desc=f"{world.name}, {level}", unit="estimator", disable=None):
+            if not journal.has(world.name, level, estimator.name):
+                journal.add(list(rows_of(world, level, estimator, found)))
 
 
 def _write(journal: Journal, out: Path) -> None:

@@ -60,8 +60,8 @@ DESCRIPTION: dict[str, Cell] = {
     "‖D_λ L_Total‖ at λ*, in average tasks' gradients": lambda row: f"{row['stationarity']:.1g}",
     "mean test loss at λ*": lambda row: number(row["test"]),
     "seeds of retraining": lambda row: ", ".join(f"{name} {count}" for name, count in row["seeds"].items()),
-    "ceiling of LDS, tasks": lambda row: _ceilings(row["noise"]["task"]),
-    "LDS of warm against scratch retraining": lambda row: _or_dash(row["noise"]["task"].get("agreement")),
+    "ceiling of LDS, tasks": lambda row: _ceilings(row["noise"]),
+    "LDS of warm against scratch retraining": lambda row: _or_dash(row["noise"].get("agreement")),
     "wrong tasks found by true leave-one-out": lambda row: _or_dash(row.get("retraining", {}).get("found")),
 }
 

@@ -361,7 +361,7 @@ def row(estimator: str, value: float, high: float, found: float):
 
 def test_aims_say_what_was_missed_and_by_how_much() -> None:
     described = {"table": "worlds", "world": "digits", "title": "MLP, digits", "retraining": {"found": 0.9},
-                 "noise": {"task": {"agreement": 0.3, "ceiling": {}}}}  # fmt: skip
+                 "noise": {"agreement": 0.3, "ceiling": {}}}  # fmt: skip
     lines = aims(Rows([described, row(DEFAULT, 0.8, 0.82, 0.86), row("gamma", 0.83, 0.9, 0.1)]))
     assert [line[2:] for line in lines[1:]] == [
         [".80", "missed by .05"],  # of .85
