@@ -374,6 +374,7 @@ WORLDS: Mapping[str, Callable[[str, Size], World]] = {
         fit=Schedule(0.01, 800, batch=12, weight_decay=1e-3),
         again=Schedule(0.001, 150, batch=12, weight_decay=1e-3),
         levels=("task",),
+        scratch=False,
     ),
     "omniglot-fc": OMNIGLOT,
     "anil": replace(
