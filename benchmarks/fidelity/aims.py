@@ -43,7 +43,7 @@ def _digits(rows: Rows) -> Iterator[list[str]]:
     if row:
         agreement = rows.world("digits")["noise"]["agreement"]
         yield _reached(
-            "MLP, digits", "task: LDS, scratch, against warm and scratch's own", _lds(row, "scratch"), agreement
+            "MLP, digits", "task: LDS, scratch, against that of warm retraining", _lds(row, "scratch"), agreement
         )
 
 

@@ -276,6 +276,7 @@ class Recipe:
         fit, again = (replace(each, steps=max(4, round(each.steps * size.steps))) for each in (self.fit, self.again))
         study, lam, body = _trained(training, drawn.train, fit)
         scratch = {"scratch": Again(training, drawn, fit, None)} if self.scratch else {}
+        new_starts = dict.fromkeys(scratch, size.noise if fit.batch else size.scratch)
         return World(
             name=name,
             title=self.title,
@@ -287,7 +288,7 @@ class Recipe:
             layout=training.layout,
             options={"loss": nn.CrossEntropyLoss(), "l2": fit.weight_decay * count, "body": body},
             trainers={"warm": Again(training, drawn, again, lam)} | scratch,
-            seeds={"warm": size.noise if again.batch else 1, "scratch": size.noise if fit.batch else size.scratch},
+            seeds={"warm": size.noise if again.batch else 1} | new_starts,
             levels=self.levels,
             large=self.large,
         )
