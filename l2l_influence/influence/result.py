@@ -23,7 +23,7 @@ class TaskScore:
     Attributes:
         rank: 1 for the most harmful task.
         task: its id, as :meth:`TaskInfluence.remove` takes it.
-        key: its index in the taskset.
+        key: its index in the taskset; negative if no taskset served it.
         classes: the data set's own labels in it, or None.
         draws: how often it was trained on.
         loss: its outer loss at λ*, after adaptation.

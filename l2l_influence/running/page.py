@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import InfluenceError, PartlySavedError
-from ..influence.result import TaskScore
+from ..influence.result import TaskScore, TaskScores
 from ..recording import Study, storage
 from ..recording.learners import model_of, rule_of
 from ..report.html import versions, write_page
@@ -16,7 +17,7 @@ from .analysis import Found
 from .script import Ending
 
 STUDY, SCORES, RANKING, PAGE = "study", "scores.csv", "ranking.png", "report.html"
-COLUMNS = ("rank", "task", "key", "classes", "times trained", "its own loss", "score")
+_COLUMNS = ("rank", "task", "key", "classes", "times trained", "its own loss", "score")
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,27 @@ def write_files(finished: Finished, found: Found | str, kept: Kept, folder: Path
         found=found,
         kept=kept,
         figure=figure,
-        columns=COLUMNS,
-        harmful=[_cells(row) for row in scores.top() if row.score > 0] if scores else [],
-        helpful=[_cells(row) for row in scores.bottom() if row.score < 0] if scores else [],
+        **(_tables(scores) if scores else {}),
         worst=[row.task for row in scores.top(3)] if scores else [],
         saved_in=str(folder / STUDY),
         versions=versions(),
     )
 
 
-def _cells(row: TaskScore) -> list[str]:
+def _tables(scores: TaskScores) -> dict[str, list[Any]]:
+    """Both ends of the ranking, and the columns of which either end has something to show."""
+    harmful = [_cells(row) for row in scores.top() if row.score > 0]
+    helpful = [_cells(row) for row in scores.bottom() if row.score < 0]
+    columns = [name for name in _COLUMNS if any(row[name] for row in harmful + helpful)]
+    ends = {"harmful": harmful, "helpful": helpful}
+    return {
+        "columns": columns,
+        **{end: [[row[name] for name in columns] for row in rows] for end, rows in ends.items()},
+    }
+
+
+def _cells(row: TaskScore) -> dict[str, str]:
     classes = " ".join(map(str, row.classes or ()))
     numbers = [f"{row.loss:.3f}", f"{row.score:+.2e}"]
-    return [str(row.rank), str(row.task), str(row.key), classes, str(row.draws), *numbers]
+    cells = [str(row.rank), str(row.task), str(row.key), classes, str(row.draws), *numbers]
+    return dict(zip(_COLUMNS, cells, strict=True))

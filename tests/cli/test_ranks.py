@@ -56,7 +56,7 @@ def test_two_processes_of_torchrun_leave_one_scored_study() -> None:
     study = loaded("both")
     assert [(task.rank, task.trained) for task in study.training_tasks()] == 4 * [(0, 1)] + 4 * [(1, 1)]
     assert len(scores("both")) == 8 and "8 tasks that the learner was fed but never trained on" in page("both")
-    assert "2 processes." in page("both")
+    assert "MAML: 2 processes.<br>Process 0: MAML: 8 tasks" in Path("both/report.html").read_text(), "a line each"
     with Path("both/scores.csv").open(newline="") as file:
         assert {row["key"] for row in csv.DictReader(file)} == {"0", "1", "2", "3"}, "of each process"
 

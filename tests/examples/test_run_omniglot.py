@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from .conftest import EXAMPLES
+from .conftest import run_both
 
 DRIVER = """
 import hashlib
@@ -54,22 +51,3 @@ def test_the_example_prints_the_same_losses_and_leaves_a_scored_study(home: Path
     assert len(rows) == 8, "two iterations of four tasks, all different"
     assert all(map(math.isfinite, scores)) and scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
     assert "12 tasks that the learner was fed but never trained on" in (out / "report.html").read_text()
-
-
-def run_both(home: Path, *commands: list[str]) -> list[str]:
-    """What they print, run side by side."""
-    original = str(EXAMPLES / "learn2learn")
-    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join([original, *sys.path])}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", *command],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for command in commands
-    ]
-    ended = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(commands), ended
-    return [out for out, _ in ended]
