@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from l2l_influence import MAML, Study, TaskDataset, record
-from l2l_influence.errors import InfluenceError, NotConvergedError
+from l2l_influence.errors import InfluenceError, LossStructureError, NotConvergedError
 from l2l_influence.evaluation.baselines import (
     BASELINES,
     AscentSteps,
@@ -473,8 +473,8 @@ def test_errors_say_what_to_do(run):
         of(BASELINES["gamma"], level="image")
     with pytest.raises(TypeError, match="hessian"):
         of(GradientSimilarity, hessian="exact")
-    with pytest.raises(TypeError, match="CrossEntropyLoss"):
-        QueryLoss(run.maml, run.tasks)
+    with pytest.raises(LossStructureError, match="CrossEntropyLoss"):
+        QueryLoss(run.maml, run.tasks).scores(run.test)
     with pytest.raises(InfluenceError, match="no test tasks"):
         of(GradientNorm).scores([])
     with pytest.raises(InfluenceError, match="at least one checkpoint"):

@@ -67,6 +67,7 @@ class Retraining:
     """
 
     def __init__(self, rule: str) -> None:
+        torch.manual_seed(0)
         self._steps, self._learner = SMALL[rule], make(rule, nn.Linear(3, 1, bias=False))
         self.batches = regression_batches(5, seed=0)
         self._weights = [torch.ones(5), torch.ones(5, 4), torch.ones(5, 4)]

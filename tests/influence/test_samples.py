@@ -122,7 +122,7 @@ def test_resolve_is_the_difference_that_adapting_without_the_sample_makes(run):
 @pytest.mark.parametrize("inner", ["unrolled", "proximal"])
 def test_a_support_set_of_one_can_be_adapted_without_it(inner):
     """θ is λ then: no step moves it, or nothing but the proximal term is left."""
-    batches = [(x[:2], y[:2]) for x, y in regression_batches(4, seed=0)]
+    batches = [(x[:2], y[:2]) for x, y in regression_batches(4, seed=40)]  # no other test's rows
     maml, tasks = train(nn.Linear(3, 1, bias=False, dtype=torch.float64), batches, nn.MSELoss(), lr=0.1, steps=1)
     (support, query), (target, wanted) = batches[2]
 
