@@ -57,9 +57,7 @@ def known_step(lr: Any, rule: Rule) -> tuple[float, Rule]:
     return (float(lr), rule) if rule == "sgd" else (math.nan, rule)
 
 
-def same_rule(rule: Rule, clone: Any, learner: Any) -> Rule:
-    """``rule``, if the settings that a GBML's steps depend on are those of the learner that it was cloned from."""
-    if rule != "gbml" or learner is None:
-        return rule
-    same = (clone.adapt_transform, clone.diff_sgd.lr) == (learner.adapt_transform, learner.lr)
-    return rule if same else "other"
+def same_settings(clone: Any, learner: Any) -> bool:
+    """Whether what a GBML's steps depend on besides its parameters is what its learner has, as far as that is known."""
+    settings = clone.adapt_transform, clone.diff_sgd.lr
+    return learner is None or settings == (learner.adapt_transform, learner.lr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,13 +51,14 @@ def match(track: Track) -> Match | Ambiguity | None:
     """The task of a track; None if nothing that it was fed belongs to any."""
     if not track.candidates:
         return None
-    verdicts = {served: _compare_labels(track, served) for served in track.candidates}
+    splits = {served: _Split.of(track, served) for served in track.candidates}
+    verdicts = {served: _compare_labels(split, served) for served, split in splits.items()}
     agreeing = [served for served, verdict in verdicts.items() if verdict == "confirmed"] or track.candidates
     newest = max(agreeing, key=lambda served: served.serial)
     other = next((served for served in agreeing if not served.same_task(newest)), None)
     if other is not None:
         return Ambiguity(newest, other)
-    return _bind(track, newest, verdicts[newest])
+    return _bind(track, newest, splits[newest], verdicts[newest])
 
 
 def foreign(track: Track) -> list[Forward]:
@@ -64,20 +66,50 @@ def foreign(track: Track) -> list[Forward]:
     return [forward for forward in track.forwards if not forward.matched and (forward.consumed or forward.used)]
 
 
-def _bind(track: Track, served: Served, labels: Labels) -> Match:
-    content, inner, outer = served.content, _support(track), _query(track)
-    support = _merged([content.assign(forward.digests) for forward in inner])
-    query = _merged([content.assign(forward.digests, avoid=support) for forward in outer])
-    changed = labels == "changed"
+class _Set(NamedTuple):
+    """The support or the query set of a track as rows of a batch served.
+
+    ``feeds``: the forwards it was fed by, each with the rows fed; ``rows``: all of them, each once.
+    """
+
+    feeds: list[tuple[Forward, tuple[int, ...]]]
+    rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, forwards: Sequence[Forward], served: Served, avoid: Sequence[int] = ()) -> _Set:
+        """``avoid``: rows that were fed before, where others are equal to them."""
+        feeds = [(forward, served.content.assign(forward.digests, avoid)) for forward in forwards]
+        return cls(feeds, _merged([rows for _, rows in feeds]))
+
+    @property
+    def forwards(self) -> list[Forward]:
+        return [forward for forward, _ in self.feeds]
+
+
+class _Split(NamedTuple):
+    """Both sets of a track."""
+
+    support: _Set
+    query: _Set
+
+    @classmethod
+    def of(cls, track: Track, served: Served) -> _Split:
+        support = _Set.of(_support(track), served)
+        return cls(support, _Set.of(_query(track), served, avoid=support.rows))
+
+
+def _bind(track: Track, served: Served, split: _Split, labels: Labels) -> Match:
+    support, query = split
+    inner, outer, changed = support.forwards, query.forwards, labels == "changed"
     calls = {forward.features for forward in (*inner, *outer)}
     bodies = {call.bodies if call else () for call in calls}
     return Match(
         served=served,
-        support_rows=support,
-        query_rows=query,
+        support_rows=support.rows,
+        query_rows=query.rows,
         labels=labels,
-        seen_labels=_seen_labels(inner, served, support) if changed else None,
-        seen_query_labels=_seen_labels(outer, served, query, avoid=support) if changed else None,
+        seen_labels=_seen_labels(support) if changed else None,
+        seen_query_labels=_seen_labels(query) if changed else None,
         loss=None if track.unread_losses else inner_loss(_calls(inner)),
         query_loss=outer_loss(_calls(outer)),
         bodies=bodies.pop() if len(bodies) == 1 else (),
@@ -110,44 +142,33 @@ def _merged(feeds: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return merged
 
 
-def _compare_labels(track: Track, served: Served) -> Labels:
+def _compare_labels(split: _Split, served: Served) -> Labels:
     """Whether the losses saw the labels that were served."""
-    if served.content.labels is None:
+    known = served.content.labels
+    if known is None:
         return "unseen"
-    support = _support(track)
-    given = _merged([served.content.assign(forward.digests) for forward in support])
-    verdicts = {_agree(forward, served) for forward in support}
-    verdicts |= {_agree(forward, served, avoid=given) for forward in _query(track)}
+    verdicts = {_agree(forward.labels, known, rows) for part in split for forward, rows in part.feeds}
     return "changed" if False in verdicts else "confirmed" if True in verdicts else "unseen"
 
 
-def _agree(forward: Forward, served: Served, avoid: Sequence[int] = ()) -> bool | None:
+def _agree(seen: Tensor | None, served: Tensor, rows: Sequence[int]) -> bool | None:
     """Whether the labels seen are those served; None if none were, or if they differ in form (one-hot against class
     numbers)."""
-    seen, known = forward.labels, served.content.labels
-    rows = served.content.assign(forward.digests, avoid)
-    if (
-        seen is None
-        or known is None
-        or len(seen) != len(rows)
-        or seen.numel() * len(known) != known.numel() * len(seen)
-    ):
+    if seen is None or len(seen) != len(rows) or seen.numel() * len(served) != served.numel() * len(seen):
         return None
     # As lists: for the few labels of a task faster than indexing tensors.
-    expected = known.to(seen.dtype).reshape(len(known), -1).tolist()
+    expected = served.to(seen.dtype).reshape(len(served), -1).tolist()
     return bool(seen.reshape(len(seen), -1).tolist() == [expected[row] for row in rows])
 
 
-def _seen_labels(
-    forwards: Sequence[Forward], served: Served, rows: tuple[int, ...], avoid: Sequence[int] = ()
-) -> Tensor | None:
-    """The labels of the rows as the losses saw them, or None if these saw them not all or not always alike."""
+def _seen_labels(part: _Set) -> Tensor | None:
+    """The labels of a set's rows as the losses saw them, or None if these saw them not all or not always alike."""
     seen: dict[int, Tensor] = {}
-    for forward in forwards:
+    for forward, rows in part.feeds:
         labels = forward.labels
-        if labels is None or len(labels) != len(forward.digests):
+        if labels is None or len(labels) != len(rows):
             return None
-        for row, label in zip(served.content.assign(forward.digests, avoid), labels, strict=True):
+        for row, label in zip(rows, labels, strict=True):
             if not torch.equal(seen.setdefault(row, label), label):
                 return None
-    return torch.stack([seen[row] for row in rows]).cpu() if rows else None
+    return torch.stack([seen[row] for row in part.rows]).cpu() if seen else None

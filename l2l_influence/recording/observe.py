@@ -19,7 +19,7 @@ from .digests import first_tensor, is_transformed, tensors_in
 from .episode import Adapted, Forward, LossHook, OutputHook, Track, Watch
 from .graph import LossReading, mark_loss, mark_output, output_below, read_loss
 from .journal import journal
-from .learners import known_step, model_of, require_learner, same_rule
+from .learners import known_step, model_of, require_learner, same_settings
 from .losses import Comparison, called
 from .normalisation import normalising, statistics
 from .options import RecordingOptions
@@ -142,7 +142,8 @@ def adapting(learner: nn.Module, loss: Any, lr: Any, first_order: bool, rule: Ru
         if reading is not None and watch.track.steps == steps:
             if not (watch.track.forwards or reading.forwards):
                 _fed_unseen(watch)
-            rule = same_rule(rule, learner, _cloned_from(watch.recording))
+            if rule == "gbml" and not same_settings(learner, _cloned_from(watch.recording)):
+                rule = "other"
             watch.track.adapted_to(reading, *known_step(lr, rule), first_order)
         if watch.recording.keeps_adapted:
             values = [parameter.detach() for parameter in _parameters(learner, watch.recording)]

@@ -95,12 +95,7 @@ class Baseline(Hook, ABC):
     ) -> Scores[Any]:
         """The mean over test tasks of :meth:`score_matrix`, as ranked rows, most harmful first.
 
-        Args:
-            test_tasks: a learn2learn taskset (read without using random numbers of yours), or a sequence of ``(x, y)``
-                batches or ``((x, y), (x, y))`` support and query pairs.
-            num_tasks: how many of them; all of a sequence, 100 of a taskset unless given.
-            split: ``split(x, y) -> ((x, y), (x, y))`` for a taskset's batches; as in training unless given.
-            seed: of the tasks drawn from a taskset that has not sampled them yet.
+        The arguments are those of :meth:`l2l_influence.TaskInfluence.scores`.
         """
         study = self._study()
         test = study.test_problem(test_tasks, num_tasks, split, seed)
