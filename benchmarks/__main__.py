@@ -12,8 +12,6 @@ the same on real data, beside baselines (:mod:`benchmarks.fidelity`).
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
@@ -21,13 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import learn2learn as l2l
-import torch
 from torch import nn
 from tqdm import tqdm
 
 from l2l_influence import MAML, TaskDataset, TaskInfluence
 
-from .plain import MODELS, epoch, taskset
+from .plain import MODELS, epoch, taskset, write_rows
 from .recording import recording
 
 KINDS = ("gamma", "sketch")
@@ -88,11 +85,9 @@ def _main(arguments: Sequence[str]) -> None:
 def cost(quick: bool, out: Path) -> None:
     count, repeats = (20, 1) if quick else (200, 3)
     rows = [row for name in MODELS for row in measure(name, count, repeats)]
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
-    out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1), encoding="utf-8")
     for row in rows:
         print("  ".join(str(cell).ljust(28) for cell in row.values()))
-    print(f"written to {out}")
+    write_rows(rows, out)
 
 
 if __name__ == "__main__":

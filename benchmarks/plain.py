@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
 import learn2learn as l2l
 import torch
 from torch import nn
@@ -32,3 +37,10 @@ def epoch(maml: l2l.algorithms.MAML, tasks: l2l.data.Taskset) -> None:
         optimizer.zero_grad()
         loss(learner(x[1::2]), y[1::2]).backward()
         optimizer.step()
+
+
+def write_rows(rows: list[Any], out: Path) -> None:
+    """As JSON, with what they were measured on."""
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
+    out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {out}")

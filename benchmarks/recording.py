@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
-import platform
 import resource
 import statistics
 import time
@@ -24,7 +22,7 @@ from l2l_influence import MAML, TaskDataset, record
 from l2l_influence.recording import RecordingOptions
 
 from .markdown import Table, markdown
-from .plain import MODELS, WAYS, epoch, taskset
+from .plain import MODELS, WAYS, epoch, taskset, write_rows
 
 Row = dict[str, Any]
 
@@ -134,7 +132,5 @@ def recording(quick: bool, out: Path) -> None:
     torch.set_num_threads(1)
     count, turns, counts = (10, 1, [20]) if quick else (100, 15, [1000, 4000, 16000])
     rows = [row for name in MODELS for row in times(name, count, turns)] + memory(counts)
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
-    out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     print(tables(rows))
-    print(f"written to {out}")
+    write_rows(rows, out)

@@ -13,10 +13,11 @@ from tqdm import tqdm
 from ..journal import Journal, as_json, settings
 from .estimators import ESTIMATORS
 from .figures import described, rows_of
+from .recipes import WORLDS
 from .tables import page_tables
 from .tasks import MissingDataError
 from .truths import truths
-from .worlds import FULL, QUICK, WORLDS, Size, World
+from .worlds import FULL, QUICK, Size, World
 
 COMMAND = "python -m benchmarks fidelity"
 

@@ -24,12 +24,15 @@ from benchmarks.fidelity import training as trainings
 from benchmarks.fidelity.aims import aims
 from benchmarks.fidelity.estimators import DEFAULT, ESTIMATORS, by_position, positions
 from benchmarks.fidelity.figures import detection, figures, measured, moves
+from benchmarks.fidelity.recipes import WORLDS
 from benchmarks.fidelity.rows import Rows
+from benchmarks.fidelity.runs import looped
 from benchmarks.fidelity.tables import page_tables
 from benchmarks.fidelity.tasks import Drawn, Images, MissingDataError, digits, draw
+from benchmarks.fidelity.trainers import Again
 from benchmarks.fidelity.training import MetaTraining, Schedule
 from benchmarks.fidelity.truths import HALVES, SINGLES, digest, true_ranking, weighted
-from benchmarks.fidelity.worlds import WORLDS, Again, Size, World, looped
+from benchmarks.fidelity.worlds import Size, World
 from l2l_influence import SupportInfluence
 from l2l_influence.evaluation import Truth
 from l2l_influence.evaluation.baselines import QueryLoss

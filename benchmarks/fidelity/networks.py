@@ -1,0 +1,41 @@
+"""The networks that are trained on images."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import learn2learn as l2l
+from torch import nn
+
+from .tasks import WAYS
+
+
+def mlp() -> nn.Module:
+    """For 8×8 images; P = 2,245."""
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, WAYS))
+
+
+def omniglot_fc() -> nn.Module:
+    return l2l.vision.models.OmniglotFC(28 * 28, WAYS)
+
+
+def omniglot_cnn() -> nn.Module:
+    return l2l.vision.models.OmniglotCNN(WAYS)
+
+
+def plain_cnn() -> nn.Module:
+    """Two strided convolutions and a linear layer for 28×28 images, without normalisation; P = 5,173."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 49, WAYS),
+    )
+
+
+def body_and_head() -> nn.Module:
+    """For ANIL: OmniglotFC's features, and a linear head, which alone is adapted."""
+    model = omniglot_fc()
+    return nn.Sequential(OrderedDict(body=model.features, module=model.classifier))
