@@ -4,9 +4,10 @@
 are run side by side, in turns, in this process; images are random, since only time is measured.
 
 ``python -m benchmarks recording [--quick] [--out FILE]`` measures recording alone, in time and memory
-(:mod:`benchmarks.recording`); ``python -m benchmarks estimators [--quick] [--out FOLDER]`` how faithful the estimators
-are (:mod:`benchmarks.estimators`); ``python -m benchmarks fidelity --quick | --full [--only NAME …] [--out FOLDER]``
-the same on real data, beside baselines (:mod:`benchmarks.fidelity`).
+(:mod:`benchmarks.recording`); ``python -m benchmarks peers [--quick] [--out FILE]`` this package beside other libraries
+(:mod:`benchmarks.peers`); ``python -m benchmarks estimators [--quick] [--out FOLDER]`` how faithful the estimators are
+(:mod:`benchmarks.estimators`); ``python -m benchmarks fidelity --quick | --full [--only NAME …] [--out FOLDER]`` the
+same on real data, beside baselines (:mod:`benchmarks.fidelity`).
 """
 
 from __future__ import annotations
@@ -66,16 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("cost", "recording", "estimators"), default="cost")
+    parser.add_argument("what", nargs="?", choices=("cost", "recording", "estimators", "peers"), default="cost")
     parser.add_argument("--quick", action="store_true", help="few tasks, one turn")
     parser.add_argument(
-        "--out", type=Path, help="benchmarks.json, recording.json or the folder benchmarks-estimators, unless given"
+        "--out", type=Path, help="benchmarks.json, recording.json, peers.json or the folder benchmarks-estimators"
     )
     options = parser.parse_args(arguments)
     if options.what == "estimators":
         from .estimators.run import run  # needs scikit-learn and SciPy
 
         run(options.quick, options.out or Path("benchmarks-estimators"))
+    elif options.what == "peers":
+        from .peers.run import run as peers  # needs SciPy
+
+        peers(options.quick, options.out or Path("peers.json"))
     elif options.what == "recording":
         recording(options.quick, options.out or Path("recording.json"))
     else:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -29,17 +24,14 @@ from l2l_influence.evaluation.metrics import Floats
 from l2l_influence.influence.items import ItemInfluence
 
 from ..journal import Row
+from ..metering import measured
 from .estimators import ESTIMATORS, Estimator, by_position, positions
 from .truths import HALVES, SINGLES, true_ranking
 from .worlds import World
 
 Truths = Mapping[tuple[str, str], Truth]
-Result = TypeVar("Result")
 MOVES = 16
 """Single items whose Δλ is looked at, at most."""
-
-STATUS = Path("/proc/self/status")
-CLEAR = Path("/proc/self/clear_refs")
 
 
 def rows_of(world: World, level: str, estimator: Estimator, truths: Truths) -> Iterator[Row]:
@@ -162,35 +154,3 @@ def _defined(values: list[float]) -> float | None:
 
 def _median(values: Floats) -> float | None:
     return float(np.median(values)) if np.isfinite(values).all() else None
-
-
-# ---- cost ---------------------------------------------------------------------------------------------------------
-
-
-def measured(function: Callable[[], Result]) -> tuple[Result, Row]:
-    """What it returns, with processor seconds and, on Linux, the most memory above what was in use before, in MiB."""
-    gc.collect()
-    before = _reset_peak()
-    start = time.process_time()
-    result = function()
-    seconds = time.process_time() - start
-    peak = _status("VmHWM")
-    return result, {"seconds": seconds, "mebibytes": None if before is None or peak is None else peak - before}
-
-
-def _reset_peak() -> float | None:
-    """Memory in use now, in MiB, from which the kernel counts its peak anew; None where it can't be told."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        CLEAR.write_text("5", encoding="ascii")
-    except (OSError, AttributeError):
-        return None
-    return _status("VmRSS")
-
-
-def _status(name: str) -> float | None:
-    try:
-        found = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text(encoding="ascii"))
-    except OSError:
-        return None
-    return int(found[1]) / 1024 if found else None
