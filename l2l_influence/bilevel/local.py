@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from .inner import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .layout import Layout
+from .memory import DEFAULT, made_by
 from .objective import Joint, Objective
-from .task import Samples, Task, TaskBatch, plan, stack
-
-GIB = 2**30
+from .task import Samples, Task, TaskBatch, groups, stack
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Settings:
         inner, outer: the loss sums of L_I (without its proximal term) and L_O.
         layout, part: of λ and of θ.
         kind: how θ_i(λ) is defined.
-        memory: bytes that kept inner solutions, and one batch's work, may take each.
+        memory: bytes: a half for what a Hessian keeps, a quarter each for kept inner solutions and a batch's work.
         progress: whether a pass over the tasks shows a bar; None for only on a terminal.
     """
 
@@ -36,8 +35,18 @@ class Settings:
     layout: Layout
     part: Layout
     kind: InnerKind
-    memory: int = GIB
+    memory: int = DEFAULT
     progress: bool | None = False
+
+    @property
+    def quarter(self) -> int:
+        """Bytes that kept inner solutions, or a batch's work, may take."""
+        return self.memory // 4
+
+    @property
+    def half(self) -> int:
+        """Bytes that a Hessian may keep."""
+        return self.memory // 2
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class SolvedBatch:
     @cached_property
     def total_gradient(self) -> Tensor:
         """g_i = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O (Thm 4.1), ``[B, P]``; without the task weights c_i."""
-        return self.pull_back(*self.outer_gradient)
+        return self.solution.total(self.outer.value_of_one, self.batch.query)
 
     def weighted_gradient(self) -> Tensor:
         """c_i g_i, ``[B, P]``: the gradient of L_Total is their sum over tasks (plus δ_o λ)."""
@@ -142,14 +151,15 @@ class LocalProblem:
         self.settings, self.lam, self.tasks, self.weights = settings, lam, tasks, weights
         self._kept: dict[int, SolvedBatch] = {}
         self._kept_bytes = 0
+        self._plan: list[list[int]] | None = None
 
     def solved(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
         """All tasks, a batch at a time, in an order that is the same on each pass; ``purpose`` names its bar."""
         progress = self.settings.progress
         hidden = None if progress is None else not progress
         with tqdm(total=len(self.tasks), desc=purpose, unit="task", leave=False, disable=hidden) as bar:
-            for number, index in enumerate(self._plan):
-                yield self._kept.get(number) or self._solve_and_keep(number, index)
+            for number, (index, tasks) in enumerate(self._groups()):
+                yield self._kept.get(number) or self._solve_and_keep(number, index, tasks)
                 bar.update(len(index))
 
     def subset(self, positions: list[int]) -> LocalProblem:
@@ -162,30 +172,45 @@ class LocalProblem:
 
     def at(self, position: int) -> SolvedBatch:
         """One task as a batch of one."""
-        return self._solve([position])
+        return self._solve([position], [self.tasks[position]])
+
+    def _groups(self) -> Iterator[tuple[list[int], list[Task]]]:
+        """Batches of tasks of equal shape; each task is read once a pass, but not where its solution is kept."""
+        if self._plan is None:
+            found = []
+            for group in groups(self.tasks, self._batch_size):
+                found.append(group[0])
+                yield group
+            self._plan = found
+        else:
+            for number, index in enumerate(self._plan):
+                yield index, [] if number in self._kept else [self.tasks[i] for i in index]
 
     @cached_property
-    def _plan(self) -> list[list[int]]:
-        return plan(self.tasks, self._batch_size)
-
-    @property
     def _batch_size(self) -> int:
-        first = self.tasks[0]
-        rows = len(first.support[0]) + len(first.query[0])
-        # A batch's work is a few vectors of λ's size for each sample (Gauss–Newton rows, activations).
-        per_task = 16 * rows * self.lam.nbytes
-        return max(1, min(len(self.tasks), self.settings.memory // per_task))
+        return max(1, min(len(self.tasks), self.settings.quarter // self._work(self.tasks[0])))
 
-    def _solve_and_keep(self, number: int, index: list[int]) -> SolvedBatch:
-        solved = self._solve(index)
-        if self._kept_bytes + solved.nbytes <= self.settings.memory:
+    def _work(self, task: Task) -> int:
+        """Bytes that one task's derivatives may take, to be on the safe side."""
+        settings, batch = self.settings, stack([task], [0], self.weights[:1], self.lam)
+        theta = self._start(batch)
+        forward = max(
+            made_by(lambda: objective.losses(self.lam, theta, samples))  # noqa: B023
+            for objective, samples in ((settings.inner, batch.support), (settings.outer, batch.query))
+        )
+        rows = len(task.support[0]) + len(task.query[0])
+        return settings.kind.work(forward, self.lam.nbytes, rows)
+
+    def _solve_and_keep(self, number: int, index: list[int], tasks: list[Task]) -> SolvedBatch:
+        solved = self._solve(index, tasks)
+        if self._kept_bytes + solved.nbytes <= self.settings.quarter:
             self._kept[number] = solved
             self._kept_bytes += solved.nbytes
         return solved
 
-    def _solve(self, index: list[int]) -> SolvedBatch:
+    def _solve(self, index: list[int], tasks: list[Task]) -> SolvedBatch:
         settings = self.settings
-        batch = stack([self.tasks[i] for i in index], index, self.weights, self.lam)
+        batch = stack(tasks, index, self.weights, self.lam)
         problem = InnerProblem(
             settings.inner, self.lam, batch.support, self._start(batch), settings.layout, settings.part
         )

@@ -142,9 +142,9 @@ class Objective:
         """
         return _convex_root(self._map(self._output_curvature)(lam, theta, *z), z.w)
 
-    def pull_back_outputs(self, lam: Tensor, theta: Tensor, z: Samples, by_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(∂outputs/∂(λ, θ))ᵀ times ``by_outputs``, ``[B, n, C]``, as its λ and θ parts."""
-        return self._map(self._pull_back, 1)(lam, theta, *z, by_outputs)
+    def outputs_along_of_one(self, lam: Tensor, theta: Tensor, z: Samples, c: Tensor) -> Tensor:
+        """Σ_j ⟨outputs_j, c_j⟩ of one task, for c ``[n, C]``, all arguments without the leading ``B``."""
+        return torch.dot(self._outputs(lam, theta, *z).flatten(), c.flatten())
 
     def output_count(self, lam: Tensor, theta: Tensor, z: Samples) -> int:
         """n·C: the number of outputs a task has, which bounds the rank of its Gauss–Newton matrix."""
@@ -192,12 +192,6 @@ class Objective:
         curved = jvp(grad(self._output_loss(lam, theta, x, y, w)), (at,), (along,))[1]
         by_lam, by_theta = vjp(outputs, lam, theta)[1](curved)
         return by_lam, by_theta
-
-    def _pull_back(
-        self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, by_outputs: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        outputs, pull_back, *_ = vjp(lambda lam, theta: self._outputs(lam, theta, x, y, w), lam, theta)
-        return pull_back(by_outputs.reshape(outputs.shape))
 
     def _output_curvature(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         """Hessian of the criterion by the outputs of each sample, ``[n, C, C]``; samples do not interact in it."""

@@ -12,8 +12,9 @@ from .hessians import Curvature, Groups, curvature
 from .inner import InnerKind, InnerMap, Inverse, Proximal
 from .layout import Layout, Named, Vector
 from .levels import Level, QuerySample, ResolvedSupportSample, SupportSample, WholeTask
-from .local import GIB, LocalProblem, Settings, SolvedBatch
+from .local import LocalProblem, Settings, SolvedBatch
 from .loss import PerSampleLoss
+from .memory import DEFAULT, Memory, in_bytes
 from .objective import Objective
 from .solvers import (
     CG,
@@ -52,7 +53,8 @@ class BilevelProblem:
         on_indefinite: where a system is not positive definite: ``"raise"`` an error, ``"damp"`` it (with a warning), or
             solve it as it is by ``"minres"``.
         on_unconverged: ``"raise"`` or ``"warn"`` where a solve misses its tolerance.
-        memory: bytes that kept inner solutions may take.
+        memory: that may be used: bytes, or text such as ``"4GiB"``. A half is for what a Hessian keeps, the rest for
+            batches of tasks and their kept solutions; test vectors and scores come on top.
         progress: show a bar for each pass over the tasks; None for only on a terminal.
     """
 
@@ -68,14 +70,14 @@ class BilevelProblem:
         inner_tolerance: float | None = None,
         on_indefinite: OnIndefinite = "raise",
         on_unconverged: OnUnconverged = "raise",
-        memory: int = GIB,
+        memory: Memory = DEFAULT,
         progress: bool | None = False,
     ) -> None:
         if l2 < 0:
             raise ValueError(f"the outer regulariser l2 must not be negative, got {l2}")
         self.inner_loss, self.outer_loss, self.l2 = inner_loss, outer_loss, float(l2)
         self.theta_keys = theta_keys
-        self.memory, self.progress = memory, progress
+        self.memory, self.progress = in_bytes(memory), progress
         self.policy = Policy(on_indefinite, on_unconverged)
         self.kind = (
             proximal

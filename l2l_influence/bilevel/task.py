@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -114,14 +114,14 @@ def _inputs(task: Task, own: Pair, other: Pair) -> Tensor:
     return torch.cat([own[0], other[0]]) if task.together else own[0]
 
 
-def plan(tasks: Sequence[Task], size: int) -> list[list[int]]:
-    """Positions grouped into batches of at most ``size`` tasks of equal shape; reads each task once, keeps none."""
-    waiting: dict[tuple[Any, ...], list[int]] = {}
-    groups: list[list[int]] = []
+def groups(tasks: Sequence[Task], size: int) -> Iterator[tuple[list[int], list[Task]]]:
+    """Batches of at most ``size`` tasks of equal shape, with their positions, as they fill up; reads each task once."""
+    waiting: dict[tuple[Any, ...], tuple[list[int], list[Task]]] = {}
     for position in range(len(tasks)):
-        signature = _signature(tasks[position])
-        group = waiting.setdefault(signature, [])
-        group.append(position)
-        if len(group) == size:
-            groups.append(waiting.pop(signature))
-    return groups + list(waiting.values())
+        task = tasks[position]
+        index, together = waiting.setdefault(_signature(task), ([], []))
+        index.append(position)
+        together.append(task)
+        if len(index) == size:
+            yield waiting.pop(_signature(task))
+    yield from waiting.values()

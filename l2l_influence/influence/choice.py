@@ -13,7 +13,7 @@ from ..bilevel import Unrolled
 from ..bilevel.functional import BatchNormMode
 from ..bilevel.inner import InnerKind, Inverse, Proximal
 from ..bilevel.layout import Named
-from ..bilevel.local import GIB
+from ..bilevel.memory import DEFAULT, Memory
 from ..bilevel.solvers import OnIndefinite, OnUnconverged, Policy
 from ..errors import BatchNormError, InfluenceError, UncoveredParameterError
 from ..recording import RecordedTask
@@ -38,7 +38,7 @@ class Options:
     batch_norm: BatchNormMode | None = None
     on_indefinite: OnIndefinite = "raise"
     on_unconverged: OnUnconverged = "raise"
-    memory: int = GIB
+    memory: Memory = DEFAULT
     progress: bool | None = None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..bilevel.functional import BatchNormMode
 from ..bilevel.hessians import Curvature, curvature
 from ..bilevel.inner import Inverse
-from ..bilevel.local import GIB
+from ..bilevel.memory import DEFAULT, Memory
 from ..bilevel.solvers import LinearSolver, OnIndefinite, OnUnconverged
 from ..recording import Study
 from .choice import Inner
@@ -62,7 +62,7 @@ class CurvedHook(Hook):
         solver: LinearSolver | None = None,
         on_indefinite: OnIndefinite = "raise",
         on_unconverged: OnUnconverged = "raise",
-        memory: int = GIB,
+        memory: Memory = DEFAULT,
         progress: bool | None = None,
     ) -> None:
         kind = hessian or self._default_hessian

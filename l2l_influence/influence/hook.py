@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..bilevel.functional import BatchNormMode
 from ..bilevel.inner import Inverse
-from ..bilevel.local import GIB
+from ..bilevel.memory import DEFAULT, Memory
 from ..bilevel.solvers import OnIndefinite, OnUnconverged
 from ..bilevel.stationarity import Stationarity
 from ..recording import Study
@@ -64,7 +64,8 @@ class Hook:
         on_indefinite: where a system is not positive definite: ``"raise"`` an error, ``"damp"`` it (with a warning), or
             solve it as it is by ``"minres"``.
         on_unconverged: ``"raise"`` or ``"warn"`` when a solve misses its tolerance.
-        memory: bytes that kept inner solutions may take.
+        memory: that may be used: bytes, or text such as ``"4GiB"``. A half is for what a Hessian keeps, the rest for
+            batches of tasks and their kept solutions; test vectors and scores come on top.
         progress: show a progress bar; None for only on a terminal.
     """
 
@@ -87,7 +88,7 @@ class Hook:
         batch_norm: BatchNormMode | None = None,
         on_indefinite: OnIndefinite = "raise",
         on_unconverged: OnUnconverged = "raise",
-        memory: int = GIB,
+        memory: Memory = DEFAULT,
         progress: bool | None = None,
     ) -> None:
         self._run, self._tasks = Run(maml, body), tasks

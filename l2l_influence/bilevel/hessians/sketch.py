@@ -40,7 +40,7 @@ class Sketch(Curvature):
 
     def operator(self, local: LocalProblem) -> TaskSum:
         count = len(local.tasks)
-        most = max(1, min(MOST_ROWS, local.settings.memory // local.lam.nbytes))
+        most = max(1, min(MOST_ROWS, local.settings.half // local.lam.nbytes))
         fitting = replace(self, draws=max(1, min(self.draws, most // count)))
         if count <= most:
             note = f"sketch ({fitting.draws} draws of all {count} tasks)"
@@ -67,13 +67,8 @@ class Sketch(Curvature):
         root = at.outer.output_curvature_root(at.lam, at.solution.theta, at.batch.query)
         signs = torch.stack([self._signs(position, root.shape[1:3]) for position in at.batch.index]).to(root)
         residuals = torch.einsum("bnck,bmnk->mbnc", root, signs) / self.draws**0.5
-        return torch.stack(
-            [
-                at.pull_back(*at.outer.pull_back_outputs(at.lam, at.solution.theta, at.batch.query, one))
-                for one in residuals
-            ],
-            dim=1,
-        )
+        along, query = at.outer.outputs_along_of_one, at.batch.query
+        return torch.stack([at.solution.total(along, query, one) for one in residuals], dim=1)
 
     def _signs(self, position: int, shape: torch.Size) -> Tensor:
         """±1, ``[m, n, C]``, from the seed and the task's position alone."""

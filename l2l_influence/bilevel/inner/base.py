@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
+from torch.func import grad, vmap
 
 from ..layout import Layout
 from ..objective import Objective
@@ -54,6 +56,9 @@ class InnerProblem:
         return out
 
 
+OfOne = Callable[..., Tensor]
+"""A number that one task's λ ``[P]`` and θ ``[Q]``, and whatever else is given, add up to."""
+
 SecondDerivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``(v, e) -> (by_lam, by_w)``: the Hessian of a function of (λ, w) times ``v`` ``[B, P]`` and ``e`` ``[B, n]``."""
 
@@ -89,6 +94,13 @@ class InnerMap(ABC):
     def vjp_weights(self, u: Tensor) -> Tensor:
         """(dθ/dw)ᵀ u: ``[B, Q] -> [B, n]``."""
 
+    def total(self, value: OfOne, *given: Any) -> Tensor:
+        """D_λ ``value(λ, θ(λ), *given)`` of each task (Thm 4.1), ``[B, P]``; what is given has a leading ``B``."""
+        mapped = vmap(grad(value, argnums=(0, 1)), in_dims=(None, 0) + (0,) * len(given))
+        by_lam, by_theta = mapped(self.problem.lam, self.theta, *given)
+        total: Tensor = by_lam + self.vjp(by_theta)
+        return total
+
     @abstractmethod
     def second(self, outer: Objective, query: Samples) -> SecondDerivative:
         """The Hessian, as products, of ``L_O(λ, θ(λ, w))``, θ's own second derivatives included."""
@@ -101,6 +113,11 @@ class InnerMap(ABC):
 
 class InnerKind(ABC):
     """A way to define and find θ_i(λ)."""
+
+    def work(self, forward: int, lam: int, rows: int) -> int:
+        """Bytes that one task's derivatives may take: ``forward`` are those that the losses of one of its sets make on
+        the way, ``lam`` those of λ, ``rows`` its samples. A Gauss–Newton factor has several rows a sample."""
+        return 16 * (forward + rows * lam)
 
     @abstractmethod
     def solve(self, problem: InnerProblem) -> InnerMap:

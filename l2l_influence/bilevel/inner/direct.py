@@ -19,6 +19,9 @@ class Simplified(InnerKind):
     kind: InnerKind
     reading: type[Reading]
 
+    def work(self, forward: int, lam: int, rows: int) -> int:
+        return self.kind.work(forward, lam, rows)
+
     def solve(self, problem: InnerProblem) -> InnerMap:
         return self.reading(self.kind.solve(problem))
 

@@ -103,8 +103,8 @@ class StatefulMap(StepsMap):
         self._require_finite(self.problem.part.unravel(along))
         return along
 
-    def _pull(self, steps: OfBoth, at: Pair, u: Tensor) -> Pair:
-        return self._finite(functional.vjp(steps, at, u)[1])
+    def _slopes(self, value: OfBoth, at: Pair) -> Pair:
+        return self._finite(functional.vjp(value, at)[1])
 
     def _curve(self, value: OfBoth, at: Pair, v: Pair) -> Pair:
         return self._finite(functional.vhp(value, at, v)[1])

@@ -14,7 +14,7 @@ from torch.func import grad, jvp, vmap
 from ..elementary import ElementaryNorms
 from ..objective import Objective
 from ..task import Samples
-from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
+from .base import InnerKind, InnerMap, InnerProblem, OfOne, SecondDerivative
 from .direct import Carried
 from .rules import PlainSteps, StepRule
 
@@ -52,6 +52,10 @@ class Unrolled(InnerKind):
         """How a step is taken."""
         return self.lr if isinstance(self.lr, StepRule) else PlainSteps(self.lr)
 
+    def work(self, forward: int, lam: int, rows: int) -> int:
+        """Second derivatives keep all steps."""
+        return (10 * self.steps + 6) * forward + 6 * (self.steps + 1) * lam
+
     def solve(self, problem: InnerProblem) -> InnerMap:
         if not self.first_order or not isinstance(self.rule, PlainSteps):
             return UnrolledMap(problem, self)
@@ -87,8 +91,8 @@ class StepsMap(InnerMap):
         """The derivative of ``steps`` along ``v``."""
 
     @abstractmethod
-    def _pull(self, steps: OfBoth, at: Pair, u: Tensor) -> Pair:
-        """The gradient of ⟨steps, u⟩."""
+    def _slopes(self, value: OfBoth, at: Pair) -> Pair:
+        """The gradient of ``value``."""
 
     @abstractmethod
     def _curve(self, value: OfBoth, at: Pair, v: Pair) -> Pair:
@@ -105,6 +109,15 @@ class StepsMap(InnerMap):
 
     def vjp_weights(self, u: Tensor) -> Tensor:
         return self._back(u)[1]
+
+    def total(self, value: OfOne, *given: Any) -> Tensor:
+        """In one go, as a training loop's backward does it."""
+
+        def one(samples: Samples, *given: Any) -> Pair:
+            steps = self._steps(samples)
+            return self._slopes(lambda lam, w: value(lam, steps(lam, w), *given), (self.problem.lam, samples.w))
+
+        return self._map(one, *given)[0]
 
     def second(self, outer: Objective, query: Samples) -> SecondDerivative:
         """The gradient's derivative, by nested automatic differentiation."""
@@ -136,7 +149,8 @@ class StepsMap(InnerMap):
 
     def _back(self, u: Tensor) -> tuple[Tensor, ...]:
         def one(samples: Samples, u: Tensor) -> Pair:
-            return self._pull(self._steps(samples), (self.problem.lam, samples.w), u)
+            steps = self._steps(samples)
+            return self._slopes(lambda *at: torch.dot(steps(*at), u), (self.problem.lam, samples.w))
 
         return self._map(one, u)
 
@@ -185,8 +199,8 @@ class UnrolledMap(StepsMap):
         along: Tensor = jvp(steps, at, v)[1]
         return along
 
-    def _pull(self, steps: OfBoth, at: Pair, u: Tensor) -> Pair:
-        return _gradient(lambda *at: torch.dot(steps(*at), u))(*at)
+    def _slopes(self, value: OfBoth, at: Pair) -> Pair:
+        return _gradient(value)(*at)
 
     def _curve(self, value: OfBoth, at: Pair, v: Pair) -> Pair:
         def along(*at: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class SingleLevelEKFAC(Baseline):
         count = len(study.recorded)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self._seed)).tolist()
         first = Chosen.of(study, order[:1])
-        fitting = max(1, study.options.memory // task_nbytes(model, first))
+        fitting = max(1, study.problem.memory // task_nbytes(model, first))
         return Chosen.of(study, sorted(order[: min(self._most, fitting)]))
 
     def _notes(self) -> list[str]:
