@@ -73,7 +73,7 @@ def run(quick: bool, out: Path) -> None:
     """Measure, print the table and write the rows to ``out``."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)  # peers', of what torch calls deprecated
-    tasks, turns = (3, 1) if quick else (32, 5)
+    tasks, turns = (3, 1) if quick else (16, 3)
     peers = installed()
     for name in (name for name, found in peers.items() if found is None):
         print(f"{name} is not installed: its rows are left out")

@@ -85,6 +85,19 @@ class Objective:
         """∂_θθ L v, shape ``[B, Q]``."""
         return self._map(_gradient_along(self._value, 1, 1), 1)(lam, theta, *z, v)
 
+    def linearise_theta(self, lam: Tensor, theta: Tensor, z: Samples) -> Callable[[Tensor], Tensor]:
+        """``v -> ∂_θθ L v``, ``[B, Q] -> [B, Q]``, whose forward and backward pass are done once, here, and kept.
+
+        Here, and only here, what is mapped over tasks is differentiated: normalisation is recomposed, since torch
+        differentiates a mapped gradient of its own wrongly.
+
+        Raises:
+            LossStructureError: the model calls a normalisation that cannot be recomposed.
+        """
+        with ElementaryNorms():
+            _, pull_back, *_ = vjp(lambda theta: self.gradient_theta(lam, theta, z), theta)
+        return lambda v: pull_back(v)[0]
+
     def mixed(self, lam: Tensor, theta: Tensor, z: Samples, v: Tensor) -> Tensor:
         """∂_θ∂_λ L v for v in λ-space ``[B, P]``: shape ``[B, Q]``."""
         if not self.direct:

@@ -7,9 +7,11 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.func import jacrev
 
-from l2l_influence.bilevel import CG, BilevelProblem, Layout, ModelLoss, Task
+from l2l_influence.bilevel import CG, BilevelProblem, FunctionalModel, Layout, ModelLoss, Task, Unrolled
 from l2l_influence.bilevel.inner import InnerProblem
 from l2l_influence.bilevel.inner.inverse import INVERSES, InnerHessian, Iterative, pick
 from l2l_influence.bilevel.objective import Objective
@@ -237,3 +239,28 @@ def test_agreement_of_approximate_inverses_with_the_inner_hessian():
         guess, right = approximate.inverse(b), torch.linalg.solve(matrices, b)
         assert torch.allclose(found.residual, true_residual(matrices, guess, b), rtol=1e-6)
         assert torch.allclose(found.cosine, torch.cosine_similarity(guess, right), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.InstanceNorm2d(3, affine=True), nn.LayerNorm([3, 3, 3])],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_many_products_through_normalisation_are_those_of_each_dense_hessian(norm):
+    """Outside a map over tasks, torch's own normalisation would be differentiated wrongly."""
+    torch.manual_seed(0)
+    model = FunctionalModel(nn.Sequential(nn.Conv2d(1, 3, 2), norm, nn.Tanh(), nn.Flatten(), nn.Linear(27, 2)).double())
+    loss = ModelLoss(model, lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"))
+    pairs = [(randn(i, 4, 1, 4, 4), torch.tensor([0, 1, 1, 0])) for i in range(3)]
+    problem = BilevelProblem(loss, loss, Unrolled(0.1, 2), 0.5)
+    (batch,) = problem.at(model.parameters, [Task(pair, pair) for pair in pairs]).solved()
+    inner, theta = batch.solution.problem, batch.solution.theta
+    v = randn(9, *theta.shape)
+    products = InnerHessian(inner, theta, DELTA).for_many_products().matvec(v)
+    for product, at, along, (x, y) in zip(products, theta, v, pairs, strict=True):
+
+        def value(at, x=x, y=y):
+            return F.cross_entropy(model(inner.part.unravel(at), x), y, reduction="sum")
+
+        dense = torch.autograd.functional.hessian(value, at)
+        assert relative(product, dense @ along + DELTA * along) < 1e-12

@@ -49,6 +49,25 @@ class InnerHessian(LinearOperator):
         problem = self._problem
         return problem.objective.hessian_theta(problem.lam, self._theta, problem.samples, v) + self.shift * v
 
+    def for_many_products(self) -> LinearOperator:
+        problem = self._problem
+        try:
+            pull = problem.objective.linearise_theta(problem.lam, self._theta, problem.samples)
+        except LossStructureError:  # a normalisation that can't be recomposed
+            return self
+        return _Linearised(pull, self.shift, self.note)
+
+
+class _Linearised(LinearOperator):
+    """``J v + shift·v`` with products J that share one forward and backward pass."""
+
+    def __init__(self, product: Callable[[Tensor], Tensor], shift: float, note: str) -> None:
+        self.note, self.shift = note, shift
+        self._product = product
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self._product(v).add_(v, alpha=self.shift)
+
 
 def _gram(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
     """The Gauss–Newton part of H_in, exactly."""

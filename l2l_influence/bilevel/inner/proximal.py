@@ -66,7 +66,8 @@ class Proximal(InnerKind):
 
         def direction(theta: Tensor, slope: Tensor) -> Tensor:
             # Loosely, as is enough far from the minimum; CG stops at negative curvature with a descent direction.
-            return -CG(tolerance=0.1, max_iterations=30).solve(InnerHessian(problem, theta, self.delta), slope).value
+            hessian = InnerHessian(problem, theta, self.delta).for_many_products()
+            return -CG(tolerance=0.1, max_iterations=30).solve(hessian, slope).value
 
         scale = gradient(prior.expand_as(problem.start)).norm(dim=-1)
         # λ may already be the minimiser: a gradient that moves θ by less than its rounding is none.
@@ -95,7 +96,8 @@ class ProximalMap(InnerMap):
         Raises:
             NegativeCurvatureError, NotConvergedError: see :class:`~l2l_influence.bilevel.solvers.Policy`.
         """
-        solution = self._policy.solve(self._operator, self._solver, v, "the inner system H_in x = v")
+        operator = self._operator.for_many_products()
+        solution = self._policy.solve(operator, self._solver, v, "the inner system H_in x = v")
         self.report = solution.report
         return solution.value
 

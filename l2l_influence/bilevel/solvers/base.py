@@ -44,6 +44,10 @@ class LinearOperator(ABC):
         """``A + shift·I``, in a form that can be solved as well as this one."""
         return Shifted(self, shift)
 
+    def for_many_products(self) -> LinearOperator:
+        """The same operator, having done what all products share. It takes more memory: to be used and dropped."""
+        return self
+
     def dense(self, like: Tensor) -> Tensor:
         """The matrices, ``[R, P, P]``, for rows shaped ``like`` ``[R, P]``; for tests and small problems."""
         basis = torch.eye(like.shape[1]).to(like)

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from .base import Approximate, Attempt, Invertible, LinearOperator, LinearSolver
 
@@ -32,23 +33,24 @@ class CG(LinearSolver):
         return partial(self._conjugate_gradients, operator)
 
     def _conjugate_gradients(self, operator: LinearOperator, b: Tensor, goal: Tensor, budget: int) -> Attempt:
-        x, r = torch.zeros_like(b), b
-        p = z = self.precondition(r)
-        rho = (r * z).sum(-1)
+        # Updates are in place: next to a product with few samples, memory that is new each time is what costs.
+        x, r = torch.zeros_like(b), b.clone()
+        z = self.precondition(r)
+        p, rho = z.clone(), vecdot(r, z)
         smallest = torch.full_like(rho, torch.inf)
         active = (r.norm(dim=-1) > goal) & (rho > 0)
         iterations = 0
         while iterations < budget and bool(active.any()):
             iterations += 1
             ap = operator.matvec(p)
-            curvature = (p * ap).sum(-1)
-            smallest = torch.where(active, torch.minimum(smallest, curvature / (p * p).sum(-1)), smallest)
+            curvature = vecdot(p, ap)
+            smallest = torch.where(active, torch.minimum(smallest, curvature / vecdot(p, p)), smallest)
             active = active & (curvature > 0)
             alpha = torch.where(active, rho / curvature, 0.0).unsqueeze(-1)
-            x = x + alpha * p
-            r = r - alpha * ap
+            x.addcmul_(alpha, p)
+            r.addcmul_(alpha, ap, value=-1)
             z = self.precondition(r)
-            rho, previous = torch.where(active, (r * z).sum(-1), rho), rho
+            rho, previous = torch.where(active, vecdot(r, z), rho), rho
             active = active & (r.norm(dim=-1) > goal) & (rho > 0)
-            p = torch.where(active.unsqueeze(-1), z + (rho / previous).unsqueeze(-1) * p, p)
+            p.mul_(torch.where(active, rho / previous, 0.0).unsqueeze(-1)).add_(z)
         return Attempt(x, iterations, smallest)
