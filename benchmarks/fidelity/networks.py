@@ -16,7 +16,8 @@ def mlp() -> nn.Module:
 
 
 def omniglot_fc() -> nn.Module:
-    return l2l.vision.models.OmniglotFC(28 * 28, WAYS)
+    """With one hidden layer of 32 and BatchNorm; P = 25,349. Its own four layers take eight times as long."""
+    return l2l.vision.models.OmniglotFC(28 * 28, WAYS, sizes=[32])
 
 
 def omniglot_cnn() -> nn.Module:
