@@ -77,6 +77,14 @@ class RanksDisagreeError(RecordingError):
     """Studies to be merged do not end in the same weights, so that they are not of one run."""
 
 
+class ForeignMatrixError(InfluenceError):
+    """A folder holds the score matrix of another study, or something else."""
+
+
+class UnfinishedMatrixError(InfluenceError):
+    """A score matrix is not all there yet, or no more."""
+
+
 class RetrainingError(InfluenceError):
     """Some of the retrainings of a measurement failed.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .local import LocalProblem, SolvedBatch
@@ -63,6 +65,17 @@ class Balance:
         self._gradient += weighted.sum(0)
         self._tasks += float(weighted.norm(dim=-1).sum())
         self._count += len(weighted)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What has been added up so far, on the CPU, for another process to go on from."""
+        sums = torch.tensor([self._terms, self._tasks, self._count], dtype=torch.float64)
+        return {"gradient": self._gradient.cpu(), "sums": sums}
+
+    def go_on_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`tensors` gave."""
+        self._gradient = tensors["gradient"].to(self._gradient)
+        self._terms, self._tasks, count = tensors["sums"].tolist()
+        self._count = int(count)
 
     def result(self) -> Stationarity:
         return Stationarity(self._gradient, self._terms + self._tasks, self._tasks / self._count)

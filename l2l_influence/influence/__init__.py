@@ -1,6 +1,7 @@
 """The hooks: influence functions of a recorded learn2learn run."""
 
 from .direct import DirectInfluence
+from .matrix import ScoreMatrix
 from .result import SampleScore, SampleScores, TaskScore, TaskScores
 from .samples import QueryInfluence, SupportInfluence
 from .task import TaskInfluence
@@ -11,6 +12,7 @@ __all__ = [
     "QueryInfluence",
     "SampleScore",
     "SampleScores",
+    "ScoreMatrix",
     "SupportInfluence",
     "TaskInfluence",
     "TaskScore",

@@ -77,8 +77,8 @@ def read_test_tasks(
     losses: Losses,
     like: Tensor,
     seed: int,
-) -> list[Task]:
-    """Test tasks from a taskset, or from a sequence of ``(x, y)`` batches, ``((x, y), (x, y))`` pairs or core tasks.
+) -> Sequence[Task]:
+    """Test tasks from a taskset, all drawn at once, or, as they are needed, from a sequence of ``(x, y)`` batches, ``((x, y), (x, y))`` pairs or core tasks.
 
     Raises:
         RecordingError: batches have to be split into support and query, and how cannot be read off the recorded tasks.
@@ -87,12 +87,27 @@ def read_test_tasks(
     if num_tasks is not None and num_tasks < 1:
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
     cut = split or split_as_recorded(recorded)
-    items = read_tasks(source, num_tasks, seed) if isinstance(source, Taskset) else list(source)[:num_tasks]
+    items = read_tasks(source, num_tasks, seed) if isinstance(source, Taskset) else source
     together = any(task.together for task in recorded)
-    return [
-        item if isinstance(item, Task) else make_task(*_halves(item, cut), losses, like, together=together)
-        for item in items
-    ]
+
+    def make(item: Any) -> Task:
+        return item if isinstance(item, Task) else make_task(*_halves(item, cut), losses, like, together=together)
+
+    return _Made(items if isinstance(items, Sequence) else list(items), num_tasks, make)
+
+
+class _Made(Sequence[Task]):
+    """The first of some items, made into tasks when they are read."""
+
+    def __init__(self, items: Sequence[Any], count: int | None, make: Callable[[Any], Task]) -> None:
+        self._items, self._make = items, make
+        self._count = len(items) if count is None else min(count, len(items))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._make(self._items[range(self._count)[position]])
 
 
 def _halves(item: Any, cut: Split) -> tuple[Pair, Pair]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -15,10 +16,12 @@ from ..bilevel.levels import Level
 from ..bilevel.local import LocalProblem
 from ..bilevel.task import Samples
 from ..errors import ItemsError, TaskShapeError
+from ..recording import RecordedTask
 from .curved import CurvedHook
 from .data import Split
 from .edit import edited_state
 from .inner_notes import inner_notes
+from .matrix import Cut, Dependence, ScoreMatrix, Writer
 from .outer import Outer
 from .result import Scores
 from .scoring import Found, each_test_gradient, mean_test_gradient, score, score_on_itself
@@ -53,6 +56,10 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
     @abstractmethod
     def _refs(self, study: Snapshot, position: int, count: int) -> list[Ref]:
         """The names of a task's ``count`` items."""
+
+    @abstractmethod
+    def _count(self, task: RecordedTask) -> int:
+        """How many items a task has, without reading its data."""
 
     @abstractmethod
     def _locate(self, study: Snapshot, ref: Ref) -> tuple[int, int]:
@@ -107,6 +114,44 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         found = score(outer, self._level, each_test_gradient(test, exact))
         return self._all_refs(outer.study, found), torch.cat(found.scores)
 
+    def score_matrix_to(
+        self,
+        folder: str | Path,
+        test_tasks: Taskset | Sequence[Any],
+        num_tasks: int | None = None,
+        *,
+        split: Split | None = None,
+        seed: int = 0,
+        exact: bool = True,
+        shard: int | None = None,
+    ) -> ScoreMatrix:
+        """:meth:`score_matrix` for more scores than fit in memory: written to ``folder`` as ``.npy`` files.
+
+        A run that was killed is gone on with by asking the same again: test vectors that are solved and shards that are
+        done are not computed again, and all ends with the same bits as if it had not been killed. The scores have the
+        dtype of the meta-parameters, which is what they are computed in.
+
+        Args:
+            folder: a new one, or one that was begun here.
+            test_tasks, num_tasks, split, seed, exact: as for :meth:`scores`. A sequence is read when needed, and more
+                than once; a taskset's tasks are drawn and kept in memory.
+            shard: training tasks in a file; about 64 MiB of scores unless given.
+
+        Raises:
+            ForeignMatrixError: the folder holds scores that depend on something else, or something else.
+        """
+        outer = self._outer()
+        study = outer.study
+        test = study.test_problem(test_tasks, num_tasks, split, seed)
+        cut = Cut.within(test, [self._count(task) for task in study.recorded], shard)
+        writer = Writer(folder, outer, self._level, test, exact, cut)
+        writer.begin(Dependence.of(self._run, outer, self._level, test, exact, cut))
+        solved = writer.solve()
+        writer.score()
+        study.stationarity = writer.tally.stationarity()
+        writer.finish([*self._notes(study, solved, writer.tally.residual), _test_note(test, exact)])
+        return ScoreMatrix.load(folder)
+
     def self_influence(self) -> Result:
         """Each item's score on its own loss, by one outer solve an item; the strongest first.
 
@@ -117,7 +162,9 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         values = torch.cat(found.scores)[:, 0]
         loss = float(torch.cat(found.losses).mean())
         order = values.argsort(stable=True).tolist()
-        return self._result(outer.study, found, order, loss, self._notes(outer, found), SELF_READING)
+        return self._result(
+            outer.study, found, order, loss, self._notes(outer.study, [outer.note()], found.residual), SELF_READING
+        )
 
     def influence(self, items: Ref | Iterable[Ref]) -> dict[str, Tensor]:
         """The paper's influence function of an item, or of a group (its members' sum): named tensors like
@@ -197,7 +244,7 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         gradient, test_loss = mean_test_gradient(test, exact)
         found = find(outer, level, gradient)
         order = torch.cat(found.scores)[:, 0].argsort(descending=True, stable=True).tolist()
-        notes = [*self._notes(outer, found), _test_note(test, exact)]
+        notes = [*self._notes(outer.study, [outer.note()], found.residual), _test_note(test, exact)]
         return self._result(outer.study, found, order, test_loss, notes)
 
     def _solved_pull(self, outer: Outer, level: Level, items: Ref | Iterable[Ref]) -> Tensor:
@@ -242,12 +289,12 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
     def _all_refs(self, study: Snapshot, found: Found) -> list[Ref]:
         return [ref for position, losses in enumerate(found.losses) for ref in self._refs(study, position, len(losses))]
 
-    def _notes(self, outer: Outer, found: Found) -> list[str]:
-        study = outer.study
+    def _notes(self, study: Snapshot, solved: Sequence[str], residual: float) -> list[str]:
+        """``solved``: how outer systems were; ``residual``: the largest of an inner problem."""
         return [
             *study.losses.notes,
-            *inner_notes(study, found.residual),
-            outer.note(),
+            *inner_notes(study, residual),
+            *solved,
             f"λ*: {study.stationarity}",
             f"recording: {self._run.recording.describe()}",
         ]

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..bilevel import TotalHessian
-from ..bilevel.hessians import Curvature, Groups
+from ..bilevel.hessians import Curvature, Groups, curvature
 from ..bilevel.levels import Level
 from ..bilevel.solvers import LinearSolver, SolveReport
 from ..bilevel.solvers.neumann import largest_eigenvalue
@@ -35,37 +35,43 @@ class Outer:
 
     Attributes:
         study: whose it is.
+        how: the curvature is modelled.
         report: of the last solve.
     """
 
     def __init__(self, study: Snapshot, how: Curved) -> None:
-        self.study, self._how = study, how
+        self.study, self.how = study, how
         self.report: SolveReport | None = None
+
+    @property
+    def curvature(self) -> Curvature:
+        """The kind of Hessian, which needs no pass over the tasks as the Hessian itself does."""
+        return curvature(self.how.hessian)
 
     @cached_property
     def hessian(self) -> TotalHessian:
-        return TotalHessian(self.study.local, self.study.problem.l2, self._how.hessian, self.study.problem.policy)
+        return TotalHessian(self.study.local, self.study.problem.l2, self.how.hessian, self.study.problem.policy)
 
     @cached_property
     def damping(self) -> float:
         """What is added to δ_o."""
-        if self._how.damping != "auto":
-            return float(self._how.damping)
+        if self.how.damping != "auto":
+            return float(self.how.damping)
         like = self.study.local.lam.unsqueeze(0)
         return RELATIVE_DAMPING * float(largest_eigenvalue(self.hessian.operator, like, 8))
 
     @property
     def tolerance(self) -> float:
         """Relative residual that the default solver is asked for."""
-        return self._how.tolerance
+        return self.how.tolerance
 
     def with_hessian(self, kind: Curvature) -> Outer:
         """The same system, with this one's damping, under another Hessian."""
-        return Outer(self.study, replace(self._how, hessian=kind, damping=self.damping))
+        return Outer(self.study, replace(self.how, hessian=kind, damping=self.damping))
 
     def solve(self, rows: Tensor, without: Groups | None = None) -> Tensor:
         """(δ_o I + H)⁻¹ of each row, ``[R, P]``; without some tasks' part of H where these are given for each row."""
-        how = self._how
+        how = self.how
         solution = self.hessian.solve_rows(
             rows, how.solver, damping=self.damping, tolerance=how.tolerance, without=without
         )
@@ -81,6 +87,6 @@ class Outer:
 
     def note(self) -> str:
         """What was solved, and how well."""
-        kind = self.hessian.operator.note or self._how.hessian
+        kind = self.hessian.operator.note or self.how.hessian
         solved = f"; {self.report}" if self.report is not None else ""
         return f"outer: {kind} Hessian, l2 {self.study.problem.l2:.3g} + damping {self.damping:.3g}{solved}"

@@ -32,8 +32,12 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
     """What query and support samples share: names, rows of results, what-if labels."""
 
     @abstractmethod
-    def _set(self, task: RecordedTask) -> tuple[tuple[int, ...], Pair]:
-        """The set that the samples are of: its rows in the batch, and their data."""
+    def _rows(self, task: RecordedTask) -> tuple[int, ...]:
+        """The rows in the batch of the set that the samples are of."""
+
+    @abstractmethod
+    def _set(self, task: RecordedTask) -> Pair:
+        """The data of that set."""
 
     @abstractmethod
     def _relabelled_set(self, outer: Outer, position: int, labels: Labels) -> Tensor:
@@ -63,10 +67,13 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
     def _refs(self, study: Snapshot, position: int, count: int) -> list[Sample]:
         return [(study.recorded[position].id, j) for j in range(count)]
 
+    def _count(self, task: RecordedTask) -> int:
+        return len(self._rows(task))
+
     def _locate(self, study: Snapshot, ref: Sample) -> tuple[int, int]:
         task, j = _pair(ref)
         position = study.position(task)
-        count = len(self._set(study.recorded[position])[0])
+        count = self._count(study.recorded[position])
         if not 0 <= j < count:
             raise InfluenceError(f"task {task} has {count} {self._level.what}s, 0 to {count - 1}: there is no {j}")
         return position, j
@@ -78,14 +85,15 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
         self, study: Snapshot, found: Found, order: list[int], loss: float, notes: list[str], reading: str | None = None
     ) -> SampleScores:
         places = [(position, j) for position, losses in enumerate(found.losses) for j in range(len(losses))]
-        sets = [self._set(task) for task in study.recorded]
+        labels = [self._set(task)[1] for task in study.recorded]
         rows = []
         for rank, at in enumerate(order, start=1):
             position, j = places[at]
-            task, (batch_rows, (_, y)) = study.recorded[position], sets[position]
-            source = None if task.indices is None else task.indices[batch_rows[j]]
+            task, label = study.recorded[position], _label(labels[position][j])
+            row = self._rows(task)[j]
+            source = None if task.indices is None else task.indices[row]
             own, value = float(found.losses[position][j]), float(found.scores[position][j, 0])
-            rows.append(SampleScore(rank, task.id, j, batch_rows[j], source, _label(y[j]), task.trained, own, value))
+            rows.append(SampleScore(rank, task.id, j, row, source, label, task.trained, own, value))
         return SampleScores(f"{self._level.what}s", rows, loss, notes, reading)
 
 
@@ -101,8 +109,11 @@ class QueryInfluence(SampleInfluence):
 
     _level = QuerySample()
 
-    def _set(self, task: RecordedTask) -> tuple[tuple[int, ...], Pair]:
-        return task.query_rows, task.query
+    def _rows(self, task: RecordedTask) -> tuple[int, ...]:
+        return task.query_rows
+
+    def _set(self, task: RecordedTask) -> Pair:
+        return task.query
 
     def _relabelled_set(self, outer: Outer, position: int, labels: Labels) -> Tensor:
         return self._relabelled(outer, position, {}, labels)
@@ -149,8 +160,11 @@ class SupportInfluence(SampleInfluence):
         pull = outer.pull(_removal(inner), self._located(outer.study, items))
         return self._moved(outer, -pull, correct_residual)
 
-    def _set(self, task: RecordedTask) -> tuple[tuple[int, ...], Pair]:
-        return task.support_rows, task.support
+    def _rows(self, task: RecordedTask) -> tuple[int, ...]:
+        return task.support_rows
+
+    def _set(self, task: RecordedTask) -> Pair:
+        return task.support
 
     def _relabelled_set(self, outer: Outer, position: int, labels: Labels) -> Tensor:
         return self._relabelled(outer, position, labels, {})

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..bilevel.inner import Carried
 from ..bilevel.levels import Level
 from ..bilevel.local import LocalProblem, SolvedBatch
-from ..bilevel.stationarity import Balance
 from .outer import Outer
+from .tally import Tally
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,29 @@ def _walk(outer: Outer, level: Level, measure: Callable[[SolvedBatch], Tensor]) 
     """One pass: ``measure(batch) -> [B, count, R]``. What it says of λ* on the way is left with the study."""
     study, count = outer.study, len(outer.study.recorded)
     scores, losses = [torch.empty(0)] * count, [torch.empty(0)] * count
-    balance, residual = Balance(study.local.lam, study.problem.l2), 0.0
+    tally = Tally(study)
     for solved in study.local.solved("scores"):
-        seen = outer.hessian.curvature.seen(solved)
+        seen = outer.curvature.seen(solved)
         for position, *found in zip(solved.batch.index, measure(seen), level.losses(solved), strict=True):
             scores[position], losses[position] = (part.double().cpu() for part in found)
-        balance.add(solved)
-        residual = max(residual, float(solved.solution.residual.max()))
-    study.stationarity = balance.result()
-    return Found(scores, losses, residual)
+        tally.add(solved)
+    study.stationarity = tally.stationarity()
+    return Found(scores, losses, tally.residual)
 
 
 def each_test_gradient(test: LocalProblem, exact: bool) -> Tensor:
     """D_λ L_O of each test task, ``[T, P]``; see :func:`mean_test_gradient`."""
+    return each_test(test, exact)[0]
+
+
+def each_test(test: LocalProblem, exact: bool) -> tuple[Tensor, Tensor]:
+    """D_λ L_O of each test task, ``[T, P]``, and its L_O, ``[T]``, float64 and on the CPU."""
     gradients = test.lam.new_empty(len(test.tasks), test.lam.numel())
+    losses = torch.empty(len(test.tasks), dtype=torch.float64)
     for solved in test.solved("test tasks"):
         gradients[solved.batch.index] = _read(solved, exact).weighted_gradient()
-    return gradients
+        losses[solved.batch.index] = solved.outer_loss().double().cpu()
+    return gradients, losses
 
 
 def mean_test_gradient(test: LocalProblem, exact: bool) -> tuple[Tensor, float]:

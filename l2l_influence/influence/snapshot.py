@@ -9,7 +9,7 @@ import torch
 from learn2learn.data import Taskset
 from torch import Tensor
 
-from ..bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task
+from ..bilevel import BilevelProblem, FunctionalModel, ModelLoss
 from ..bilevel.inner import Proximal
 from ..bilevel.local import LocalProblem
 from ..bilevel.stationarity import Stationarity, stationarity
@@ -86,8 +86,8 @@ class Snapshot:
         self, source: Taskset | Sequence[Any], num_tasks: int | None, split: Split | None, seed: int
     ) -> LocalProblem:
         """Test tasks at λ*, under the same losses and inner kind."""
-        tasks: list[Task] = read_test_tasks(source, num_tasks, split, self.recorded, self.losses, self._like, seed)
-        if not tasks:
+        tasks = read_test_tasks(source, num_tasks, split, self.recorded, self.losses, self._like, seed)
+        if not len(tasks):
             raise InfluenceError("there are no test tasks to score against")
         return self.problem.at(self.lam, tasks)
 

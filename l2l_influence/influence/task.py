@@ -111,6 +111,9 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
     def _refs(self, study: Snapshot, position: int, count: int) -> list[int]:
         return [study.recorded[position].id]
 
+    def _count(self, task: RecordedTask) -> int:
+        return 1
+
     def _locate(self, study: Snapshot, ref: int) -> tuple[int, int]:
         return study.position(ref), 0
 

@@ -22,11 +22,11 @@ Named = tuple[str, dict[str, Tensor]]
 """What some tensors belong to, and the tensors by the names that they have in a file."""
 
 
-def write(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> str:
+def write(folder: Path, stem: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
     """Write a file; returns its name, which holds its digest."""
     new = folder / f"{stem}.new"
-    save_file({name: _plain(value) for name, value in tensors.items()}, new)
-    name = f"{stem}-{_digest(new)}.safetensors"
+    save_file({name: _plain(value) for name, value in tensors.items()}, new, metadata)
+    name = f"{stem}-{digest(new)}.safetensors"
     move_into_place(new, folder / name)
     return name
 
@@ -43,7 +43,16 @@ def write_shards(folder: Path, stem: str, groups: Iterable[Named]) -> dict[str, 
 
 def is_whole(path: Path) -> bool:
     """Whether a file is there, and as it was written."""
-    return path.is_file() and _digest(path) in path.name
+    return path.is_file() and digest(path) in path.name
+
+
+def digest(path: Path) -> str:
+    """Of all that a file holds, 32 hexadecimal digits."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(MIB):
+            found.update(block)
+    return found.hexdigest()[:32]
 
 
 def is_own(path: Path) -> bool:
@@ -81,14 +90,6 @@ def _shards(groups: Iterable[Named]) -> Iterator[list[Named]]:
 def _plain(tensor: Tensor) -> Tensor:
     """On the CPU, and with memory of its own, as safetensors wants it."""
     return tensor.detach().cpu().clone().contiguous()
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(MIB):
-            digest.update(block)
-    return digest.hexdigest()[:32]
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,219 @@
+"""Score matrices on disk: the same numbers, whatever killed the run that wrote them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from l2l_influence import QueryInfluence, ScoreMatrix, SupportInfluence, TaskInfluence
+from l2l_influence.bilevel.inner import InnerKind
+from l2l_influence.bilevel.inner.unrolled import Unrolled
+from l2l_influence.bilevel.solvers import LinearSolver
+from l2l_influence.errors import ForeignMatrixError, ItemsError, UnfinishedMatrixError
+
+from .runs import classification_batches, pairs, train
+
+TASKS, TESTS = 11, 7
+LEVELS = {"task": TaskInfluence, "query sample": QueryInfluence, "support sample": SupportInfluence}
+ROOMY, TIGHT = 2**30, 3 * 8 * 39 * 4
+"""Bytes for all test vectors at once, and for three of them."""
+
+
+def study(kind: type = TaskInfluence, seed: int = 0, **options):
+    """A hook on eleven tasks of three classes, of two shapes, and a network of 39 parameters, float32."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3, bias=True))
+    data = [(x, y) if i % 4 else (x[:10], y[:10]) for i, (x, y) in enumerate(classification_batches(TASKS, 0))]
+    maml, tasks = train(model, data, nn.CrossEntropyLoss(), lr=0.3, steps=2)
+    return kind(maml, tasks, nn.CrossEntropyLoss(), progress=False, **options)
+
+
+TEST = pairs(classification_batches(TESTS, 1))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+class Counts:
+    """Counts the tasks whose inner problems are solved, and the rows of the outer systems that are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.inner = self.outer = 0
+        solve, solve_rows = Unrolled.solve, LinearSolver.solve
+
+        def inner(kind: InnerKind, problem):
+            self.inner += len(problem.start)
+            return solve(kind, problem)
+
+        def outer(solver, operator, b):
+            self.outer += len(b)
+            return solve_rows(solver, operator, b)
+
+        monkeypatch.setattr(Unrolled, "solve", inner)
+        monkeypatch.setattr(LinearSolver, "solve", outer)
+
+
+@pytest.mark.parametrize("memory", [ROOMY, TIGHT])
+@pytest.mark.parametrize("what", sorted(LEVELS))
+def test_the_numbers_are_those_of_score_matrix(tmp_path, what, memory):
+    hook = study(LEVELS[what], memory=memory)
+    items, expected = hook.score_matrix(TEST)
+    matrix = hook.score_matrix_to(tmp_path / "scores", TEST, shard=4)
+    assert matrix.what == what and matrix.items == items and matrix.shape == tuple(expected.shape)
+    assert len(list(matrix.shards())) == 3 and matrix.array().dtype == np.float32
+    scale = expected.abs().max()
+    np.testing.assert_allclose(matrix.array(), expected, rtol=0, atol=2e-4 * scale)
+
+
+def test_it_is_read_by_parts(tmp_path):
+    study(QueryInfluence).score_matrix_to(tmp_path / "scores", TEST, shard=3)
+    matrix = ScoreMatrix.load(tmp_path / "scores")
+    whole, mean = matrix.array(), matrix.array().astype(np.float64).mean(1)
+    for row in (0, 17, len(matrix) - 1):
+        np.testing.assert_array_equal(matrix.rows(matrix.items[row]), whole[row])
+    for part in (slice(None), slice(5, 40, 3), slice(None, None, -1), slice(3, 3)):
+        np.testing.assert_array_equal(matrix.rows(part), whole[part])
+    np.testing.assert_allclose(matrix.mean(), mean, rtol=1e-12)
+    order = sorted(range(len(matrix)), key=lambda row: -mean[row])[:4]
+    assert [ref for ref, _ in matrix.top(4)] == [matrix.items[row] for row in order]
+    for nobody in (3, (99, 0), (0, 77)):
+        with pytest.raises(ItemsError, match="no query sample"):
+            matrix.rows(nobody)
+
+
+def test_test_losses_and_notes_are_those_of_scores(tmp_path):
+    hook = study()
+    matrix = hook.score_matrix_to(tmp_path / "scores", TEST, shard=4)
+    stationarity = hook.stationarity()
+    scores = study().scores(TEST)
+    assert matrix.test_losses.mean() == pytest.approx(scores.test_loss, rel=1e-6)
+    assert any("stationary" in note for note in matrix.notes) and f"test tasks: {TESTS}" in matrix.notes
+    torch.testing.assert_close(stationarity.gradient, study().stationarity().gradient, rtol=1e-5, atol=1e-7)
+    values = scores.values
+    np.testing.assert_allclose(matrix.mean(), [values[item] for item in matrix.items], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("memory", [ROOMY, TIGHT])
+def test_a_vector_is_solved_once_and_an_inner_problem_once_a_pass(tmp_path, monkeypatch, memory):
+    counts = Counts(monkeypatch)
+    study(hessian="identity", damping=0.1, memory=memory).score_matrix_to(tmp_path / "scores", TEST, shard=4)
+    first = 1  # the task whose loss tells another model
+    assert (counts.outer, counts.inner) == (TESTS, TASKS + TESTS + first)
+    study(hessian="identity", damping=0.1, memory=memory).score_matrix_to(tmp_path / "scores", TEST, shard=4)
+    assert (counts.outer, counts.inner) == (TESTS, TASKS + TESTS + 2 * first)
+
+
+RUN = """
+import os, sys
+from l2l_influence import QueryInfluence
+from l2l_influence.bilevel.inner.unrolled import Unrolled
+from tests.influence.test_score_matrix import TEST, TIGHT, study
+
+solve, seen = Unrolled.solve, 0
+
+def counted(kind, problem):
+    global seen
+    seen += len(problem.start)
+    if seen > int(sys.argv[2]):
+        os._exit(9)
+    return solve(kind, problem)
+
+Unrolled.solve = counted
+study(QueryInfluence, memory=TIGHT).score_matrix_to(sys.argv[1], TEST, shard=3)
+"""
+
+
+def run(folder: Path, allowed: int) -> int:
+    """In a process of its own, which ends without a word when it has to solve more inner problems than ``allowed``."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    command = [sys.executable, "-c", RUN, str(folder), str(allowed)]
+    return subprocess.run(command, env=environment, timeout=120, check=False).returncode
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    study(QueryInfluence, memory=TIGHT).score_matrix_to(whole, TEST, shard=3)
+    for allowed in (15, 20):  # in the second of three blocks of test tasks; in the second of four shards
+        assert run(killed, allowed) == 9
+        with pytest.raises(UnfinishedMatrixError, match="not finished"):
+            ScoreMatrix.load(killed)
+    assert {"scores-00000.npy", "scores-00001.npy.new"} < set(contents(killed)) and not (
+        killed / "scores-00001.npy"
+    ).exists()
+    study(QueryInfluence, memory=TIGHT).score_matrix_to(killed, TEST, shard=3)
+    assert contents(killed) == contents(whole)
+
+
+def test_what_is_done_is_not_done_again_and_what_is_broken_is(tmp_path, monkeypatch):
+    folder = tmp_path / "scores"
+    study().score_matrix_to(folder, TEST, shard=3)
+    before = contents(folder)
+    (folder / "scores-00001.npy").write_bytes(before["scores-00001.npy"][:-5])
+    (folder / "scores-00003.npy").unlink()
+    (folder / "scores-00002.npy.new").write_bytes(b"half")
+    with pytest.raises(UnfinishedMatrixError, match="scores-00001"):
+        ScoreMatrix.load(folder)
+    counts = Counts(monkeypatch)
+    study().score_matrix_to(folder, TEST, shard=3)
+    assert (counts.outer, counts.inner) == (0, 3 + 2 + 1)
+    (folder / "scores-00002.npy.new").unlink()
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("broken", ["progress.safetensors", "solved"])
+def test_what_a_run_goes_on_from_may_be_broken_too(tmp_path, broken):
+    folder = tmp_path / "scores"
+    study().score_matrix_to(folder, TEST, shard=3)
+    before = contents(folder)
+    (file,) = folder.glob(f"{broken}*")
+    file.write_bytes(file.read_bytes()[:-9])
+    (folder / "scores-00000.npy").unlink()
+    study().score_matrix_to(folder, TEST, shard=3)
+    assert contents(folder) == before
+
+
+OTHERS = {
+    "meta-parameters": lambda folder: study(seed=1).score_matrix_to(folder, TEST, shard=3),
+    "test tasks": lambda folder: study().score_matrix_to(folder, TEST[:5], shard=3),
+    "damping=": lambda folder: study(damping=0.5).score_matrix_to(folder, TEST, shard=3),
+    "hessian=": lambda folder: study(hessian="identity").score_matrix_to(folder, TEST, shard=3),
+    "shard=": lambda folder: study().score_matrix_to(folder, TEST, shard=4),
+    "exact=": lambda folder: study().score_matrix_to(folder, TEST, shard=3, exact=False),
+    "level=": lambda folder: study(QueryInfluence).score_matrix_to(folder, TEST, shard=3),
+}
+
+
+def test_a_folder_of_another_study_is_refused(tmp_path):
+    folder = tmp_path / "scores"
+    study().score_matrix_to(folder, TEST, shard=3)
+    before = contents(folder)
+    for name, ask in OTHERS.items():
+        with pytest.raises(ForeignMatrixError, match=f"not the same are.*{name}.*Pass a new folder"):
+            ask(folder)
+    assert contents(folder) == before
+
+
+def test_another_loss_under_the_same_name_is_seen(tmp_path, monkeypatch):
+    folder = tmp_path / "scores"
+    study().score_matrix_to(folder, TEST, shard=3)
+    forward = nn.Tanh.forward
+    monkeypatch.setattr(nn.Tanh, "forward", lambda module, x: 2 * forward(module, x))
+    with pytest.raises(ForeignMatrixError, match="another model or loss"):
+        study().score_matrix_to(folder, TEST, shard=3)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ForeignMatrixError, match="not empty"):
+        study().score_matrix_to(tmp_path, TEST)
+    with pytest.raises(UnfinishedMatrixError, match="no score matrix"):
+        ScoreMatrix.load(tmp_path)
+    assert contents(tmp_path) == {"thesis.tex": b"years of work"}
