@@ -78,7 +78,8 @@ def read_test_tasks(
     like: Tensor,
     seed: int,
 ) -> Sequence[Task]:
-    """Test tasks from a taskset, all drawn at once, or, as they are needed, from a sequence of ``(x, y)`` batches, ``((x, y), (x, y))`` pairs or core tasks.
+    """Test tasks: of a taskset, all drawn at once; of a sequence of ``(x, y)`` batches, ``((x, y), (x, y))`` pairs or
+    core tasks, read when needed.
 
     Raises:
         RecordingError: batches have to be split into support and query, and how cannot be read off the recorded tasks.
