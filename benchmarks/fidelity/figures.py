@@ -14,6 +14,7 @@ from l2l_influence.evaluation import (
     ceiling,
     cosine,
     lds,
+    lds_difference,
     lds_interval,
     pearson,
     precision_at_k,
@@ -25,8 +26,8 @@ from l2l_influence.influence.items import ItemInfluence
 
 from ..journal import Row
 from ..metering import measured
-from .estimators import ESTIMATORS, Estimator, by_position, positions
-from .truths import HALVES, SINGLES, true_ranking
+from .estimators import DEFAULT, ESTIMATORS, Estimator, by_position, positions
+from .truths import HALVES, SHARES, SINGLES, true_ranking
 from .worlds import World
 
 Truths = Mapping[tuple[str, str], Truth]
@@ -34,22 +35,31 @@ MOVES = 16
 """Single items whose Δλ is looked at, at most."""
 
 
-def rows_of(world: World, level: str, estimator: Estimator, truths: Truths) -> Iterator[Row]:
-    """One row a damping."""
+def rows_of(world: World, level: str, estimator: Estimator, truths: Truths, own: Floats | None) -> Iterator[Row]:
+    """One row a damping; baselines beside the default's ``own`` scores, where it has any."""
     where: Row = {"table": "fidelity", "world": world.name, "level": level, "estimator": estimator.name}
-    scorer = estimator.on(world, level)
+    scorer, beside = estimator.on(world, level), own if estimator.baseline else None
     for scale in estimator.dampings:
-        yield where | {"damping": scale} | _row(world, level, lambda: estimator.at(scorer, scale), truths)  # noqa: B023
+        yield where | {"damping": scale} | _row(world, level, lambda: estimator.at(scorer, scale), truths, beside)  # noqa: B023
 
 
-def _row(world: World, level: str, make: Callable[[], Any], truths: Truths) -> Row:
+def default_scores(world: World, level: str) -> Floats | None:
+    """Of the hooks at their own settings, ``(n, T)``; None where they refuse."""
+    scorer = next(each for each in ESTIMATORS if each.name == DEFAULT).on(world, level)
+    try:
+        return by_position(*scorer.score_matrix(world.tests), world, level)
+    except InfluenceError:
+        return None
+
+
+def _row(world: World, level: str, make: Callable[[], Any], truths: Truths, own: Floats | None) -> Row:
     try:
         scorer = make()
         (names, matrix), cost = measured(lambda: scorer.score_matrix(world.tests))
         scores = by_position(names, matrix, world, level)
         if np.ptp(scores) == 0:
             return {"verdict": "zero"}
-        found = figures(world, level, scores, truths)
+        found = figures(world, level, scores, truths, own)
         if isinstance(scorer, ItemInfluence):
             found["moved"] = moves(world, level, scorer, names, truths[SINGLES, _first(world)])
     except NegativeCurvatureError:
@@ -62,14 +72,16 @@ def _row(world: World, level: str, make: Callable[[], Any], truths: Truths) -> R
 # ---- figures ------------------------------------------------------------------------------------------------------
 
 
-def figures(world: World, level: str, scores: Floats, truths: Truths) -> Row:
-    """Of scores ``(n, T)``: for each ground truth LDS over halves with its interval, and the rank correlation of the
-    mean test loss; for single items Pearson's r over test tasks (mean over items), and the rank correlation of means;
-    for tasks how many wrong ones stand at the top."""
-    found: Row = {design: {} for design in (HALVES, SINGLES)}
+def figures(world: World, level: str, scores: Floats, truths: Truths, own: Floats | None = None) -> Row:
+    """Of scores ``(n, T)``: for each ground truth LDS over halves and tenths with its interval, how much higher that of
+    the default's ``own`` scores is, and the rank correlation of the mean test loss; for single items Pearson's r over
+    test tasks (mean over items), and the rank correlation of means; for tasks how many wrong ones stand at the top."""
+    found: Row = {design: {} for design, _ in truths}
     for (design, name), truth in truths.items():
         told = truth.predicted(scores)
-        found[design][name] = _over_groups(told, truth) if design == HALVES else _one_by_one(told, truth)
+        found[design][name] = _over_groups(told, truth) if design in SHARES else _one_by_one(told, truth)
+        if own is not None and design in SHARES:
+            found[design][name]["behind"] = list(lds_difference(truth.predicted(own), told, truth.change))
     return found | (detection(scores.mean(1), world) if level == "task" else {})
 
 

@@ -13,7 +13,7 @@ from l2l_influence.recording import Study
 from ..estimators import worlds as convex_worlds
 from ..estimators.retraining import Retraining, Weights, whitening
 from ..estimators.worlds import Stacked
-from .networks import body_and_head, mlp, omniglot_cnn, omniglot_fc, plain_cnn
+from .networks import body_and_head, mlp, omniglot_cnn, omniglot_fc, plain_cnn, smooth_mlp
 from .runs import looped, told
 from .tasks import WAYS, Images, digits, draw, mnist, omniglot
 from .trainers import Again, ToTheMinimum
@@ -57,7 +57,7 @@ class Recipe:
         training = MetaTraining(self.network, self.lr, self.adapt_steps, self.adapted)
         count = max(10, round(self.tasks * size.share))
         drawn = draw(self.images(), count, size.tests, self.shots, self.queries, self.wrong, 0)
-        fit, again = (replace(each, steps=max(4, round(each.steps * size.steps))) for each in (self.fit, self.again))
+        fit, again = _scaled(self.fit, size.steps), _scaled(self.again, size.steps)
         study, lam, body = _trained(training, drawn.train, fit)
         scratch = {"scratch": Again(training, drawn, fit, None)} if self.scratch else {}
         new_starts = dict.fromkeys(scratch, size.noise if fit.batch else size.scratch)
@@ -76,6 +76,12 @@ class Recipe:
             levels=self.levels,
             large=self.large,
         )
+
+
+def _scaled(schedule: Schedule, share: float) -> Schedule:
+    """With this share of its steps, but no fewer than four."""
+    steps, settle = (max(min(4, each), round(each * share)) for each in (schedule.steps, schedule.settle))
+    return replace(schedule, steps=steps, settle=settle)
 
 
 def _trained(training: MetaTraining, tasks: Stacked, fit: Schedule) -> tuple[Study, Tensor, nn.Module | None]:
@@ -124,15 +130,17 @@ def convex(name: str, size: Size) -> World:
 DIGITS = Recipe(
     title="MLP, digits",
     images=digits,
-    network=mlp,
-    lr=0.1,
-    adapt_steps=3,
+    network=smooth_mlp,
+    lr=0.05,
+    adapt_steps=5,
     tasks=160,
     shots=5,
     queries=5,
-    fit=Schedule(0.01, 800, weight_decay=1e-3),
-    again=Schedule(0.001, 150, weight_decay=1e-3),
+    fit=Schedule(0.01, 400, weight_decay=1e-2, settle=400),
+    again=Schedule(0.001, 0, weight_decay=1e-2, settle=100),
 )
+"""Trained, and trained again, towards rest, as far as its steps go; what stands between that and a learner that stops
+on its way is in :mod:`.causes`."""
 OMNIGLOT = Recipe(
     title="OmniglotFC, 32 hidden units",
     images=omniglot,
@@ -152,10 +160,15 @@ OMNIGLOT = Recipe(
 WORLDS: Mapping[str, Callable[[str, Size], World]] = {
     "digits": DIGITS,
     "convex": convex,
-    "digits-40": replace(DIGITS, title="MLP, digits, 40 % wrong", tasks=100, wrong=0.4, levels=("task",)),
+    "digits-40": replace(
+        DIGITS, title="MLP, digits, 40 % wrong", tasks=100, wrong=0.4, levels=("task",), scratch=False
+    ),
     "digits-sgd": replace(
         DIGITS,
         title="MLP, digits, stochastic",
+        network=mlp,
+        lr=0.1,
+        adapt_steps=3,
         fit=Schedule(0.01, 800, batch=12, weight_decay=1e-3),
         again=Schedule(0.001, 150, batch=12, weight_decay=1e-3),
         levels=("task",),
@@ -175,6 +188,7 @@ WORLDS: Mapping[str, Callable[[str, Size], World]] = {
         images=mnist,
         network=plain_cnn,
         lr=0.2,
+        adapt_steps=3,
         tasks=60,
         fit=Schedule(0.01, 300, weight_decay=1e-3),
         again=Schedule(0.001, 60, weight_decay=1e-3),

@@ -11,8 +11,9 @@ import torch
 from tqdm import tqdm
 
 from ..journal import Journal, as_json, settings
+from .causes import CAUSES, row_of
 from .estimators import ESTIMATORS
-from .figures import described, rows_of
+from .figures import default_scores, described, rows_of
 from .recipes import WORLDS
 from .tables import page_tables
 from .tasks import MissingDataError
@@ -20,6 +21,8 @@ from .truths import truths
 from .worlds import FULL, QUICK, Size, World
 
 COMMAND = "python -m benchmarks fidelity"
+NAMES = (*WORLDS, "causes")
+"""What can be measured: worlds, and what keeps the figures of one of them down."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--quick", action="store_true", help="a few tasks and steps, to see that it runs")
     size.add_argument("--full", action="store_true", help="what the documentation shows; tens of minutes a world")
-    parser.add_argument("--only", nargs="+", choices=WORLDS, metavar="NAME", help=f"of {', '.join(WORLDS)}")
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--out", type=Path, default=Path("benchmarks-fidelity"))
     options = parser.parse_args(arguments)
-    run(options.quick, options.out, options.only or list(WORLDS))
+    run(options.quick, options.out, options.only or list(NAMES))
 
 
 def run(quick: bool, out: Path, names: Sequence[str]) -> None:
@@ -43,7 +46,10 @@ def run(quick: bool, out: Path, names: Sequence[str]) -> None:
     journal = Journal(out / "rows.jsonl", settings(command, asdict(size)), ("world", "level", "estimator"))
     for name in names:
         try:
-            study(WORLDS[name](name, size), size, journal, out / "retrained")
+            if name == "causes":
+                causes(size, journal, out / "retrained")
+            else:
+                study(WORLDS[name](name, size), size, journal, out / "retrained")
         except MissingDataError as missing:
             print(f"{name} is left out: {missing}")
         _write(journal, out)
@@ -57,9 +63,17 @@ def study(world: World, size: Size, journal: Journal, cache: Path) -> None:
         if level == "task" and not journal.has(world.name, None, None):
             journal.add([described(world, found)])
         asked = sorted((each for each in ESTIMATORS if each.asked(world, level)), key=lambda each: each.dear)
-        for estimator in tqdm(asked, desc=f"{world.name}, {level}", unit="estimator", disable=None):
-            if not journal.has(world.name, level, estimator.name):
-                journal.add(list(rows_of(world, level, estimator, found)))
+        missing = [each for each in asked if not journal.has(world.name, level, each.name)]
+        own = default_scores(world, level) if missing else None
+        for estimator in tqdm(missing, desc=f"{world.name}, {level}", unit="estimator", disable=None):
+            journal.add(list(rows_of(world, level, estimator, found, own)))
+
+
+def causes(size: Size, journal: Journal, cache: Path) -> None:
+    """Add what is not there of the table of causes."""
+    for cause in tqdm(CAUSES, desc="causes", unit="cause", disable=None):
+        if not journal.has("causes", cause.level, cause.what):
+            journal.add([row_of(cause, size, cache)])
 
 
 def _write(journal: Journal, out: Path) -> None:

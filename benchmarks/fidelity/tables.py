@@ -10,6 +10,7 @@ from ..markdown import Table, captioned, number
 from .aims import aims
 from .estimators import ESTIMATORS
 from .rows import Rows
+from .truths import HALVES, TENTHS
 
 LEVELS = {"task": "tasks", "query": "query samples", "support": "support samples"}
 SCALE_NAMES = {0.0: "0", 0.1: "a tenth", 1.0: "its own", 10.0: "ten times", 100.0: "a hundred times"}
@@ -31,6 +32,10 @@ def page_tables(measured: Mapping[str, Any]) -> dict[str, str]:
         if asked:
             table = _by_world(rows, asked, level, _lds("warm"), best=True)
             tables[level] = (f"Halves of the {name}: LDS", table)
+        tenths = [world for world in asked if any("tenths" in row for row in rows.of(world=world, level=level))]
+        if tenths:
+            table = _by_world(rows, tenths, level, _lds("warm", TENTHS), best=True, design=TENTHS)
+            tables[f"{level}, tenths"] = (f"Tenths of the {name}: LDS", table)
     anew = [world for world in rows.worlds if "scratch" in rows.world(world)["seeds"]]
     if anew:
         table = _by_world(rows, anew, "task", _lds("scratch"))
@@ -42,6 +47,9 @@ def page_tables(measured: Mapping[str, Any]) -> dict[str, str]:
         _by_world(rows, rows.worlds, "task", _cost),
     )
     tables["damping"] = ("Damping: LDS of halves of the tasks", _damping(rows))
+    causes = [row for row in measured["rows"] if row["table"] == "causes"]
+    if causes:
+        tables["causes"] = ("What keeps the default's LDS down, one thing taken away at a time", _causes(causes))
     source = f"`{measured['command']}`; " + ", ".join(
         f"{name} {measured['versions'][name]}" for name in ("l2l_influence", "torch")
     )
@@ -76,33 +84,35 @@ def _ceilings(noise: Row) -> str:
     return ", ".join(found) or "—"
 
 
-def _by_world(rows: Rows, worlds: Sequence[str], level: str, cell: Cell, best: bool = False) -> Table:
+def _by_world(
+    rows: Rows, worlds: Sequence[str], level: str, cell: Cell, best: bool = False, design: str = HALVES
+) -> Table:
     """A line for each estimator that was asked, a column for each of these worlds."""
     table = [["estimator", *(rows.title(world) for world in worlds)]]
     for name in _names(rows, level):
         found = [rows.of(world=world, level=level, estimator=name) for world in worlds]
-        table.append([name, *(_own_and_best(each, cell, best) for each in found)])
+        table.append([name, *(_own_and_best(each, cell, best, design) for each in found)])
     return table
 
 
-def _own_and_best(found: Sequence[Row], cell: Cell, best: bool) -> str:
+def _own_and_best(found: Sequence[Row], cell: Cell, best: bool, design: str) -> str:
     """At the estimator's own damping, and below it at the one that turned out best."""
     if not found:
         return ""
     own, *others = [row for row in found if row["damping"] == 1.0] + [row for row in found if row["damping"] != 1.0]
     shown = _verdict(own, cell)
     measured = [row for row in [own, *others] if row["verdict"] == "measured"]
-    top = max(measured, key=_warm, default=own)
+    top = max(measured, key=lambda row: _warm(row, design), default=own)
     return shown if not best or top is own else f"{shown}<br>{cell(top)} at {SCALE_NAMES[top['damping']]}"
 
 
-def _warm(row: Row) -> float:
-    value: float = row["halves"]["warm"]["lds"][0]
+def _warm(row: Row, design: str) -> float:
+    value: float = row[design]["warm"]["lds"][0]
     return value
 
 
-def _lds(truth: str) -> Cell:
-    return lambda row: _interval(row["halves"][truth]["lds"])
+def _lds(truth: str, design: str = HALVES) -> Cell:
+    return lambda row: _interval(row[design][truth]["lds"])
 
 
 def _cost(row: Row) -> str:
@@ -150,6 +160,19 @@ def _damping(rows: Rows) -> Table:
                 found = [rows.of(world=w, level="task", estimator=estimator.name, damping=scale) for w in rows.worlds]
                 cells = [_verdict(each[0], _lds("warm")) if each else "" for each in found]
                 table.append([estimator.name, SCALE_NAMES[scale], *cells])
+    return table
+
+
+def _causes(rows: Sequence[Row]) -> Table:
+    """LDS by damping; how far λ* is from rest; how much removal changes a test loss."""
+    scales = {key: SCALE_NAMES[float(key)] for row in rows for key in row["lds"]}
+    header = ["", *(f"LDS, damping {name}" for name in scales.values()), "ceiling"]
+    table = [[*header, "gradient at λ*, in tasks", "mean test loss", "mean change of it"]]
+    for row in rows:
+        cells = [_interval(row["lds"][key]) if key in row["lds"] else "refused" for key in scales]
+        ceiling = "—" if row["ceiling"] is None else _interval(row["ceiling"])
+        shown = (f"{row['stationarity']:.1g}", number(row["test"]), f"{row['change']:.2g}")
+        table.append([row["estimator"], *cells, ceiling, *shown])
     return table
 
 

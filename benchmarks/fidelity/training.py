@@ -12,8 +12,9 @@ from functools import cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
 from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch.func import grad, grad_and_value, vmap
 
 from l2l_influence.bilevel import FunctionalModel, Layout
 from l2l_influence.evaluation.metrics import Floats
@@ -23,21 +24,25 @@ from ..estimators.worlds import Named, Stacked
 
 HELD = 2**23
 """Numbers in the gradients of tasks that are held side by side."""
+REST = 1e-5
+"""The largest entry of the gradient at which training has come to rest."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Adam's way through training; its step size falls linearly to zero.
+    """Adam's way through training, its step size falling linearly to zero; and from there towards rest, where asked.
 
     Attributes:
         lr, steps, weight_decay: of Adam.
         batch: tasks a step, drawn with replacement as ``taskset.sample()`` does; None for all of them.
+        settle: steps of L-BFGS, at most, that follow on all tasks, until the gradient is nearly nothing.
     """
 
     lr: float
     steps: int
     batch: int | None = None
     weight_decay: float = 1e-4
+    settle: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,34 @@ class MetaTraining:
     def train(self, tasks: Stacked, weights: Weights, start: Tensor, schedule: Schedule, seed: int = 0) -> Tensor:
         """λ ``[P]`` after ``schedule`` from ``start``: the objective is ``(1/N) Σ_i c_i L_O^i + (decay/2) ‖λ‖²``, N
         counting tasks of weight 0 too; with batches the mean over tasks drawn in proportion to c_i."""
+        lam = self._by_adam(tasks, weights, start, schedule, seed) if schedule.steps else start
+        return self._settled(tasks, weights, lam, schedule) if schedule.settle else lam
+
+    def _by_adam(self, tasks: Stacked, weights: Weights, start: Tensor, schedule: Schedule, seed: int) -> Tensor:
         lam = start.clone().requires_grad_()
         optimiser = torch.optim.Adam([lam], schedule.lr, weight_decay=schedule.weight_decay)
         cooling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / schedule.steps)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(schedule.steps):
             rows, shares = _chosen(weights.task, schedule.batch, generator)
-            lam.grad = self._gradient(lam.detach(), _rows(tasks, rows), Weights(shares, *_samples(weights, rows)))
+            part = Weights(shares, *_samples(weights, rows))
+            lam.grad = self._objective(lam.detach(), _rows(tasks, rows), part)[1]
             optimiser.step()
             cooling.step()
         return lam.detach()
+
+    def _settled(self, tasks: Stacked, weights: Weights, lam: Tensor, schedule: Schedule) -> Tensor:
+        rows, shares = _chosen(weights.task, None, torch.Generator())
+        kept, part, decay = _rows(tasks, rows), Weights(shares, *_samples(weights, rows)), schedule.weight_decay
+
+        def objective(x: Floats) -> tuple[float, Floats]:
+            at = torch.as_tensor(x).to(lam)
+            value, gradient = self._objective(at, kept, part)
+            return float(value + decay / 2 * at @ at), (gradient + decay * at).double().numpy()
+
+        options = {"maxiter": schedule.settle, "maxfun": 3 * schedule.settle, "maxcor": 20, "gtol": REST, "ftol": 1e-12}
+        found = minimize(objective, lam.double().numpy(), jac=True, method="L-BFGS-B", options=options)
+        return torch.as_tensor(found.x).to(lam)
 
     def losses(self, lam: Tensor, tasks: Stacked) -> Floats:
         """Query loss of each task after adaptation, ``[N]``."""
@@ -92,23 +115,28 @@ class MetaTraining:
             found: Tensor = vmap(one, chunk_size=_together(lam))(*_interleaved(tasks, weights, lam))
         return found.double().numpy()
 
-    def _gradient(self, lam: Tensor, tasks: Stacked, weights: Weights) -> Tensor:
-        """Σ_i c_i D_λ L_O^i, ``[P]``, by task inside vmap: torch gets normalisation layers wrong from outside."""
+    def _objective(self, lam: Tensor, tasks: Stacked, weights: Weights) -> tuple[Tensor, Tensor]:
+        """Σ_i c_i L_O^i, and its gradient ``[P]``, by task inside vmap: torch gets normalisation layers wrong from
+        outside."""
         layout, function = self.layout, _function(self.network)
 
-        def one(c: Tensor, sx: Tensor, sy: Tensor, sw: Tensor, qx: Tensor, qy: Tensor, qw: Tensor) -> Tensor:
+        def one(
+            c: Tensor, sx: Tensor, sy: Tensor, sw: Tensor, qx: Tensor, qy: Tensor, qw: Tensor
+        ) -> tuple[Tensor, Tensor]:
             def loss(flat: Tensor) -> Tensor:
                 return self._outer(function, layout.unravel(flat), sx, sy, sw, qx, qy, qw)
 
-            return c * grad(loss)(lam)
+            gradient, value = grad_and_value(loss)(lam)
+            return c * value, c * gradient
 
-        total = torch.zeros_like(lam)
+        total, gradients = lam.new_zeros(()), torch.zeros_like(lam)
         shares = weights.task.to(lam)
         parts = _interleaved(tasks, weights, lam)
         for begin in range(0, len(shares), _together(lam)):
             piece = slice(begin, begin + _together(lam))
-            total += vmap(one)(shares[piece], *(part[piece] for part in parts)).sum(0)
-        return total
+            values, each = vmap(one)(shares[piece], *(part[piece] for part in parts))
+            total, gradients = total + values.sum(0), gradients + each.sum(0)
+        return total, gradients
 
     def _outer(
         self,

@@ -1,4 +1,4 @@
-"""What removals really do: items taken away in halves and one by one, and the learner trained again."""
+"""What removals really do: items taken away in halves, in tenths and one by one, and the learner trained again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from ..estimators.retraining import Weights
 from ..estimators.worlds import Stacked
 from .worlds import Size, Trainer, World
 
-HALVES, SINGLES = "halves", "singles"
+HALVES, TENTHS, SINGLES = "halves", "tenths", "singles"
+SHARES = {HALVES: 0.5, TENTHS: 0.1}
+"""Of the items of a level, removed as a whole."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,18 @@ def designs(world: World, size: Size, level: str) -> dict[str, Flags]:
     """What is removed, ``(G, n)``."""
     items = count(world.train, level)
     singles = leave_one_out(items, None if level == "task" and not world.large else min(size.singles, items), seed=1)
-    return {HALVES: random_subsets(items, size.halves, seed=2), SINGLES: singles}
+    groups = {design: random_subsets(items, size.halves, share, seed=2) for design, share in SHARES.items()}
+    return groups | {SINGLES: singles}
 
 
 def asked(world: World, level: str) -> Iterator[tuple[str, str]]:
-    """(design, ground truth) that are measured: retraining from scratch only for halves of the tasks."""
+    """(design, ground truth) that are measured: retraining from scratch only for halves of the tasks, and tenths only
+    where networks are small."""
     for truth in world.trainers:
         if truth == next(iter(world.trainers)):
             yield HALVES, truth
+            if not world.large:
+                yield TENTHS, truth
             yield SINGLES, truth
         elif level == "task":
             yield HALVES, truth
@@ -67,7 +73,7 @@ def truths(world: World, size: Size, level: str, cache: Path) -> dict[tuple[str,
     removals, found = designs(world, size, level), {}
     for design, truth in asked(world, level):
         retrain = Retrain(world.trainers[truth], world.train, level)
-        seeds = range(world.seeds[truth] if design == HALVES else 1)
+        seeds = range(1 if design == SINGLES else world.seeds[truth])
         found[design, truth] = measure(retrain, removals[design], seeds, cache=cache / world.name, name=digest(retrain))
     return found
 

@@ -27,7 +27,7 @@ class Size:
         share: of each world's own number of training tasks.
         steps: of each world's own number of training steps.
         tests: test tasks.
-        halves: random halves of the items of each level, removed as a whole.
+        halves: random halves of the items of each level, removed as a whole; and as many random tenths.
         singles: items of each level, removed one at a time; of tasks it is all of them unless the network is large.
         scratch: seeds of retraining from new starts, in worlds that train in full batches.
         noise: seeds of retraining in worlds that train in small batches.
@@ -42,7 +42,7 @@ class Size:
     noise: int
 
 
-FULL = Size(share=1, steps=1, tests=30, halves=24, singles=16, scratch=1, noise=6)
+FULL = Size(share=1, steps=1, tests=30, halves=24, singles=16, scratch=2, noise=6)
 QUICK = Size(share=0.1, steps=0.05, tests=6, halves=6, singles=3, scratch=2, noise=2)
 
 
