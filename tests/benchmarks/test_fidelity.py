@@ -22,6 +22,7 @@ from benchmarks.estimators.worlds import Stacked
 from benchmarks.fidelity import run as running
 from benchmarks.fidelity import training as trainings
 from benchmarks.fidelity.aims import aims
+from benchmarks.fidelity.causes import CAUSES, Cause, row_of
 from benchmarks.fidelity.estimators import DEFAULT, ESTIMATORS, by_position, positions
 from benchmarks.fidelity.figures import detection, figures, measured, moves
 from benchmarks.fidelity.recipes import WORLDS
@@ -375,6 +376,28 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(written, monkeypatch) -> No
 
 def _less_costs(rows):
     return [{key: value for key, value in row.items() if key not in ("seconds", "mebibytes")} for row in rows]
+
+
+def test_a_cause_says_how_well_halves_are_foretold_without_it(tmp_path: Path, world: World) -> None:
+    found = row_of(Cause("small", RECIPE, "support", 0.1), replace(TINY, halves=8), tmp_path)
+    table = page_tables({"rows": [describe(world), found], "command": "this", "versions": VERSIONS})["causes"]
+    own = found["lds"]["1.0"]
+    assert (
+        own[1] <= own[0] <= own[2] and found["ceiling"] is None and len({each.what for each in CAUSES}) == len(CAUSES)
+    )
+    assert found["test"] == pytest.approx(world.trainers["warm"].losses(world.lam).mean())
+    shown = table.splitlines()
+    assert shown[2].startswith("|  | LDS, damping its own | LDS, damping a tenth | LDS, damping 0 | ceiling |")
+    assert shown[4].startswith("| small | ") and f"| {found['test']:.2f} |" in shown[4].replace("| .", "| 0.")
+
+
+def describe(world: World):
+    noise = {"ceiling": {}}
+    return {"table": "worlds", "world": "digits", "title": "x", "parameters": len(world.lam), "tasks": 16, "wrong": 3,
+            "seeds": {"warm": 1}, "stationarity": 1.0, "test": 1.0, "noise": noise}  # fmt: skip
+
+
+VERSIONS = {"l2l_influence": "1", "torch": "2"}
 
 
 # ---- aims ---------------------------------------------------------------------------------------------------------
