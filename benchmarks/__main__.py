@@ -26,6 +26,7 @@ from tqdm import tqdm
 from l2l_influence import MAML, TaskDataset, TaskInfluence
 
 from .plain import MODELS, epoch, taskset, write_rows
+from .processes import processes
 from .recording import recording
 
 KINDS = ("gamma", "sketch")
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("cost", "recording", "estimators", "peers"), default="cost")
+    choices = ("cost", "recording", "estimators", "peers", "processes")
+    parser.add_argument("what", nargs="?", choices=choices, default="cost")
     parser.add_argument("--quick", action="store_true", help="few tasks, one turn")
     parser.add_argument(
         "--out", type=Path, help="benchmarks.json, recording.json, peers.json or the folder benchmarks-estimators"
@@ -81,6 +83,8 @@ def _main(arguments: Sequence[str]) -> None:
         from .peers.run import run as peers  # needs SciPy
 
         peers(options.quick, options.out or Path("peers.json"))
+    elif options.what == "processes":
+        processes(options.quick, options.out or Path("processes.json"))
     elif options.what == "recording":
         recording(options.quick, options.out or Path("recording.json"))
     else:

@@ -85,6 +85,18 @@ class UnfinishedMatrixError(InfluenceError):
     """A score matrix is not all there yet, or no more."""
 
 
+class RanksApartError(InfluenceError):
+    """Processes that share the work were asked different questions, or are at different steps of it."""
+
+
+class RankFailedError(InfluenceError):
+    """Another of the processes that share the work failed; what failed was raised there."""
+
+
+class NotSharedError(InfluenceError):
+    """Several processes were to share work that only one can do."""
+
+
 class RetrainingError(InfluenceError):
     """Some of the retrainings of a measurement failed.
 

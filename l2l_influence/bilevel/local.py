@@ -15,6 +15,7 @@ from .inner import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .layout import Layout
 from .memory import DEFAULT, made_by
 from .objective import Joint, Objective
+from .ranks import ALONE, Ranks
 from .task import Samples, Task, TaskBatch, groups, stack
 
 
@@ -28,6 +29,7 @@ class Settings:
         kind: how θ_i(λ) is defined.
         memory: bytes: a half for what a Hessian keeps, a quarter each for kept inner solutions and a batch's work.
         progress: whether a pass over the tasks shows a bar; None for only on a terminal.
+        ranks: the processes that share the tasks.
     """
 
     inner: Objective
@@ -37,6 +39,7 @@ class Settings:
     kind: InnerKind
     memory: int = DEFAULT
     progress: bool | None = False
+    ranks: Ranks = ALONE
 
     @property
     def quarter(self) -> int:
@@ -154,13 +157,32 @@ class LocalProblem:
         self._plan: list[list[int]] | None = None
 
     def solved(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
-        """All tasks, a batch at a time, in an order that is the same on each pass; ``purpose`` names its bar."""
-        progress = self.settings.progress
-        hidden = None if progress is None else not progress
-        with tqdm(total=len(self.tasks), desc=purpose, unit="task", leave=False, disable=hidden) as bar:
-            for number, (index, tasks) in enumerate(self._groups()):
-                yield self._kept.get(number) or self._solve_and_keep(number, index, tasks)
-                bar.update(len(index))
+        """This rank's tasks, a batch at a time, in an order that is the same on each pass; ``purpose`` names its bar.
+
+        What is made of them has to be put together by the ``ranks`` of the settings. If a task cannot be read or solved
+        all of them learn of it.
+        """
+        ranks, progress = self.settings.ranks, self.settings.progress
+        hidden = True if ranks.rank else None if progress is None else not progress
+        batches = self._batches()
+        with tqdm(total=len(self._share), desc=purpose, unit="task", leave=False, disable=hidden) as bar:
+            while True:
+                with ranks.guard():
+                    solved = next(batches, None)
+                if solved is None:
+                    return
+                yield solved
+                bar.update(len(solved.batch.index))
+
+    def _batches(self) -> Iterator[SolvedBatch]:
+        for number, (index, tasks) in enumerate(self._groups()):
+            yield self._kept.get(number) or self._solve_and_keep(number, index, tasks)
+
+    def alone(self) -> LocalProblem:
+        """The same problem with all tasks on this rank."""
+        if self.settings.ranks.size == 1:
+            return self
+        return LocalProblem(replace(self.settings, ranks=ALONE), self.lam, self.tasks, self.weights)
 
     def subset(self, positions: list[int]) -> LocalProblem:
         """The same problem on some of its tasks, at their own weights."""
@@ -178,7 +200,7 @@ class LocalProblem:
         """Batches of tasks of equal shape; each task is read once a pass, but not where its solution is kept."""
         if self._plan is None:
             found = []
-            for group in groups(self.tasks, self._batch_size):
+            for group in groups(self.tasks, self._share, self._batch_size):
                 found.append(group[0])
                 yield group
             self._plan = found
@@ -188,7 +210,12 @@ class LocalProblem:
 
     @cached_property
     def _batch_size(self) -> int:
-        return max(1, min(len(self.tasks), self.settings.quarter // self._work(self.tasks[0])))
+        first = self.tasks[self.settings.ranks.rank % len(self.tasks)]
+        return max(1, min(len(self.tasks), self.settings.quarter // self._work(first)))
+
+    @property
+    def _share(self) -> range:
+        return self.settings.ranks.share(len(self.tasks))
 
     def _work(self, task: Task) -> int:
         """Bytes that one task's derivatives may take, to be on the safe side."""

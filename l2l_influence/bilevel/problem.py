@@ -16,6 +16,7 @@ from .local import LocalProblem, Settings, SolvedBatch
 from .loss import PerSampleLoss
 from .memory import DEFAULT, Memory, in_bytes
 from .objective import Objective
+from .ranks import ALONE, Ranks
 from .solvers import (
     CG,
     Invertible,
@@ -56,6 +57,7 @@ class BilevelProblem:
         memory: that may be used: bytes, or text such as ``"4GiB"``. A half is for what a Hessian keeps, the rest for
             batches of tasks and their kept solutions; test vectors and scores come on top.
         progress: show a bar for each pass over the tasks; None for only on a terminal.
+        ranks: processes that share the tasks: each of them asks the same questions, and gets the same answers.
     """
 
     def __init__(
@@ -72,12 +74,13 @@ class BilevelProblem:
         on_unconverged: OnUnconverged = "raise",
         memory: Memory = DEFAULT,
         progress: bool | None = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         if l2 < 0:
             raise ValueError(f"the outer regulariser l2 must not be negative, got {l2}")
         self.inner_loss, self.outer_loss, self.l2 = inner_loss, outer_loss, float(l2)
         self.theta_keys = theta_keys
-        self.memory, self.progress = in_bytes(memory), progress
+        self.memory, self.progress, self.ranks = in_bytes(memory), progress, ranks
         self.policy = Policy(on_indefinite, on_unconverged)
         self.kind = (
             proximal
@@ -92,7 +95,9 @@ class BilevelProblem:
         if len(tasks) == 0:
             raise TaskShapeError("there are no tasks")
         settings = self._settings(lam)
-        return LocalProblem(settings, settings.layout.flatten(lam), tasks, check_weights(weights, len(tasks)))
+        flat, checked = settings.layout.flatten(lam), check_weights(weights, len(tasks))
+        self.ranks.require_same("λ, the number of tasks or their weights", (flat, checked))
+        return LocalProblem(settings, flat, tasks, checked)
 
     def solve_inner(self, lam: Named, task: Task) -> InnerSolution:
         """θ(λ) of one task, with its residual and Jacobian products."""
@@ -179,7 +184,7 @@ class BilevelProblem:
         part = layout.keep(self.theta_keys or layout.shapes)
         inner = Objective(self.inner_loss, layout, part)
         outer = Objective(self.outer_loss, layout, part)
-        return Settings(inner, outer, layout, part, self.kind, self.memory, self.progress)
+        return Settings(inner, outer, layout, part, self.kind, self.memory, self.progress, self.ranks)
 
 
 class InnerSolution:

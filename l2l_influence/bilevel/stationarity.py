@@ -52,38 +52,37 @@ class Stationarity:
 
 
 class Balance:
-    """Adds up a :class:`Stationarity` batch by batch."""
+    """Adds up a :class:`Stationarity` batch by batch, and over the ranks of the problem."""
 
-    def __init__(self, lam: Tensor, l2: float) -> None:
-        self._gradient = l2 * lam.double()
-        self._terms = float(self._gradient.norm())
+    def __init__(self, local: LocalProblem, l2: float) -> None:
+        self._local, self._decay = local, l2 * local.lam.double()
+        self._gradient = torch.zeros_like(self._decay)
         self._tasks = 0.0
-        self._count = 0
 
     def add(self, solved: SolvedBatch) -> None:
         weighted = solved.weighted_gradient().double()
         self._gradient += weighted.sum(0)
         self._tasks += float(weighted.norm(dim=-1).sum())
-        self._count += len(weighted)
 
     def tensors(self) -> dict[str, Tensor]:
         """What has been added up so far, on the CPU, for another process to go on from."""
-        sums = torch.tensor([self._terms, self._tasks, self._count], dtype=torch.float64)
-        return {"gradient": self._gradient.cpu(), "sums": sums}
+        return {"gradient": self._gradient.cpu(), "tasks": torch.tensor(self._tasks, dtype=torch.float64)}
 
     def go_on_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`tensors` gave."""
         self._gradient = tensors["gradient"].to(self._gradient)
-        self._terms, self._tasks, count = tensors["sums"].tolist()
-        self._count = int(count)
+        self._tasks = float(tensors["tasks"])
 
     def result(self) -> Stationarity:
-        return Stationarity(self._gradient, self._terms + self._tasks, self._tasks / self._count)
+        both = torch.cat([self._gradient, self._gradient.new_tensor([self._tasks])])
+        *gradient, tasks = self._local.settings.ranks.sum(both).split([len(self._decay), 1])
+        size = float(tasks)
+        return Stationarity(gradient[0] + self._decay, size + float(self._decay.norm()), size / len(self._local.tasks))
 
 
 def stationarity(local: LocalProblem, l2: float) -> Stationarity:
     """By one pass over the tasks."""
-    balance = Balance(local.lam, l2)
+    balance = Balance(local, l2)
     for solved in local.solved("stationarity"):
         balance.add(solved)
     return balance.result()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -114,10 +114,13 @@ def _inputs(task: Task, own: Pair, other: Pair) -> Tensor:
     return torch.cat([own[0], other[0]]) if task.together else own[0]
 
 
-def groups(tasks: Sequence[Task], size: int) -> Iterator[tuple[list[int], list[Task]]]:
-    """Batches of at most ``size`` tasks of equal shape, with their positions, as they fill up; reads each task once."""
+def groups(tasks: Sequence[Task], positions: Iterable[int], size: int) -> Iterator[tuple[list[int], list[Task]]]:
+    """Batches of at most ``size`` of the tasks at ``positions``, of equal shape, as they fill up; reads each task once.
+
+    A batch comes with its positions.
+    """
     waiting: dict[tuple[Any, ...], tuple[list[int], list[Task]]] = {}
-    for position in range(len(tasks)):
+    for position in positions:
         task = tasks[position]
         index, together = waiting.setdefault(_signature(task), ([], []))
         index.append(position)

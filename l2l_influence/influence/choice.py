@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..bilevel import Unrolled
@@ -40,6 +41,7 @@ class Options:
     on_unconverged: OnUnconverged = "raise"
     memory: Memory = DEFAULT
     progress: bool | None = None
+    group: ProcessGroup | None = None
 
 
 class InnerChoice:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, TypeVar
 from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ..bilevel.functional import BatchNormMode
 from ..bilevel.hessians import Curvature, curvature
@@ -28,8 +29,8 @@ class CurvedHook(Hook):
 
     Args:
         maml, tasks, loss, body, reduction, inner, proximal, inner_solver, inner_tolerance, l2, batch_norm,
-            on_indefinite, on_unconverged, memory, progress: see :class:`Hook`. With ``hessian="exact"`` the inner
-            problem's ``inner_solver="auto"`` is ``"cg"``, which leaves nothing out.
+            on_indefinite, on_unconverged, memory, progress, group: see :class:`Hook`. With ``hessian="exact"`` the
+            inner problem's ``inner_solver="auto"`` is ``"cg"``, which leaves nothing out.
         hessian: kind of total Hessian: ``"sketch"`` (a sampled Gauss–Newton matrix; the default), ``"gauss-newton"``,
             ``"exact"``, ``"hessian"``, ``"gamma"`` (the paper's), ``"direct"``, ``"direct-first-order"`` or
             ``"identity"``; or one with settings of its own from ``l2l_influence.bilevel``, such as
@@ -64,6 +65,7 @@ class CurvedHook(Hook):
         on_unconverged: OnUnconverged = "raise",
         memory: Memory = DEFAULT,
         progress: bool | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         kind = hessian or self._default_hessian
         super().__init__(
@@ -82,6 +84,7 @@ class CurvedHook(Hook):
             on_unconverged=on_unconverged,
             memory=memory,
             progress=progress,
+            group=group,
         )
         self._how = Curved(kind, damping, tolerance, solver)
 

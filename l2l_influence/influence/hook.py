@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ..bilevel.functional import BatchNormMode
 from ..bilevel.inner import Inverse
@@ -67,6 +68,9 @@ class Hook:
         memory: that may be used: bytes, or text such as ``"4GiB"``. A half is for what a Hessian keeps, the rest for
             batches of tasks and their kept solutions; test vectors and scores come on top.
         progress: show a progress bar; None for only on a terminal.
+        group: processes that share the work, as ``torch.distributed.group.WORLD`` under ``torchrun``: each of them asks
+            the hook the same questions about the same study, and gets the same answers. None for this process alone,
+            whatever else it is a part of.
     """
 
     _auto_inverse: ClassVar[str] = "auto"
@@ -90,6 +94,7 @@ class Hook:
         on_unconverged: OnUnconverged = "raise",
         memory: Memory = DEFAULT,
         progress: bool | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self._run, self._tasks = Run(maml, body), tasks
         self._options = Options(
@@ -105,6 +110,7 @@ class Hook:
             on_unconverged=on_unconverged,
             memory=memory,
             progress=progress,
+            group=group,
         )
         self._kept = Kept()
 

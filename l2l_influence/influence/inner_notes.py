@@ -11,7 +11,11 @@ from .snapshot import Snapshot
 
 def inner_notes(study: Snapshot, residual: float) -> list[str]:
     """The inner kind and how well it was solved; for the proximal kind also how it relates to the loop's own steps,
-    and what an approximate inverse leaves out."""
+    and what an approximate inverse leaves out. Where ranks share the tasks, it is the first one that looks at some."""
+    return study.problem.ranks.first(lambda: _inner_notes(study, residual))
+
+
+def _inner_notes(study: Snapshot, residual: float) -> list[str]:
     kind = study.problem.kind
     if isinstance(kind, Proximal):
         return _proximal_notes(study, kind, residual)

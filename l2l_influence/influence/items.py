@@ -15,7 +15,7 @@ from ..bilevel.hessians import Groups
 from ..bilevel.levels import Level
 from ..bilevel.local import LocalProblem
 from ..bilevel.task import Samples
-from ..errors import ItemsError, TaskShapeError
+from ..errors import ItemsError, NotSharedError, TaskShapeError
 from ..recording import RecordedTask
 from .curved import CurvedHook
 from .data import Split
@@ -138,8 +138,11 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
             shard: training tasks in a file; about 64 MiB of scores unless given.
 
         Raises:
+            NotSharedError: the hook has a group of processes.
             ForeignMatrixError: the folder holds scores that depend on something else, or something else.
         """
+        if self._options.group is not None:
+            raise NotSharedError("score_matrix_to() writes from one process: make the hook without group= for it")
         outer = self._outer()
         study = outer.study
         test = study.test_problem(test_tasks, num_tasks, split, seed)

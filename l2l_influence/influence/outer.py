@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -30,6 +30,12 @@ class Curved:
     solver: LinearSolver | None
 
 
+def settings_told(how: Curved) -> list[str]:
+    """What a Hessian and its solver are, in words that are the same in every process; objects by their class."""
+    values = [how.hessian, how.damping, how.tolerance, how.solver]
+    return [repr(v) if is_dataclass(v) or isinstance(v, (str, float, int)) else type(v).__qualname__ for v in values]
+
+
 class Outer:
     """The outer system at λ*, made when first needed.
 
@@ -40,6 +46,7 @@ class Outer:
     """
 
     def __init__(self, study: Snapshot, how: Curved) -> None:
+        study.problem.ranks.require_same("settings of the outer system", settings_told(how))
         self.study, self.how = study, how
         self.report: SolveReport | None = None
 

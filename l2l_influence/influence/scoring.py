@@ -33,7 +33,7 @@ class Found:
 def score(outer: Outer, level: Level, tests: Tensor) -> Found:
     """One solve for each row of ``tests``, ``[R, P]``, however many training tasks there are."""
     values = outer.solve(tests)
-    return _walk(outer, level, lambda at: -level.pulls_along(at, values))
+    return _walk(outer, level, outer.study.local, lambda at: -level.pulls_along(at, values))
 
 
 def score_leaving_out(outer: Outer, level: Level, tests: Tensor) -> Found:
@@ -44,7 +44,7 @@ def score_leaving_out(outer: Outer, level: Level, tests: Tensor) -> Found:
         each = [outer.solve(level.pull(at, j), without) @ tests.T for j in range(level.count(at))]
         return -torch.stack(each, dim=1)
 
-    return _walk(outer, level, measure)
+    return _walk(outer, level, outer.study.local.alone(), measure)
 
 
 def score_on_itself(outer: Outer, level: Level) -> Found:
@@ -55,21 +55,26 @@ def score_on_itself(outer: Outer, level: Level) -> Found:
         each = [outer.solve(level.pull(at, j)) * level.own(at, j).total_gradient for j in range(level.count(at))]
         return -torch.stack(each, dim=1).sum(-1, keepdim=True)
 
-    return _walk(outer, level, measure)
+    return _walk(outer, level, outer.study.local.alone(), measure)
 
 
-def _walk(outer: Outer, level: Level, measure: Callable[[SolvedBatch], Tensor]) -> Found:
-    """One pass: ``measure(batch) -> [B, count, R]``. What it says of λ* on the way is left with the study."""
+def _walk(outer: Outer, level: Level, local: LocalProblem, measure: Callable[[SolvedBatch], Tensor]) -> Found:
+    """One pass: ``measure(batch) -> [B, count, R]``. What it says of λ* on the way is left with the study.
+
+    ``local`` are the study's tasks, shared by its ranks; or all of them on each rank (``alone()``) where ``measure``
+    solves outer systems, which ranks can only do together.
+    """
     study, count = outer.study, len(outer.study.recorded)
     scores, losses = [torch.empty(0)] * count, [torch.empty(0)] * count
-    tally = Tally(study)
-    for solved in study.local.solved("scores"):
+    tally = Tally(local, study.problem.l2)
+    for solved in local.solved("scores"):
         seen = outer.curvature.seen(solved)
         for position, *found in zip(solved.batch.index, measure(seen), level.losses(solved), strict=True):
             scores[position], losses[position] = (part.double().cpu() for part in found)
         tally.add(solved)
     study.stationarity = tally.stationarity()
-    return Found(scores, losses, tally.residual)
+    ranks = local.settings.ranks
+    return Found(ranks.gather(scores), ranks.gather(losses), ranks.maximum(tally.residual))
 
 
 def each_test_gradient(test: LocalProblem, exact: bool) -> Tensor:
@@ -79,12 +84,13 @@ def each_test_gradient(test: LocalProblem, exact: bool) -> Tensor:
 
 def each_test(test: LocalProblem, exact: bool) -> tuple[Tensor, Tensor]:
     """D_λ L_O of each test task, ``[T, P]``, and its L_O, ``[T]``, float64 and on the CPU."""
-    gradients = test.lam.new_empty(len(test.tasks), test.lam.numel())
-    losses = torch.empty(len(test.tasks), dtype=torch.float64)
+    gradients = test.lam.new_zeros(len(test.tasks), test.lam.numel())
+    losses = torch.zeros(len(test.tasks), dtype=torch.float64)
     for solved in test.solved("test tasks"):
         gradients[solved.batch.index] = _read(solved, exact).weighted_gradient()
         losses[solved.batch.index] = solved.outer_loss().double().cpu()
-    return gradients, losses
+    ranks = test.settings.ranks
+    return ranks.sum(gradients), ranks.sum(losses)
 
 
 def mean_test_gradient(test: LocalProblem, exact: bool) -> tuple[Tensor, float]:
@@ -92,11 +98,12 @@ def mean_test_gradient(test: LocalProblem, exact: bool) -> tuple[Tensor, float]:
 
     With ``exact=False`` dθ'/dλ is left out, as Def. 5.2 prints it: ∂_θ L_O (and ∂_λ L_O where there is one).
     """
-    gradient, loss = test.lam.new_zeros(1, test.lam.numel()), 0.0
+    gradient, loss = test.lam.new_zeros(1, test.lam.numel()), torch.zeros(1, dtype=torch.float64)
     for solved in test.solved("test tasks"):
         gradient += _read(solved, exact).weighted_gradient().sum(0)
         loss += float(solved.outer_loss().sum())
-    return gradient / len(test.tasks), loss / len(test.tasks)
+    ranks, count = test.settings.ranks, len(test.tasks)
+    return ranks.sum(gradient) / count, float(ranks.sum(loss)) / count
 
 
 def _read(solved: SolvedBatch, exact: bool) -> SolvedBatch:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..bilevel import BilevelProblem, FunctionalModel, ModelLoss
 from ..bilevel.inner import Proximal
 from ..bilevel.local import LocalProblem
+from ..bilevel.ranks import ranks_of
 from ..bilevel.stationarity import Stationarity, stationarity
 from ..errors import InfluenceError, LossStructureError
 from ..recording import RecordedTask
@@ -52,7 +53,9 @@ class Snapshot:
             on_unconverged=options.on_unconverged,
             memory=options.memory,
             progress=options.progress,
+            ranks=ranks_of(options.group),
         )
+        self.problem.ranks.require_same("recorded tasks", ((task.id, task.key, task.trained) for task in recorded))
         start = adapted if isinstance(kind, Proximal) else None
         tasks = RecordedTasks(self.recorded, self.losses, self._like, start)
         self.local = self.problem.at(self.lam, tasks, self._weights())
@@ -89,6 +92,7 @@ class Snapshot:
         tasks = read_test_tasks(source, num_tasks, split, self.recorded, self.losses, self._like, seed)
         if not len(tasks):
             raise InfluenceError("there are no test tasks to score against")
+        self.problem.ranks.require_same("test tasks", (x for task in tasks for x in (*task.support, *task.query)))
         return self.problem.at(self.lam, tasks)
 
     def _read_losses(self) -> Losses:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..bilevel.local import SolvedBatch
+from ..bilevel.local import LocalProblem, SolvedBatch
 from ..bilevel.stationarity import Balance, Stationarity
-from .snapshot import Snapshot
 
 
 class Tally:
@@ -19,8 +18,8 @@ class Tally:
         residual: largest inner residual met.
     """
 
-    def __init__(self, study: Snapshot) -> None:
-        self._balance, self.residual = Balance(study.local.lam, study.problem.l2), 0.0
+    def __init__(self, local: LocalProblem, l2: float) -> None:
+        self._balance, self.residual = Balance(local, l2), 0.0
 
     def add(self, solved: SolvedBatch) -> None:
         self._balance.add(solved)

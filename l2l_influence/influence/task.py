@@ -85,7 +85,7 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
         change = new.lam.new_zeros(1, new.lam.numel())
         for solved in new.solved("new tasks"):
             change += outer.hessian.curvature.seen(solved).weighted_gradient().sum(0)
-        return self._moved(outer, change)
+        return self._moved(outer, new.settings.ranks.sum(change))
 
     def relabel(self, labels: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """The learner's state_dict if these tasks had had other labels: remove them, add them relabelled.

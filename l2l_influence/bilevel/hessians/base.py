@@ -63,7 +63,7 @@ class OverTasks(TaskSum):
             weights = self._weights[..., at.batch.index].to(v).expand(len(v), -1)
             for row, weight, out in zip(v, weights, total, strict=True):
                 out += weight @ self._curvature.product(at, row.repeat(len(weight), 1))
-        return total
+        return self._local.settings.ranks.sum(total)
 
     def without(self, groups: Groups) -> LinearOperator:
         return OverTasks(self._local, self._curvature, self._weights * outside(groups, len(self._weights)))

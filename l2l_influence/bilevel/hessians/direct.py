@@ -41,7 +41,8 @@ def _any_of_its_own(local: LocalProblem) -> bool:
     settings = local.settings
     if not settings.outer.direct or settings.part.size < settings.layout.size:
         return settings.outer.direct
-    return any(bool(at.outer_gradient[0].any()) for at in local.solved("direct gradient"))
+    own = any(bool(at.outer_gradient[0].any()) for at in local.solved("direct gradient"))
+    return bool(settings.ranks.maximum(own))
 
 
 class DirectFirstOrder(PerTask):

@@ -29,7 +29,7 @@ class Gamma(PerTask):
         scales = torch.zeros(len(local.tasks), dtype=torch.float64)
         for at in local.solved("Hessian"):
             scales[at.batch.index] = (at.batch.weight * self._scale(at)).double().cpu()
-        return ScaledIdentity(scales)
+        return ScaledIdentity(local.settings.ranks.sum(scales))
 
     @staticmethod
     def _scale(at: SolvedBatch) -> Tensor:

@@ -53,14 +53,16 @@ class Sketch(Curvature):
         count = len(local.tasks)
         some = local if len(positions) == count else local.subset(list(positions))
         rows = self.weighted_rows(some) * (count / len(positions)) ** 0.5
-        return SampledRows(rows, torch.tensor(positions).repeat_interleave(self.draws), count, note)
+        owner = torch.tensor(positions).repeat_interleave(self.draws)
+        return SampledRows(rows, owner, some, count, note)
 
     def weighted_rows(self, local: LocalProblem) -> Tensor:
-        """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``."""
-        rows = local.lam.new_empty(len(local.tasks), self.draws, local.lam.numel())
+        """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``; where ranks share the tasks, this one's slab of the columns."""
+        ranks, count = local.settings.ranks, len(local.tasks)
+        rows = local.lam.new_empty(len(ranks.share(count)), self.draws, local.lam.numel())
         for at in local.solved("Hessian sketch"):
-            rows[at.batch.index] = at.batch.weight.sqrt().view(-1, 1, 1) * self.rows(at)
-        return rows.flatten(0, 1)
+            rows[ranks.slot(at.batch.index)] = at.batch.weight.sqrt().view(-1, 1, 1) * self.rows(at)
+        return ranks.columns(rows, count).flatten(0, 1)
 
     def rows(self, at: SolvedBatch) -> Tensor:
         """``s / √m``, ``[B, m, P]``."""
@@ -77,11 +79,25 @@ class Sketch(Curvature):
 
 
 class SampledRows(LowRank, TaskSum):
-    """``SᵀS``, each row of S belonging to the task (of ``count``) whose position is in ``owner``, ``[r]``."""
+    """``SᵀS``, each row of S belonging to the task (of ``count``) whose position is in ``owner``, ``[r]``.
 
-    def __init__(self, rows: Tensor, owner: Tensor, count: int, note: str) -> None:
+    Where ranks share the tasks of ``local``, ``rows`` is this one's slab of the columns of S: each holds, and
+    multiplies, its part of them.
+    """
+
+    def __init__(self, rows: Tensor, owner: Tensor, local: LocalProblem, count: int, note: str) -> None:
         super().__init__(rows, note)
         self._owner, self._count = owner, count
+        self._ranks, self._width = local.settings.ranks, local.lam.numel()
+
+    def project(self, v: Tensor) -> Tensor:
+        return self._ranks.sum(super().project(self._ranks.slab(v)))
+
+    def lift(self, small: Tensor) -> Tensor:
+        return self._ranks.joined(super().lift(small), self._width)
+
+    def gram(self) -> Tensor:
+        return self._ranks.sum(super().gram())
 
     def without(self, groups: Groups) -> LinearOperator:
         return _SomeRows(self, outside(groups, self._count)[:, self._owner].to(self.rows))

@@ -182,4 +182,5 @@ def _scores(local: LocalProblem, by: str) -> Tensor:
     scores = torch.zeros(len(local.tasks), dtype=torch.float64)
     for at in local.solved(f"task {by}"):
         scores[at.batch.index] = SCORES[by](at).double().cpu()
+    scores = local.settings.ranks.sum(scores)
     return scores - scores.min().clamp(max=0)

@@ -36,6 +36,15 @@ class LowRank(LinearOperator):
         """Aᵀ s: ``[R, r] -> [R, P]``."""
         return small @ self.rows if self.rows.dim() == 2 else (self.rows.mT @ small.unsqueeze(-1)).squeeze(-1)
 
+    def gram(self) -> Tensor:
+        """AAᵀ in float64, ``[..., r, r]``."""
+        rows = self.rows
+        total = torch.zeros(*rows.shape[:-1], rows.shape[-2], dtype=torch.float64, device=rows.device)
+        for part in rows.split(CHUNK, dim=-1):
+            wide: Tensor = part.double()
+            total = total + wide @ wide.mT
+        return total
+
 
 class LowRankPlusIdentity(Invertible):
     """``AᵀA + δ I`` with far fewer rows A than columns.
@@ -53,7 +62,7 @@ class LowRankPlusIdentity(Invertible):
             raise ValueError(f"the multiple of the identity must be positive, got {delta}")
         self.low_rank, self.delta, self.floor = low_rank, delta, delta
         self.note, self.shift = low_rank.note, low_rank.shift + delta
-        self._factor = _shifted_gram_factor(low_rank.rows, delta)
+        self._factor = _shifted_factor(low_rank.gram(), delta)
 
     def matvec(self, v: Tensor) -> Tensor:
         return self.low_rank.matvec(v) + self.delta * v
@@ -72,12 +81,9 @@ class LowRankPlusIdentity(Invertible):
         return torch.cholesky_solve(s.unsqueeze(-1), self._factor).squeeze(-1)
 
 
-def _shifted_gram_factor(rows: Tensor, delta: float) -> Tensor:
-    """Cholesky factor of ``AAᵀ + δI`` in float64."""
-    shifted = delta * torch.eye(rows.shape[-2], dtype=torch.float64, device=rows.device)
-    for part in rows.split(CHUNK, dim=-1):
-        wide: Tensor = part.double()
-        shifted = shifted + wide @ wide.mT
+def _shifted_factor(gram: Tensor, delta: float) -> Tensor:
+    """Cholesky factor of ``G + δI``."""
+    shifted = gram + delta * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(shifted)
     if bool(failed.any()) or not bool(factor.isfinite().all()):

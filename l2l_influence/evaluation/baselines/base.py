@@ -147,7 +147,7 @@ def each_task(local: LocalProblem, measure: Callable[[SolvedBatch], Tensor]) -> 
     for solved in local.solved("baseline"):
         for position, row in zip(solved.batch.index, measure(solved).detach().double().cpu(), strict=True):
             found[position] = row
-    return found
+    return local.settings.ranks.gather(found)
 
 
 def outer_losses(test: LocalProblem) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from learn2learn.data import Taskset
 
 from ...bilevel.levels import Level
@@ -59,7 +60,8 @@ def diagnose(
 
 def _of_the_run(run: Run, outer: Outer, level: Level) -> Iterator[Check]:
     study = outer.study
-    items = sum(level.count(at) * len(at.batch.index) for at in study.local.solved("items"))
+    own = sum(level.count(at) * len(at.batch.index) for at in study.local.solved("items"))
+    items = int(study.problem.ranks.sum(torch.tensor(own)))
     yield checks.coverage(study, run)
     yield checks.stationarity(study)
     yield checks.inner(study, outer.tolerance)

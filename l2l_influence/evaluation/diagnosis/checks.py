@@ -62,7 +62,8 @@ def stationarity(study: Snapshot) -> Check:
 def inner(study: Snapshot, tolerance: float) -> Check:
     """Derivatives of θ_i(λ) are those at a minimum of L_I; off it they err to first order in the residual. An error
     within the outer solve's own tolerance changes nothing; one beyond ``inner_tolerance`` the user has ruled out."""
-    residual = max(float(at.solution.residual.max()) for at in study.local.solved("inner residuals"))
+    own = max((float(at.solution.residual.max()) for at in study.local.solved("inner residuals")), default=0.0)
+    residual = study.problem.ranks.maximum(own)
     found = "; ".join(inner_notes(study, residual)).removeprefix("inner: ")
     verdict = graded(residual, tolerance, study.options.inner_tolerance)
     return Check("inner", verdict, residual, found, f"inner_tolerance={tolerance:g}, or inner='unrolled'")
@@ -106,7 +107,7 @@ def _extremes(outer: Outer) -> tuple[float, float]:
 def damping(outer: Outer, items: int) -> Check:
     """How many directions have more curvature than damping: r = Σ σ/(σ + d), σ being the eigenvalues of the (sampled)
     Gauss–Newton matrix and d = l2 + damping. r/n is then the average item's share of the curvature that counts."""
-    spectrum, l2 = eigenvalues(sampled_gauss_newton(outer)), outer.study.problem.l2
+    spectrum, l2 = eigenvalues(sampled_gauss_newton(outer), outer.study.local.lam.numel()), outer.study.problem.l2
     rank, bare = (effective_rank(spectrum, shift) for shift in (l2 + outer.damping, l2))
     share = rank / items
     found = (
@@ -136,11 +137,12 @@ def sampled_gauss_newton(outer: Outer) -> LowRank:
     return operator
 
 
-def eigenvalues(operator: LowRank) -> Tensor:
-    """Those that need not be 0, float64."""
-    rows = operator.rows.double()
-    gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
-    return torch.linalg.eigvalsh(gram).clamp_min(0)
+def eigenvalues(operator: LowRank, width: int) -> Tensor:
+    """Those that need not be 0, float64; ``width`` is λ's size."""
+    if len(operator.rows) <= width:
+        return torch.linalg.eigvalsh(operator.gram()).clamp_min(0)
+    columns = operator.project(torch.eye(width).to(operator.rows)).double()
+    return torch.linalg.eigvalsh(columns @ columns.T).clamp_min(0)
 
 
 def effective_rank(spectrum: Tensor, shift: float) -> float:

@@ -71,16 +71,16 @@ class ContinuedOptimisation:
 
     def _gradient(self, lam: Tensor, weights: list[float]) -> Tensor:
         """D_λ L_Total, ``[P]``, float64."""
-        total = self.study.problem.l2 * lam
+        total = torch.zeros_like(lam)
         for at in self._moved(self.study.local, lam, weights).solved("continued optimisation"):
             total += at.weighted_gradient().double().sum(0)
-        return total
+        return self.study.problem.l2 * lam + self.study.problem.ranks.sum(total)
 
     def _test_losses(self, lam: Tensor) -> Floats:
-        losses = np.empty(len(self.test.tasks))
+        losses = torch.zeros(len(self.test.tasks), dtype=torch.float64)
         for at in self._moved(self.test, lam, self.test.weights).solved("test tasks"):
-            losses[at.batch.index] = at.outer_loss().double().cpu().numpy()
-        return losses
+            losses[at.batch.index] = at.outer_loss().double().cpu()
+        return self.study.problem.ranks.sum(losses).numpy()
 
     def _moved(self, local: LocalProblem, lam: Tensor, weights: list[float]) -> LocalProblem:
         return LocalProblem(local.settings, lam.to(local.lam), local.tasks, weights)

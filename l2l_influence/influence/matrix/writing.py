@@ -40,7 +40,7 @@ class Writer:
     ) -> None:
         self._folder, self._outer, self._level = MatrixFolder(folder), outer, level
         self._test, self._exact, self._cut = test, exact, cut
-        self.tally = Tally(outer.study)
+        self.tally = Tally(outer.study.local, outer.study.problem.l2)
         self._done = torch.zeros(len(cut.shards), DIGEST_BYTES, dtype=torch.uint8)
         self._tallied = 0
         self._vectors: tuple[int, Tensor] | None = None
