@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from .solvers import (
     Solution,
     solver_for,
 )
+from .solvers.neumann import largest_eigenvalue
 from .stationarity import Stationarity, stationarity
 from .task import Task, check_weights
 
@@ -262,10 +264,11 @@ class TotalHessian:
         """
         tolerance = tolerance or torch.finfo(rows.dtype).eps ** 0.6
         system = self._system(self.l2 + damping)
-        default = solver_for(system, tolerance)
-        if without is not None:
+        if without is None:
+            default = solver_for(system, tolerance, self._preconditioner(self.l2 + damping))
+        else:
             # The whole Hessian's inverse, where it is known, leaves little to do: a few tasks make the difference.
-            default = CG(tolerance=tolerance, preconditioner=system if isinstance(system, Invertible) else None)
+            default = CG(tolerance=tolerance, preconditioner=self._preconditioner(self.l2 + damping))
             system = self.operator.without(without).plus_identity(self.l2 + damping)
         what = f"the outer system (l2·I + H) x = v with the {self.kind} Hessian"
         return self.policy.solve(system, solver or default, rows, what)
@@ -287,6 +290,23 @@ class TotalHessian:
         if shift not in self._systems:
             self._systems[shift] = self.operator.plus_identity(shift)
         return self._systems[shift]
+
+    def _preconditioner(self, shift: float) -> Invertible | None:
+        """``H + shift·I``, or what is near to it, if that knows its own inverse."""
+        system = self._system(shift)
+        if not isinstance(system, Invertible) and self._near is not None and shift > 0:
+            system = self._near._system(shift)
+        return system if isinstance(system, Invertible) else None
+
+    def largest_eigenvalue(self, iterations: int) -> float:
+        """An estimate of H's, from below; of what is near to H, where products with that cost next to nothing."""
+        operator = self.operator if self._near is None else self._near.operator
+        return float(largest_eigenvalue(operator, self.local.lam.unsqueeze(0), iterations))
+
+    @cached_property
+    def _near(self) -> TotalHessian | None:
+        near = self.curvature.near
+        return None if near is None else TotalHessian(self.local, self.l2, near, self.policy)
 
 
 def _position(k: int, count: int, what: str) -> int:

@@ -13,7 +13,6 @@ from ..bilevel import TotalHessian
 from ..bilevel.hessians import Curvature, Groups, curvature
 from ..bilevel.levels import Level
 from ..bilevel.solvers import LinearSolver, SolveReport
-from ..bilevel.solvers.neumann import largest_eigenvalue
 from .snapshot import Snapshot
 
 RELATIVE_DAMPING = 1e-2
@@ -64,8 +63,7 @@ class Outer:
         """What is added to δ_o."""
         if self.how.damping != "auto":
             return float(self.how.damping)
-        like = self.study.local.lam.unsqueeze(0)
-        return RELATIVE_DAMPING * float(largest_eigenvalue(self.hessian.operator, like, 8))
+        return RELATIVE_DAMPING * self.hessian.largest_eigenvalue(8)
 
     @property
     def tolerance(self) -> float:

@@ -31,6 +31,14 @@ class Curvature(ABC):
         """Whether it is meant to leave nothing out, which takes an inner inverse that leaves nothing out either."""
         return False
 
+    @property
+    def near(self) -> Curvature | None:
+        """A kind close to this one whose systems are solved directly: what conjugate gradients are preconditioned by.
+
+        Only for what is never indefinite: fewer iterations also meet negative curvature less often.
+        """
+        return None
+
     @abstractmethod
     def operator(self, local: LocalProblem) -> TaskSum:
         """Σ_i c_i D²_λ L_O^i in this approximation, over all tasks."""

@@ -11,9 +11,11 @@ from .neumann import Neumann
 from .policy import OnIndefinite, Policy, enforce
 
 
-def solver_for(operator: LinearOperator, tolerance: float) -> LinearSolver:
+def solver_for(operator: LinearOperator, tolerance: float, preconditioner: Invertible | None = None) -> LinearSolver:
     """The solver to take when none was asked for: the exact one where the operator has one, else CG."""
-    return ClosedForm(tolerance) if isinstance(operator, Invertible) else CG(tolerance=tolerance)
+    if isinstance(operator, Invertible):
+        return ClosedForm(tolerance)
+    return CG(tolerance=tolerance, preconditioner=preconditioner)
 
 
 __all__ = [

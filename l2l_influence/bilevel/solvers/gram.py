@@ -9,7 +9,7 @@ from ...errors import NegativeCurvatureError
 from .base import Invertible, LinearOperator
 
 CHUNK = 2**14
-"""Columns of A that are turned to float64 at a time."""
+"""Columns of A whose products are added up in float64 at a time."""
 
 
 class LowRank(LinearOperator):
@@ -37,11 +37,15 @@ class LowRank(LinearOperator):
         return small @ self.rows if self.rows.dim() == 2 else (self.rows.mT @ small.unsqueeze(-1)).squeeze(-1)
 
     def gram(self) -> Tensor:
-        """AAᵀ in float64, ``[..., r, r]``."""
+        """AAᵀ in float64, ``[..., r, r]``.
+
+        Where one A is for all, its rows are many, and their products take the time: these are in A's own dtype, a piece
+        at a time. Whoever solves with it finds in the residual whether that matters.
+        """
         rows = self.rows
         total = torch.zeros(*rows.shape[:-1], rows.shape[-2], dtype=torch.float64, device=rows.device)
         for part in rows.split(CHUNK, dim=-1):
-            wide: Tensor = part.double()
+            wide: Tensor = part if rows.dim() == 2 else part.double()
             total = total + wide @ wide.mT
         return total
 
