@@ -1,1 +1,1 @@
-"""Measurements of this package against plain learn2learn, side by side in one run: ``python -m benchmarks``."""
+"""Measurements of this package, side by side with others in one run: ``python -m benchmarks PROGRAM``."""

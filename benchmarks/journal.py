@@ -35,7 +35,7 @@ class Journal:
         if not path.exists():
             path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
         first, *rest = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if first != settings:
+        if first != json.loads(json.dumps(settings)):
             raise SystemExit(f"{path} was measured with other settings or versions: remove it, or pass another --out")
         self.rows: list[Row] = [row for unit_rows in rest for row in unit_rows]
 

@@ -27,7 +27,7 @@ def taskset(count: int) -> l2l.data.Taskset:
     return l2l.data.Taskset(data, transforms, num_tasks=count)
 
 
-def epoch(maml: l2l.algorithms.MAML, tasks: l2l.data.Taskset) -> None:
+def epoch(maml: l2l.algorithms.MAML, tasks: Any) -> None:
     """A second-order MAML step on each task, as learn2learn's example has it."""
     loss, optimizer = nn.CrossEntropyLoss(), torch.optim.Adam(maml.parameters(), 3e-3)
     for i in range(len(tasks)):

@@ -1,0 +1,182 @@
+"""What scores, removals and memory cost as studies grow: ``python -m benchmarks scale [--quick] [--out FILE]``.
+
+Processor time is in units of a plain second-order epoch of learn2learn's over the same tasks, measured before and after
+what it is compared with, in the same process. Each question is asked of a hook that has computed nothing yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import learn2learn as l2l
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from l2l_influence import MAML, QueryInfluence, SupportInfluence, TaskDataset, TaskInfluence
+
+from .journal import Journal, Row, as_json, settings
+from .markdown import Table, markdown
+from .metering import measured
+from .plain import MODELS, epoch, taskset
+
+COMMAND = "python -m benchmarks scale"
+
+ITERATIONS, META_BATCH = 5000, 32
+"""Of a retraining: the paper's iterations, each over as many tasks as in learn2learn's example."""
+
+KINDS = ("gamma", "sketch", "gauss-newton")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        tasks: N of the scores and removals.
+        tests: test tasks, few and many.
+        growth: N of the scores whose growth is looked at.
+    """
+
+    tasks: int
+    tests: tuple[int, int]
+    growth: tuple[int, ...]
+
+
+FULL = Size(1000, (100, 1000), (100, 1000, 10000))
+QUICK = Size(12, (3, 6), (6, 12))
+
+
+class Trained:
+    """A learner that has seen ``count`` tasks once, and what that took without being recorded."""
+
+    def __init__(self, model: str, count: int) -> None:
+        self._model, self._count = model, count
+        self._maml, self._tasks = MAML(MODELS[model](), lr=0.5), TaskDataset(taskset(count))
+        epoch(self._maml, self._tasks)
+
+    def ask(self, question: Callable[[Callable[..., Any]], object]) -> Row:
+        """Cost of a question to new hooks, ``question(make)`` with ``make(kind_of_hook, **options)``."""
+        before = self._plain()
+        cost = measured(lambda: question(self._hook))[1]
+        plain = (before + self._plain()) / 2
+        return {**cost, "epoch": plain, "ratio": cost["seconds"] / plain}
+
+    def _hook(self, kind: Any, **options: Any) -> Any:
+        return kind(self._maml, self._tasks, nn.CrossEntropyLoss(), progress=False, on_unconverged="warn", **options)
+
+    def _plain(self) -> float:
+        maml, tasks = l2l.algorithms.MAML(MODELS[self._model](), lr=0.5), taskset(self._count)
+        few = range(min(self._count, SOME))
+        seconds: float = measured(lambda: epoch(maml, [tasks[i] for i in few]))[1]["seconds"]
+        return seconds * self._count / len(few)
+
+
+SOME = 200
+"""Tasks that an epoch is measured on, and taken to be as long for all others."""
+
+
+def scores(model: str, size: Size) -> Iterator[Row]:
+    """All training tasks on the mean of the test tasks, and on each."""
+    trained, (few, many) = Trained(model, size.tasks), size.tests
+    for kind in KINDS:
+        yield _row("scores", model, size.tasks, f"{kind}, mean of {few}", trained.ask(_mean(kind, few)))
+    for count in (few, many):
+        yield _row("scores", model, size.tasks, f"sketch, each of {count:,}", trained.ask(_each("sketch", count)))
+
+
+def removals(model: str, size: Size) -> Iterator[Row]:
+    """Edits, in units of a retraining."""
+    trained, retraining = Trained(model, size.tasks), ITERATIONS * META_BATCH / size.tasks
+    for what, kind, items in (
+        ("1 task", TaskInfluence, [0]),
+        ("20 tasks", TaskInfluence, list(range(min(20, size.tasks)))),
+        ("1 query sample", QueryInfluence, [(0, 0)]),
+        ("1 support sample", SupportInfluence, [(0, 0)]),
+    ):
+        cost = trained.ask(lambda make: make(kind).remove(items))  # noqa: B023
+        yield _row("removals", model, size.tasks, what, cost | {"ratio": cost["ratio"] / retraining})
+
+
+def growth(model: str, size: Size) -> Iterator[Row]:
+    """Scores for more and more tasks."""
+    for count in size.growth:
+        trained = Trained(model, count)
+        for kind in ("gamma", "sketch"):
+            yield _row("growth", model, count, kind, trained.ask(_mean(kind, size.tests[0])))
+
+
+PARTS: dict[str, Callable[[str, Size], Iterator[Row]]] = {"scores": scores, "removals": removals, "growth": growth}
+
+
+def _mean(kind: str, tests: int) -> Callable[[Callable[..., Any]], object]:
+    return lambda make: make(TaskInfluence, hessian=kind).scores(taskset(tests))
+
+
+def _each(kind: str, tests: int) -> Callable[[Callable[..., Any]], object]:
+    return lambda make: make(TaskInfluence, hessian=kind).score_matrix(taskset(tests), tests)
+
+
+def _row(part: str, model: str, tasks: int, what: str, cost: Row) -> Row:
+    return {"part": part, "model": model, "tasks": tasks, "what": what, **cost}
+
+
+def exponent(rows: list[Row]) -> float:
+    """The slope of log time over log N."""
+    counts, seconds = ([row[name] for row in rows] for name in ("tasks", "seconds"))
+    return float(np.polyfit(np.log(counts), np.log(seconds), 1)[0])
+
+
+def tables(rows: list[Row]) -> str:
+    """As the page shows them."""
+    return "\n\n".join([_scores_table(rows), _removals_table(rows), _growth_table(rows)])
+
+
+def _scores_table(rows: list[Row]) -> str:
+    lines: Table = [["network", "tasks", "scores", "time / epoch", "peak memory"]]
+    for row in _of(rows, "scores"):
+        lines.append([row["model"], f"{row['tasks']:,}", row["what"], f"{row['ratio']:.1f}", _memory(row)])
+    return markdown(lines)
+
+
+def _removals_table(rows: list[Row]) -> str:
+    lines: Table = [["network", "tasks", "removed", "time / retraining", "peak memory"]]
+    for row in _of(rows, "removals"):
+        lines.append([row["model"], f"{row['tasks']:,}", row["what"], f"{row['ratio']:.4f}", _memory(row)])
+    return markdown(lines)
+
+
+def _growth_table(rows: list[Row]) -> str:
+    lines: Table = [["network", "Hessian", "tasks", "time / epoch", "peak memory", "exponent of time in N"]]
+    found = _of(rows, "growth")
+    for model, kind in dict.fromkeys((row["model"], row["what"]) for row in found):
+        own = [row for row in found if (row["model"], row["what"]) == (model, kind)]
+        for row in own:
+            slope = f"{exponent(own):.2f}" if row is own[-1] and len(own) > 1 else ""
+            lines.append([model, kind, f"{row['tasks']:,}", f"{row['ratio']:.1f}", _memory(row), slope])
+    return markdown(lines)
+
+
+def _of(rows: list[Row], part: str) -> list[Row]:
+    return [row for row in rows if row["part"] == part]
+
+
+def _memory(row: Row) -> str:
+    return "not told" if row["mebibytes"] is None else f"{row['mebibytes']:.0f} MiB"
+
+
+def scale(quick: bool, out: Path) -> None:
+    """Measure what is not in ``out`` with another ending, ``.jsonl``, yet; print the tables and write the rows."""
+    torch.set_num_threads(1)
+    size = QUICK if quick else FULL
+    journal = Journal(out.with_suffix(".jsonl"), settings(COMMAND, vars(size)), ("part", "model"))
+    for model in MODELS:
+        for name, part in PARTS.items():
+            if not journal.has(name, model):
+                journal.add(list(tqdm(part(model, size), desc=f"{model}, {name}", unit="row", disable=None)))
+    out.write_text(as_json({**journal.settings, "rows": journal.rows}), encoding="utf-8")
+    print(tables(journal.rows))

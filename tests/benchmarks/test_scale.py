@@ -1,0 +1,46 @@
+"""The table of costs, small: that it is whole, resumes, and says what it measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import scale as scaling
+from benchmarks.scale import Size, exponent, scale, tables
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """Of a run over one network."""
+    patch, out = pytest.MonkeyPatch(), tmp_path_factory.mktemp("scale") / "scale.json"
+    patch.setattr(scaling, "QUICK", Size(4, (2, 3), (3, 6)))
+    patch.setattr(scaling, "MODELS", {"OmniglotCNN": scaling.MODELS["OmniglotCNN"]})
+    scale(True, out)
+    yield out
+    patch.undo()
+
+
+def test_all_parts_are_measured(out):
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert {row["part"] for row in rows} == set(scaling.PARTS)
+    assert len(rows) == 5 + 4 + 4
+    assert all(row["seconds"] > 0 and row["ratio"] > 0 for row in rows)
+
+
+def test_what_is_there_is_not_measured_again(out, monkeypatch):
+    monkeypatch.setattr(scaling, "QUICK", Size(4, (2, 3), (3, 6)))
+    monkeypatch.setattr(scaling, "MODELS", {"OmniglotCNN": scaling.MODELS["OmniglotCNN"]})
+    monkeypatch.setattr(scaling, "PARTS", dict.fromkeys(scaling.PARTS))  # cannot be called
+    before = out.read_text(encoding="utf-8")
+    scale(True, out)
+    assert out.read_text(encoding="utf-8") == before
+
+
+def test_tables_show_every_row(out):
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert tables(rows).count("| OmniglotCNN |") == len(rows)
+
+
+def test_the_exponent_is_the_slope_in_log_log():
+    assert exponent([{"tasks": n, "seconds": 3 * n**1.5} for n in (10, 100, 1000)]) == pytest.approx(1.5)
