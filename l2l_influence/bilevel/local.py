@@ -220,7 +220,7 @@ class LocalProblem:
     def _work(self, task: Task) -> int:
         """Bytes that one task's derivatives may take, to be on the safe side."""
         settings, batch = self.settings, stack([task], [0], self.weights[:1], self.lam)
-        theta = self._start(batch)
+        theta = self._start([task])
         forward = max(
             made_by(lambda: objective.losses(self.lam, theta, samples))  # noqa: B023
             for objective, samples in ((settings.inner, batch.support), (settings.outer, batch.query))
@@ -239,13 +239,13 @@ class LocalProblem:
         settings = self.settings
         batch = stack(tasks, index, self.weights, self.lam)
         problem = InnerProblem(
-            settings.inner, self.lam, batch.support, self._start(batch), settings.layout, settings.part
+            settings.inner, self.lam, batch.support, self._start(tasks), settings.layout, settings.part
         )
         return SolvedBatch(batch, settings.kind.solve(problem), settings.kind, self.lam, settings.outer)
 
-    def _start(self, batch: TaskBatch) -> Tensor:
+    def _start(self, tasks: list[Task]) -> Tensor:
         part = self.settings.part
-        return torch.stack([self._prior if task.start is None else part.flatten(task.start) for task in batch.tasks])
+        return torch.stack([self._prior if task.start is None else part.flatten(task.start) for task in tasks])
 
     @cached_property
     def _prior(self) -> Tensor:

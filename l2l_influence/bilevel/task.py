@@ -59,7 +59,6 @@ class TaskBatch:
     support: Samples
     query: Samples
     weight: Tensor
-    tasks: list[Task]
 
 
 def _check_rows(name: str, pair: Pair, weights: Tensor | None) -> None:
@@ -105,7 +104,6 @@ def stack(tasks: list[Task], index: list[int], weights: list[float], like: Tenso
             like,
         ),
         weight=torch.tensor([weights[i] for i in index], dtype=like.dtype, device=like.device),
-        tasks=tasks,
     )
 
 

@@ -52,7 +52,7 @@ class Sketch(Curvature):
     def _sampled(self, local: LocalProblem, positions: Sequence[int], note: str) -> TaskSum:
         count = len(local.tasks)
         some = local if len(positions) == count else local.subset(list(positions))
-        rows = self.weighted_rows(some) * (count / len(positions)) ** 0.5
+        rows = self.weighted_rows(some).mul_((count / len(positions)) ** 0.5)  # in place: they are half of the memory
         owner = torch.tensor(positions).repeat_interleave(self.draws)
         return SampledRows(rows, owner, some, count, note)
 

@@ -108,7 +108,8 @@ def damping(outer: Outer, items: int) -> Check:
     """How many directions have more curvature than damping: r = Σ σ/(σ + d), σ being the eigenvalues of the (sampled)
     Gauss–Newton matrix and d = l2 + damping. r/n is then the average item's share of the curvature that counts."""
     spectrum, l2 = eigenvalues(sampled_gauss_newton(outer), outer.study.local.lam.numel()), outer.study.problem.l2
-    rank, bare = (effective_rank(spectrum, shift) for shift in (l2 + outer.damping, l2))
+    dtype = outer.study.local.lam.dtype
+    rank, bare = (effective_rank(spectrum, shift, dtype) for shift in (l2 + outer.damping, l2))
     share = rank / items
     found = (
         f"effective rank {rank:.3g} of {outer.study.local.lam.numel()} directions at l2 {l2:.3g} + damping "
@@ -145,8 +146,9 @@ def eigenvalues(operator: LowRank, width: int) -> Tensor:
     return torch.linalg.eigvalsh(columns @ columns.T).clamp_min(0)
 
 
-def effective_rank(spectrum: Tensor, shift: float) -> float:
-    """Σ σ/(σ + shift); without shift the number of those that are above rounding."""
-    floor = torch.finfo(spectrum.dtype).eps * len(spectrum) * float(spectrum.max())
+def effective_rank(spectrum: Tensor, shift: float, dtype: torch.dtype = torch.float64) -> float:
+    """Σ σ/(σ + shift); without shift the number of those that are above the rounding of ``dtype``, which what they are
+    the eigenvalues of was computed in."""
+    floor = torch.finfo(dtype).eps * len(spectrum) * float(spectrum.max())
     kept = spectrum[spectrum > floor]
     return float((kept / (kept + shift)).sum())
