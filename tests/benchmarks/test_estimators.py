@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import __main__ as benchmarks
 from benchmarks.estimators import run as running
 from benchmarks.estimators.fidelity import (
     DAMPINGS,
@@ -262,23 +261,7 @@ def test_a_cell_says_where_a_seed_was_refused() -> None:
     assert cell(row(verdict=["zero"] * 4)) == "zero"
 
 
-# ---- the command, and the page ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--quick"], ("cost", True, Path("benchmarks.json"))),
-        (["estimators"], ("estimators", False, Path("benchmarks-estimators"))),
-        (["estimators", "--quick", "--out", "x"], ("estimators", True, Path("x"))),
-    ],
-)
-def test_the_command_runs_what_it_names(monkeypatch, arguments, expected) -> None:
-    seen = []
-    monkeypatch.setattr(benchmarks, "cost", lambda quick, out: seen.append(("cost", quick, out)))
-    monkeypatch.setattr(running, "run", lambda quick, out: seen.append(("estimators", quick, out)))
-    benchmarks.main(arguments)
-    assert seen == [expected]
+# ---- the page ------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_shows_what_was_measured() -> None:
