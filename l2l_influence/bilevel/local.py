@@ -18,6 +18,9 @@ from .objective import Joint, Objective
 from .ranks import ALONE, Ranks
 from .task import Samples, Task, TaskBatch, groups, stack
 
+VECTORS = 8
+"""Of λ's size, that a solver works with for each right-hand side; a kept inner solution takes no more."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -50,6 +53,10 @@ class Settings:
     def half(self) -> int:
         """Bytes that a Hessian may keep."""
         return self.memory // 2
+
+    def at_once(self, lam: Tensor) -> int:
+        """Right-hand sides of λ's size that a solver may work on together."""
+        return max(1, self.quarter // (VECTORS * lam.nbytes))
 
 
 @dataclass(frozen=True)

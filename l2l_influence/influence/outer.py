@@ -7,12 +7,13 @@ from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..bilevel import TotalHessian
 from ..bilevel.hessians import Curvature, Groups, curvature
 from ..bilevel.levels import Level
-from ..bilevel.solvers import LinearSolver, SolveReport
+from ..bilevel.solvers import LinearSolver, Solution, SolveReport
 from .snapshot import Snapshot
 
 RELATIVE_DAMPING = 1e-2
@@ -75,13 +76,18 @@ class Outer:
         return Outer(self.study, replace(self.how, hessian=kind, damping=self.damping))
 
     def solve(self, rows: Tensor, without: Groups | None = None) -> Tensor:
-        """(δ_o I + H)⁻¹ of each row, ``[R, P]``; without some tasks' part of H where these are given for each row."""
+        """(δ_o I + H)⁻¹ of each row, ``[R, P]``; without some tasks' part of H where these are given for each row.
+
+        As many rows are solved together as the memory allows.
+        """
+        size = len(rows) if without is not None else self.study.local.settings.at_once(rows[0])
+        solutions = [self._solve(some, without) for some in rows.split(size)]
+        self.report = SolveReport.of_all([each.report for each in solutions])
+        return torch.cat([each.value for each in solutions])
+
+    def _solve(self, rows: Tensor, without: Groups | None) -> Solution[Tensor]:
         how = self.how
-        solution = self.hessian.solve_rows(
-            rows, how.solver, damping=self.damping, tolerance=how.tolerance, without=without
-        )
-        self.report = solution.report
-        return solution.value
+        return self.hessian.solve_rows(rows, how.solver, damping=self.damping, tolerance=how.tolerance, without=without)
 
     def pull(self, level: Level, items: Sequence[tuple[int, int]]) -> Tensor:
         """The pulls of items (position of the task, j), added up: ``[1, P]``."""

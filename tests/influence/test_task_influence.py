@@ -179,6 +179,20 @@ def test_scores_on_each_test_task_average_to_the_scores_on_all():
         assert [alone[task] for task in ids] == pytest.approx(matrix[:, at].tolist(), rel=1e-9)
 
 
+@pytest.mark.parametrize("hessian", ["gauss-newton", "exact"])
+def test_what_memory_does_not_hold_at_once_is_solved_in_parts(hessian):
+    batches = [(x.double(), y) for x, y in classification_batches(5, 10)]
+    test = pairs([(x.double(), y) for x, y in classification_batches(4, 11)])
+    maml, tasks = train(nn.Linear(4, 3, dtype=torch.float64), batches, nn.CrossEntropyLoss())
+    options = {"hessian": hessian, "damping": 0.5, "tolerance": 1e-10, "l2": L2}
+    ample, scarce = (
+        TaskInfluence(maml, tasks, nn.CrossEntropyLoss(), memory=memory, **options) for memory in ("1GiB", 1)
+    )
+    expected, found = ample.score_matrix(test)[1], scarce.score_matrix(test)[1]
+    assert torch.allclose(found, expected, rtol=1e-8, atol=0)
+    assert scarce._outer().report.residual.shape == (4,)  # of all parts
+
+
 def test_a_taskset_is_read_without_a_trace():
     data = l2l.data.MetaDataset(torch.utils.data.TensorDataset(torch.randn(60, 4), torch.arange(60) // 12))
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -108,6 +108,13 @@ class SolveReport:
     dtype: torch.dtype
     shift: float
     damping: Tensor
+
+    @classmethod
+    def of_all(cls, reports: Sequence[SolveReport]) -> SolveReport:
+        """One report of solves by the same solver of the same matrix, one after the other."""
+        by_row = ("converged", "refused", "residual", "smallest_curvature", "damping")
+        joined: dict[str, Any] = {name: torch.cat([getattr(each, name) for each in reports]) for name in by_row}
+        return replace(reports[0], iterations=max(each.iterations for each in reports), **joined)
 
     @property
     def indefinite(self) -> bool:

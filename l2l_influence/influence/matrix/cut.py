@@ -17,9 +17,6 @@ SHARD_BYTES = 2**26
 MOST_TASKS = 1024
 """In a shard: where rows are short, it is not their bytes that take the time."""
 
-VECTORS = 8
-"""Vectors of λ's size that a solver works with for each right-hand side; a kept inner solution takes no more."""
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -50,7 +47,7 @@ class Cut:
         if shard is not None and shard < 1:
             raise ValueError(f"shard is the number of training tasks in a shard, 1 or more, not {shard}")
         tests, items = len(test.tasks), np.asarray(counts, dtype=np.int64)
-        block = min(tests, max(1, test.settings.quarter // (VECTORS * test.lam.nbytes)))
+        block = min(tests, test.settings.at_once(test.lam))
         most = SHARD_BYTES // int(items.mean() * tests * test.lam.element_size())
         # With several blocks a shard's inner solutions are used as often: they are to fit in memory.
         fitting = min(most, MOST_TASKS) if block == tests else min(most, MOST_TASKS, block)
