@@ -86,6 +86,7 @@ class Estimator:
         dampings: of the solve, in units of the hooks' own.
         levels: that it scores.
         dear: whether it is left out where the network is large.
+        by_products: whether each test task takes products with all training tasks; not done in large networks.
         only: names of the worlds that it is for; all of them unless given.
         baseline: whether it is something simpler than influence.
     """
@@ -96,6 +97,7 @@ class Estimator:
     dampings: tuple[float, ...] = (1.0,)
     levels: tuple[str, ...] = ALL
     dear: bool = False
+    by_products: bool = False
     only: tuple[str, ...] = ()
     baseline: bool = False
 
@@ -111,6 +113,8 @@ class Estimator:
     def asked(self, world: World, level: str) -> bool:
         """Whether it is measured there: what is dear scores tasks only, and nothing in large networks."""
         if self.only and world.name not in self.only or level not in self.levels or level not in world.levels:
+            return False
+        if self.by_products and world.large:
             return False
         return not self.dear or len(world.lam) <= SMALL or (level == "task" and not world.large)
 
@@ -133,11 +137,19 @@ _HOOKS = (
 )
 """The first is the hooks' default, of which the last two differ in one thing."""
 
+BY_PRODUCTS = {"direct-first-order"}
 ONLY_TASKS, DEAR = {"ascent-steps", "single-level-ekfac", "cosine-similarity", "direct"}, {"ascent-steps"}
 _NAMES = [name for name in BASELINES if name != "tracin"]
 
 ESTIMATORS: tuple[Estimator, ...] = _HOOKS + tuple(
-    Estimator(name, BASELINES[name], levels=("task",) if name in ONLY_TASKS else ALL, dear=name in DEAR, baseline=True)
+    Estimator(
+        name,
+        BASELINES[name],
+        levels=("task",) if name in ONLY_TASKS else ALL,
+        dear=name in DEAR,
+        by_products=name in BY_PRODUCTS,
+        baseline=True,
+    )
     for name in _NAMES
 )
 
