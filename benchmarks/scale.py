@@ -131,38 +131,41 @@ def exponent(rows: list[Row]) -> float:
     return float(np.polyfit(np.log(counts), np.log(seconds), 1)[0])
 
 
-def tables(rows: list[Row]) -> str:
-    """As the page shows them."""
-    return "\n\n".join([_scores_table(rows), _removals_table(rows), _growth_table(rows)])
+def tables(rows: list[Row]) -> dict[str, str]:
+    """By part, as the page shows them."""
+    found = {name: [row for row in rows if row["part"] == name] for name in TABLES}
+    return {name: markdown(table(found[name])) for name, table in TABLES.items() if found[name]}
 
 
-def _scores_table(rows: list[Row]) -> str:
+def _scores_table(rows: list[Row]) -> Table:
     lines: Table = [["network", "tasks", "scores", "time / epoch", "peak memory"]]
-    for row in _of(rows, "scores"):
+    for row in rows:
         lines.append([row["model"], f"{row['tasks']:,}", row["what"], f"{row['ratio']:.1f}", _memory(row)])
-    return markdown(lines)
+    return lines
 
 
-def _removals_table(rows: list[Row]) -> str:
+def _removals_table(rows: list[Row]) -> Table:
     lines: Table = [["network", "tasks", "removed", "time / retraining", "peak memory"]]
-    for row in _of(rows, "removals"):
+    for row in rows:
         lines.append([row["model"], f"{row['tasks']:,}", row["what"], f"{row['ratio']:.4f}", _memory(row)])
-    return markdown(lines)
+    return lines
 
 
-def _growth_table(rows: list[Row]) -> str:
+def _growth_table(rows: list[Row]) -> Table:
     lines: Table = [["network", "Hessian", "tasks", "time / epoch", "peak memory", "exponent of time in N"]]
-    found = _of(rows, "growth")
-    for model, kind in dict.fromkeys((row["model"], row["what"]) for row in found):
-        own = [row for row in found if (row["model"], row["what"]) == (model, kind)]
+    for model, kind in dict.fromkeys((row["model"], row["what"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["what"]) == (model, kind)]
         for row in own:
             slope = f"{exponent(own):.2f}" if row is own[-1] and len(own) > 1 else ""
             lines.append([model, kind, f"{row['tasks']:,}", f"{row['ratio']:.1f}", _memory(row), slope])
-    return markdown(lines)
+    return lines
 
 
-def _of(rows: list[Row], part: str) -> list[Row]:
-    return [row for row in rows if row["part"] == part]
+TABLES: dict[str, Callable[[list[Row]], Table]] = {
+    "scores": _scores_table,
+    "removals": _removals_table,
+    "growth": _growth_table,
+}
 
 
 def _memory(row: Row) -> str:
@@ -179,4 +182,4 @@ def scale(quick: bool, out: Path) -> None:
             if not journal.has(name, model):
                 journal.add(list(tqdm(part(model, size), desc=f"{model}, {name}", unit="row", disable=None)))
     out.write_text(as_json({**journal.settings, "rows": journal.rows}), encoding="utf-8")
-    print(tables(journal.rows))
+    print("\n\n".join(tables(journal.rows).values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,14 @@ def test_what_is_there_is_not_measured_again(out, monkeypatch):
 
 def test_tables_show_every_row(out):
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
-    assert tables(rows).count("| OmniglotCNN |") == len(rows)
+    assert "".join(tables(rows).values()).count("| OmniglotCNN |") == len(rows)
+
+
+def test_the_page_shows_what_was_measured():
+    docs = Path(__file__).parents[2] / "docs"
+    rows = json.loads((docs / "measured" / "scale.json").read_text(encoding="utf-8"))["rows"]
+    page = (docs / "pages" / "scale.md").read_text(encoding="utf-8")
+    assert all(table in page for table in tables(rows).values())
 
 
 def test_the_exponent_is_the_slope_in_log_log():
