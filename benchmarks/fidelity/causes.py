@@ -56,9 +56,6 @@ _DECAYED = replace(
 _BATCHES = replace(
     SWITCHING, fit=replace(SWITCHING.fit, batch=12), again=replace(SWITCHING.again, batch=12), levels=("task",)
 )
-_TWICE = replace(
-    DIGITS, fit=replace(DIGITS.fit, weight_decay=2e-2), again=replace(DIGITS.again, weight_decay=2e-2), scratch=False
-)
 
 CAUSES = (
     Cause("ReLU, 800 steps, retrained for 150", SWITCHING),
@@ -75,11 +72,6 @@ CAUSES = (
     Cause("tanh, ten times the decay, five steps of .05: trained and retrained towards rest", DIGITS),
     Cause("… retrained for 150 short steps", replace(DIGITS, again=replace(DIGITS.again, steps=150, settle=0))),
     Cause("… with 252 tasks", replace(DIGITS, tasks=252)),
-    Cause("… with twice the weight decay", _TWICE),
-    Cause("… and adapted by three steps of .03", replace(_TWICE, lr=0.03, adapt_steps=3)),
-    Cause("support samples", SWITCHING, "support"),
-    Cause("support samples, a tenth removed", SWITCHING, "support", 0.1),
-    Cause("support samples, a tenth removed, towards rest", DIGITS, "support", 0.1),
 )
 
 

@@ -192,7 +192,7 @@ WORLDS: Mapping[str, Callable[[str, Size], World]] = {
         tasks=60,
         fit=Schedule(0.01, 300, weight_decay=1e-3),
         again=Schedule(0.001, 40, weight_decay=1e-3),
-        levels=("task", "query"),
+        levels=("task",),
         large=True,
         scratch=False,
     ),
