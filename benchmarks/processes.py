@@ -23,6 +23,7 @@ from torch import nn
 
 from l2l_influence import MAML, TaskDataset, TaskInfluence
 
+from .markdown import markdown
 from .plain import MODELS, epoch, taskset
 
 KINDS = ("gamma", "sketch", "gauss-newton")
@@ -48,8 +49,7 @@ def _worker(name: str, count: int, out: Path) -> None:
     dist.init_process_group("gloo")
     random.seed(0), np.random.seed(0), torch.manual_seed(0)  # the same tasks and λ on each
     tasks, maml = TaskDataset(taskset(count)), MAML(MODELS[name](), lr=0.5)
-    test = [(x[::2], y[::2], x[1::2], y[1::2]) for x, y in (tasks[i] for i in range(20))]
-    pairs = [((x, y), (query_x, query_y)) for x, y, query_x, query_y in test]
+    pairs = [((x[::2], y[::2]), (x[1::2], y[1::2])) for x, y in (tasks[i] for i in range(20))]
     epoch(maml, tasks)
     found = {}
     for kind in KINDS:
@@ -99,8 +99,7 @@ def modelled(kind: str, tasks: int, parameters: int, ranks: int, per_task: float
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return markdown([list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)])
 
 
 def processes(quick: bool, out: Path) -> None:

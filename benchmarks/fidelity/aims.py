@@ -67,8 +67,7 @@ def _against_baselines(rows: Rows, world: str) -> Iterator[list[str]]:
     others = [row for name in BASELINES if (row := rows.one(world=world, level="task", estimator=name))]
     if own and others:
         top = max(others, key=lambda row: _lds(row, "warm"))
-        behind = top["halves"]["warm"].get("behind")
-        high = own["halves"]["warm"]["lds"][2] - _lds(top, "warm") if behind is None else behind[2]
+        *_, high = top["halves"]["warm"]["behind"]
         shown = f"{number(_lds(own, 'warm'))}; {top['estimator']} {number(_lds(top, 'warm'))}"
         aim = "default's LDS at least that of each baseline, within its interval"
         yield [rows.title(world), aim, shown, _word(high >= 0)]

@@ -53,9 +53,7 @@ SWITCHING = replace(
 _DECAYED = replace(
     SWITCHING, fit=replace(SWITCHING.fit, weight_decay=1e-2), again=replace(SWITCHING.again, weight_decay=1e-2)
 )
-_BATCHES = replace(
-    SWITCHING, fit=replace(SWITCHING.fit, batch=12), again=replace(SWITCHING.again, batch=12), levels=("task",)
-)
+_BATCHES = replace(SWITCHING, fit=replace(SWITCHING.fit, batch=12), again=replace(SWITCHING.again, batch=12))
 
 CAUSES = (
     Cause("ReLU, 800 steps, retrained for 150", SWITCHING),
@@ -97,7 +95,7 @@ def row_of(cause: Cause, size: Size, cache: Path) -> Row:
         "estimator": cause.what,
         "lds": found,
         "ceiling": list(ceiling(truth.change)) if cause.seeds > 1 else None,
-        "stationarity": ESTIMATORS[0].on(world, "task").stationarity().tasks,
+        "stationarity": scorer.stationarity().tasks,
         "test": float(world.trainers["warm"].losses(world.lam).mean()),
         "change": float(abs(truth.mean_change).mean()),
     }

@@ -26,7 +26,7 @@ from l2l_influence.influence.items import ItemInfluence
 
 from ..journal import Row
 from ..metering import measured
-from .estimators import DEFAULT, ESTIMATORS, Estimator, by_position, positions
+from .estimators import ESTIMATORS, Estimator, by_position, positions
 from .truths import HALVES, SHARES, SINGLES, true_ranking
 from .worlds import World
 
@@ -45,7 +45,7 @@ def rows_of(world: World, level: str, estimator: Estimator, truths: Truths, own:
 
 def default_scores(world: World, level: str) -> Floats | None:
     """Of the hooks at their own settings, ``(n, T)``; None where they refuse."""
-    scorer = next(each for each in ESTIMATORS if each.name == DEFAULT).on(world, level)
+    scorer = ESTIMATORS[0].on(world, level)
     try:
         return by_position(*scorer.score_matrix(world.tests), world, level)
     except InfluenceError:

@@ -14,7 +14,7 @@ from torch.func import functional_call, jvp, vjp
 from l2l_influence.bilevel import Proximal, Task
 
 from .contest import Contest, Contestant
-from .implicit import RESIDUAL, Placed, query_gradient
+from .implicit import RESIDUAL, Placed, Product, query_gradient, residual
 from .worlds import World, flat, like
 
 PACKAGE = "curvlinops"
@@ -30,14 +30,13 @@ def contest(world: World) -> Contest:
             Contestant("curvlinops, GGN by SciPy's cg", lambda: by_cg(world, preconditioned=False), PACKAGE),
             Contestant("curvlinops, GGN by SciPy's cg with EK-FAC", lambda: by_cg(world, preconditioned=True), PACKAGE),
         ],
-        lambda solutions: residual(world, solutions),
+        lambda solutions: residual(world, solutions, gauss_newton),
         RESIDUAL,
     )
 
 
 def ours(world: World, inverse: str) -> Tensor:
-    local = world.problem(Placed(Proximal(world.delta, inverse))).at(world.lam, world.tasks)
-    return torch.cat([batch.total_gradient for batch in local.solved()]) / world.delta
+    return world.gradients(Placed(Proximal(world.delta, inverse))) / world.delta
 
 
 def by_ekfac(world: World) -> Tensor:
@@ -99,28 +98,19 @@ def _of(module: nn.Module, task: Task) -> tuple[Any, ...]:
     return module, nn.CrossEntropyLoss(), list(module.parameters()), [task.support]
 
 
-def residual(world: World, solutions: Tensor) -> Tensor:
-    """‖∇L_O − (GGN + δI) x‖ / ‖∇L_O‖, by an exact product a task."""
-    return torch.stack(
-        [_residual(world.delta, x, *placed) for x, placed in zip(solutions, world.placed(), strict=True)]
-    )
-
-
-def _residual(delta: float, x: Tensor, module: nn.Module, task: Task) -> Tensor:
-    b = query_gradient(module, task)
-    return (b - gauss_newton(module, task, x) - delta * x).norm() / b.norm()
-
-
-def gauss_newton(module: nn.Module, task: Task, v: Tensor) -> Tensor:
-    """Jᵀ ∂²L/∂outputs² J v."""
+def gauss_newton(module: nn.Module, task: Task) -> Product:
+    """Products with Jᵀ ∂²L/∂outputs² J of the support set."""
     inputs, labels = task.support
     parameters = {name: value.detach() for name, value in module.named_parameters()}
-    along = dict(zip(parameters, like(v, parameters.values()), strict=True))
 
     def outputs(parameters: dict[str, Tensor]) -> Tensor:
         return functional_call(module, parameters, (inputs,))
 
-    at, moved = jvp(outputs, (parameters,), (along,))
-    slope = torch.func.grad(lambda out: F.cross_entropy(out, labels))
-    curved = jvp(slope, (at,), (moved,))[1]
-    return flat(vjp(outputs, parameters)[1](curved)[0].values())
+    def product(v: Tensor) -> Tensor:
+        along = dict(zip(parameters, like(v, parameters.values()), strict=True))
+        at, moved = jvp(outputs, (parameters,), (along,))
+        slope = torch.func.grad(lambda out: F.cross_entropy(out, labels))
+        curved = jvp(slope, (at,), (moved,))[1]
+        return flat(vjp(outputs, parameters)[1](curved)[0].values())
+
+    return product

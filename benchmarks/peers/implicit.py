@@ -20,6 +20,9 @@ from .worlds import World, flat, like
 
 RESIDUAL = 1e-3
 
+Product = Callable[[Tensor], Tensor]
+"""With a task's matrix: ``[P] -> [P]``."""
+
 
 @dataclass(frozen=True)
 class Placed(InnerKind):
@@ -42,14 +45,13 @@ def contest(world: World) -> Contest:
             Contestant("TorchOpt, solve_normal_cg", lambda: torchopt_gradients(world, "normal_cg"), "torchopt"),
             Contestant("autograd and SciPy's cg", lambda: scipy_gradients(world)),
         ],
-        lambda gradients: residual(world, gradients),
+        lambda gradients: residual(world, gradients / world.delta, hessian),
         RESIDUAL,
     )
 
 
 def ours(world: World, inverse: str) -> Tensor:
-    local = world.problem(Placed(Proximal(world.delta, inverse))).at(world.lam, world.tasks)
-    return torch.cat([batch.total_gradient for batch in local.solved()])
+    return world.gradients(Placed(Proximal(world.delta, inverse)))
 
 
 def scipy_gradients(world: World) -> Tensor:
@@ -110,16 +112,18 @@ def _torchopt_module(solver: str) -> Callable[[nn.Module, float], nn.Module]:
     return Adapted
 
 
-def residual(world: World, gradients: Tensor) -> Tensor:
-    """‖∇L_O − (∇²L_I + δI) x‖ / ‖∇L_O‖ with x = gradients / δ, by an exact product a task."""
+def residual(world: World, solutions: Tensor, curvature: Callable[[nn.Module, Task], Product]) -> Tensor:
+    """‖∇L_O − (C + δI) x‖ / ‖∇L_O‖ of each x, for the task's own C, by an exact product."""
     return torch.stack(
-        [_residual(world.delta, g / world.delta, *placed) for g, placed in zip(gradients, world.placed(), strict=True)]
+        [_residual(world.delta, x, curvature, *at) for x, at in zip(solutions, world.placed(), strict=True)]
     )
 
 
-def _residual(delta: float, x: Tensor, module: nn.Module, task: Task) -> Tensor:
+def _residual(
+    delta: float, x: Tensor, curvature: Callable[[nn.Module, Task], Product], module: nn.Module, task: Task
+) -> Tensor:
     b = query_gradient(module, task)
-    return (b - hessian(module, task)(x) - delta * x).norm() / b.norm()
+    return (b - curvature(module, task)(x) - delta * x).norm() / b.norm()
 
 
 def query_gradient(module: nn.Module, task: Task) -> Tensor:
@@ -127,7 +131,7 @@ def query_gradient(module: nn.Module, task: Task) -> Tensor:
     return flat(torch.autograd.grad(F.cross_entropy(module(x), y), list(module.parameters())))
 
 
-def hessian(module: nn.Module, task: Task) -> Callable[[Tensor], Tensor]:
+def hessian(module: nn.Module, task: Task) -> Product:
     """Products with ∇²L_I of the support set."""
     x, y = task.support
     parameters = list(module.parameters())

@@ -22,18 +22,13 @@ def contest(world: World, steps: int) -> Contest:
     return Contest(
         f"total gradients, {steps} unrolled step{'s' if steps > 1 else ''}",
         [
-            Contestant("l2l_influence, unrolled", lambda: ours(world, steps)),
+            Contestant("l2l_influence, unrolled", lambda: world.gradients(Unrolled(LR, steps))),
             Contestant("higher", lambda: with_higher(world, steps)),
             Contestant("learn2learn's backward", lambda: backward(world, steps)),
         ],
         lambda gradients: (gradients - truth).norm(dim=1) / truth.norm(dim=1),
         AGREEMENT,
     )
-
-
-def ours(world: World, steps: int) -> Tensor:
-    local = world.problem(Unrolled(LR, steps)).at(world.lam, world.tasks)
-    return torch.cat([batch.total_gradient for batch in local.solved()])
 
 
 def with_higher(world: World, steps: int) -> Tensor:

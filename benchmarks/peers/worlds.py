@@ -57,6 +57,11 @@ class World:
     def problem(self, kind: InnerKind) -> BilevelProblem:
         return BilevelProblem(self.loss, self.loss, kind, l2=0.0)
 
+    def gradients(self, kind: InnerKind) -> Tensor:
+        """This package's total gradients, ``[N, P]``."""
+        local = self.problem(kind).at(self.lam, self.tasks)
+        return torch.cat([batch.total_gradient for batch in local.solved()])
+
     def placed(self) -> Iterator[tuple[nn.Module, Task]]:
         """A module of its own for each task, at θ_i."""
         for task, theta in zip(self.tasks, self.theta, strict=True):

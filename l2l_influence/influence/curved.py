@@ -35,7 +35,8 @@ class CurvedHook(Hook):
             ``"exact"``, ``"hessian"``, ``"gamma"`` (the paper's), ``"direct"``, ``"direct-first-order"`` or
             ``"identity"``; or one with settings of its own from ``l2l_influence.bilevel``, such as
             ``Sketch(draws=…, seed=…)`` or ``Subsample("gauss-newton", tasks=…)``.
-        damping: added to l2 when solving; ``"auto"`` is a hundredth of the largest eigenvalue of the Hessian.
+        damping: added to l2 when solving; ``"auto"`` is a hundredth of the largest eigenvalue of the Hessian (of its
+            sketch, for ``"gauss-newton"``).
         tolerance: relative residual of the outer solve, for the default solver.
         solver: of the outer system, with a tolerance of its own; conjugate gradients, or the exact one of a sketch,
             unless given.
