@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from l2l_influence import SupportInfluence, TaskInfluence
-from l2l_influence.bilevel import Sketch
+from l2l_influence.bilevel import Sketch, Subsample
 from l2l_influence.bilevel.problem import REMOVALS
 from l2l_influence.evaluation.baselines import BASELINES
 from l2l_influence.evaluation.baselines.base import hook_class
@@ -59,6 +59,12 @@ def with_other_inner_kind(
     return influence(study, tasks, loss, level=level, inner=other, **options)
 
 
+def from_a_quarter(study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> CurvedHook:
+    """A sketch of a quarter of the tasks, drawn at random."""
+    some = Subsample(Sketch(draws=16), tasks=max(1, len(study.training_tasks()) // 4))
+    return influence(study, tasks, loss, level=level, hessian=some, **options)
+
+
 class LeftOut(TaskInfluence):
     """Tasks, each solved for without its own part of the Hessian."""
 
@@ -87,7 +93,9 @@ class Estimator:
         levels: that it scores.
         dear: whether it is left out where the network is large.
         by_products: whether each test task takes products with all training tasks; not done in large networks.
+        resolves: whether it solves inner problems that training did not; in large networks done for tasks only.
         only: names of the worlds that it is for; all of them unless given.
+        checkpoints: whether it asks for the way that training took.
         baseline: whether it is something simpler than influence.
     """
 
@@ -98,12 +106,16 @@ class Estimator:
     levels: tuple[str, ...] = ALL
     dear: bool = False
     by_products: bool = False
+    resolves: bool = False
     only: tuple[str, ...] = ()
+    checkpoints: bool = False
     baseline: bool = False
 
     def on(self, world: World, level: str) -> Any:
         """What has ``score_matrix``."""
         options = {**world.options, **self.options}
+        if self.checkpoints:
+            options["checkpoints"] = world.checkpoints
         return self.make(world.study, None, options.pop("loss"), level=level, progress=False, **options)
 
     def at(self, scorer: Any, scale: float) -> Any:
@@ -114,7 +126,9 @@ class Estimator:
         """Whether it is measured there: what is dear scores tasks only, and nothing in large networks."""
         if self.only and world.name not in self.only or level not in self.levels or level not in world.levels:
             return False
-        if self.by_products and world.large:
+        if self.checkpoints and not world.checkpoints:
+            return False
+        if world.large and (self.by_products or self.resolves and level != "task"):
             return False
         return not self.dear or len(world.lam) <= SMALL or (level == "task" and not world.large)
 
@@ -128,19 +142,25 @@ DEFAULT = "sketch, 16 draws"
 _HOOKS = (
     Estimator(DEFAULT, options={"hessian": Sketch(draws=16)}, dampings=DAMPINGS),
     Estimator("sketch, 4 draws", options={"hessian": Sketch(draws=4)}, dampings=(1.0, 10.0, 100.0)),
+    Estimator("sketch, 1 draw", options={"hessian": Sketch(draws=1)}),
+    Estimator("sketch, a quarter of the tasks", from_a_quarter),
     Estimator("sketch, 64 draws", options={"hessian": Sketch(draws=64)}, dampings=DAMPINGS, dear=True),
     Estimator("gauss-newton", options={"hessian": "gauss-newton"}, dampings=(1.0, 10.0), dear=True),
     Estimator("exact", options={"hessian": "exact"}, dampings=(1.0, 0.0, 10.0), dear=True),
     Estimator("exact, left out", LeftOut, {"hessian": "exact"}, levels=("task",), only=("convex",)),
-    Estimator("the other inner kind", with_other_inner_kind, {"hessian": Sketch(draws=16)}, levels=("task", "query")),
+    Estimator(
+        "the other inner kind",
+        with_other_inner_kind,
+        {"hessian": Sketch(draws=16)},
+        levels=("task", "query"),
+        resolves=True,
+    ),
     Estimator("closed form", closed_form, {"hessian": Sketch(draws=16)}, levels=("support",)),
 )
 """The first is the hooks' default, of which the last two differ in one thing."""
 
 BY_PRODUCTS = {"direct-first-order"}
 ONLY_TASKS, DEAR = {"ascent-steps", "single-level-ekfac", "cosine-similarity", "direct"}, {"ascent-steps"}
-_NAMES = [name for name in BASELINES if name != "tracin"]
-
 ESTIMATORS: tuple[Estimator, ...] = _HOOKS + tuple(
     Estimator(
         name,
@@ -148,9 +168,10 @@ ESTIMATORS: tuple[Estimator, ...] = _HOOKS + tuple(
         levels=("task",) if name in ONLY_TASKS else ALL,
         dear=name in DEAR,
         by_products=name in BY_PRODUCTS,
+        checkpoints=name == "tracin",
         baseline=True,
     )
-    for name in _NAMES
+    for name in BASELINES
 )
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from l2l_influence.evaluation.baselines.checkpoints import Checkpoint
 from l2l_influence.recording import Study
 
 from ..estimators import worlds as convex_worlds
 from ..estimators.retraining import Retraining, Weights, whitening
 from ..estimators.worlds import Stacked
 from .networks import body_and_head, mlp, omniglot_cnn, omniglot_fc, plain_cnn, smooth_mlp
-from .runs import looped, told
+from .runs import Watched, looped, told
 from .tasks import WAYS, Images, digits, draw, mnist, omniglot
 from .trainers import Again, ToTheMinimum
 from .training import MetaTraining, Schedule
@@ -58,7 +59,7 @@ class Recipe:
         count = max(10, round(self.tasks * size.share))
         drawn = draw(self.images(), count, size.tests, self.shots, self.queries, self.wrong, 0)
         fit, again = _scaled(self.fit, size.steps), _scaled(self.again, size.steps)
-        study, lam, body = _trained(training, drawn.train, fit)
+        study, lam, body, checkpoints = _trained(training, drawn.train, fit)
         scratch = {"scratch": Again(training, drawn, fit, None)} if self.scratch else {}
         new_starts = dict.fromkeys(scratch, size.noise if fit.batch else size.scratch)
         return World(
@@ -75,6 +76,7 @@ class Recipe:
             seeds={"warm": size.noise if again.batch else 1} | new_starts,
             levels=self.levels,
             large=self.large,
+            checkpoints=checkpoints,
         )
 
 
@@ -84,14 +86,18 @@ def _scaled(schedule: Schedule, share: float) -> Schedule:
     return replace(schedule, steps=steps, settle=settle)
 
 
-def _trained(training: MetaTraining, tasks: Stacked, fit: Schedule) -> tuple[Study, Tensor, nn.Module | None]:
-    """The study, λ*, and the body in ANIL. Small batches are trained in learn2learn's own loop."""
+def _trained(
+    training: MetaTraining, tasks: Stacked, fit: Schedule
+) -> tuple[Study, Tensor, nn.Module | None, Sequence[Checkpoint]]:
+    """The study, λ*, the body in ANIL, and the way to λ*. Small batches are trained in learn2learn's own loop."""
     start = training.fresh(0)
     if fit.batch is not None:
-        return *looped(training, tasks, fit, start), None
-    lam = training.train(tasks, Weights.of(tasks), start, fit)
+        study, lam, checkpoints = looped(training, tasks, fit, start)
+        return study, lam, None, checkpoints
+    watched = Watched(training, fit)
+    lam = training.train(tasks, Weights.of(tasks), start, fit, seen=watched)
     study, body = told(training, tasks, lam)
-    return study, lam, body
+    return study, lam, body, watched.checkpoints
 
 
 def convex(name: str, size: Size) -> World:
@@ -152,7 +158,6 @@ OMNIGLOT = Recipe(
     queries=10,
     fit=Schedule(0.005, 400, weight_decay=1e-2),
     again=Schedule(0.0005, 100, weight_decay=1e-2),  # 60 steps of 0.0001 were foretold better, but end half-way
-    levels=("task",),
     large=True,
     scratch=False,
 )
@@ -192,7 +197,6 @@ WORLDS: Mapping[str, Callable[[str, Size], World]] = {
         tasks=60,
         fit=Schedule(0.01, 300, weight_decay=1e-3),
         again=Schedule(0.001, 40, weight_decay=1e-3),
-        levels=("task",),
         large=True,
         scratch=False,
     ),

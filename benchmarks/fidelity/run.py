@@ -77,6 +77,7 @@ def causes(size: Size, journal: Journal, cache: Path) -> None:
 
 
 def _write(journal: Journal, out: Path) -> None:
-    measured = {**journal.settings, "rows": journal.rows}
+    rows = sorted(journal.rows, key=lambda row: NAMES.index(row["world"]))  # runs side by side add to one folder
+    measured = {**journal.settings, "rows": rows}
     (out / "fidelity.json").write_text(as_json(measured), encoding="utf-8")
     (out / "fidelity.md").write_text("\n\n".join(page_tables(measured).values()) + "\n", encoding="utf-8")

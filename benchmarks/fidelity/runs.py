@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from l2l_influence import record
+from l2l_influence.evaluation.baselines import Checkpoints
+from l2l_influence.evaluation.baselines.checkpoints import Checkpoint
 from l2l_influence.recording import Study
 
 from ..estimators.worlds import Stacked
@@ -44,8 +46,40 @@ def told(training: MetaTraining, tasks: Stacked, lam: Tensor) -> tuple[Study, nn
     return study, body
 
 
-def looped(training: MetaTraining, tasks: Stacked, schedule: Schedule, start: Tensor) -> tuple[Study, Tensor]:
-    """A learner trained as in learn2learn's examples, by a loop that knows nothing of being recorded; and λ*."""
+CHECKPOINTS = 5
+"""Of a training, at even distances."""
+
+
+def between(schedule: Schedule) -> int:
+    """Steps from one checkpoint to the next."""
+    return max(1, schedule.steps // CHECKPOINTS)
+
+
+class Watched:
+    """Checkpoints of a training that has no loop of learn2learn's: call it with λ before each step."""
+
+    def __init__(self, training: MetaTraining, schedule: Schedule) -> None:
+        self.checkpoints: list[Checkpoint] = []
+        self._training, self._every, self._steps = training, between(schedule), 0
+
+    def __call__(self, lam: Tensor, lr: float) -> None:
+        if self._steps % self._every == 0:
+            self.checkpoints.append((self._state(lam), lr))
+        self._steps += 1
+
+    def _state(self, lam: Tensor) -> dict[str, Tensor]:
+        """Names are the learner's; a body and the module that is adapted stand side by side."""
+        model = self._training.network()
+        vector_to_parameters(lam.clone(), model.parameters())
+        prefix = "" if self._training.adapted else "module."
+        return {prefix + name: value for name, value in model.state_dict().items()}
+
+
+def looped(
+    training: MetaTraining, tasks: Stacked, schedule: Schedule, start: Tensor
+) -> tuple[Study, Tensor, Checkpoints]:
+    """A learner trained as in learn2learn's examples, by a loop that knows nothing of being recorded; λ*; and the way
+    there."""
     model, shots = training.network(), tasks.support_y.shape[1]
     vector_to_parameters(start.clone(), model.parameters())
     random.seed(0)
@@ -53,6 +87,7 @@ def looped(training: MetaTraining, tasks: Stacked, schedule: Schedule, start: Te
         maml, taskset, loss = l2l.algorithms.MAML(model, lr=training.lr), ListedTasks(tasks), nn.CrossEntropyLoss()
         optimiser = torch.optim.Adam(maml.parameters(), schedule.lr, weight_decay=schedule.weight_decay)
         cooling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / schedule.steps)
+        checkpoints = Checkpoints(maml, optimiser, every=between(schedule))
         for _ in range(schedule.steps):
             optimiser.zero_grad()
             for _ in range(schedule.batch or len(tasks)):
@@ -62,4 +97,4 @@ def looped(training: MetaTraining, tasks: Stacked, schedule: Schedule, start: Te
                 (loss(learner(x[shots:]), y[shots:]) / (schedule.batch or len(tasks))).backward()
             optimiser.step()
             cooling.step()
-    return study, parameters_to_vector(model.parameters()).detach()
+    return study, parameters_to_vector(model.parameters()).detach(), checkpoints

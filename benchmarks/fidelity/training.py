@@ -22,6 +22,9 @@ from l2l_influence.evaluation.metrics import Floats
 from ..estimators.retraining import Weights
 from ..estimators.worlds import Named, Stacked
 
+Seen = Callable[[Tensor, float], None]
+"""λ ``[P]`` and the learning rate before a step."""
+
 HELD = 2**23
 """Numbers in the gradients of tasks that are held side by side."""
 REST = 1e-5
@@ -71,13 +74,24 @@ class MetaTraining:
         model = self.network()
         return self.layout.ravel({name: value.detach() for name, value in model.named_parameters()})
 
-    def train(self, tasks: Stacked, weights: Weights, start: Tensor, schedule: Schedule, seed: int = 0) -> Tensor:
+    def train(
+        self,
+        tasks: Stacked,
+        weights: Weights,
+        start: Tensor,
+        schedule: Schedule,
+        seed: int = 0,
+        seen: Seen = lambda lam, lr: None,
+    ) -> Tensor:
         """λ ``[P]`` after ``schedule`` from ``start``: the objective is ``(1/N) Σ_i c_i L_O^i + (decay/2) ‖λ‖²``, N
-        counting tasks of weight 0 too; with batches the mean over tasks drawn in proportion to c_i."""
-        lam = self._by_adam(tasks, weights, start, schedule, seed) if schedule.steps else start
+        counting tasks of weight 0 too; with batches the mean over tasks drawn in proportion to c_i. ``seen`` is told
+        where Adam steps from, and how far it may."""
+        lam = self._by_adam(tasks, weights, start, schedule, seed, seen) if schedule.steps else start
         return self._settled(tasks, weights, lam, schedule) if schedule.settle else lam
 
-    def _by_adam(self, tasks: Stacked, weights: Weights, start: Tensor, schedule: Schedule, seed: int) -> Tensor:
+    def _by_adam(
+        self, tasks: Stacked, weights: Weights, start: Tensor, schedule: Schedule, seed: int, seen: Seen
+    ) -> Tensor:
         lam = start.clone().requires_grad_()
         optimiser = torch.optim.Adam([lam], schedule.lr, weight_decay=schedule.weight_decay)
         cooling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / schedule.steps)
@@ -85,6 +99,7 @@ class MetaTraining:
         for _ in range(schedule.steps):
             rows, shares = _chosen(weights.task, schedule.batch, generator)
             part = Weights(shares, *_samples(weights, rows))
+            seen(lam.detach(), cooling.get_last_lr()[0])
             lam.grad = self._objective(lam.detach(), _rows(tasks, rows), part)[1]
             optimiser.step()
             cooling.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from l2l_influence.bilevel import Layout
+from l2l_influence.evaluation.baselines.checkpoints import Checkpoint
 from l2l_influence.evaluation.metrics import Flags, Floats
 from l2l_influence.recording import Study
 
@@ -69,6 +70,7 @@ class World:
         seeds: of each ground truth.
         levels: what is removed.
         large: whether estimators that are dear are left out, and most single removals.
+        checkpoints: of the way to λ*; none where λ* is a minimum that no steps of a user's led to.
     """
 
     name: str
@@ -84,6 +86,7 @@ class World:
     seeds: Mapping[str, int]
     levels: tuple[str, ...] = ("task", "query", "support")
     large: bool = False
+    checkpoints: Sequence[Checkpoint] = ()
 
     @property
     def flags(self) -> Flags:

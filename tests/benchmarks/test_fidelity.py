@@ -27,7 +27,7 @@ from benchmarks.fidelity.estimators import DEFAULT, ESTIMATORS, by_position, pos
 from benchmarks.fidelity.figures import detection, figures, measured, moves
 from benchmarks.fidelity.recipes import WORLDS
 from benchmarks.fidelity.rows import Rows
-from benchmarks.fidelity.runs import looped
+from benchmarks.fidelity.runs import Watched, looped
 from benchmarks.fidelity.tables import page_tables
 from benchmarks.fidelity.tasks import Drawn, Images, MissingDataError, digits, draw
 from benchmarks.fidelity.trainers import Again
@@ -166,13 +166,19 @@ def test_only_the_head_is_adapted_in_anil(tasks: Stacked) -> None:
 def test_the_recorded_loop_does_what_retraining_does(tasks: Stacked, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same draws lead both to the same λ*; and the loop is recorded as it was."""
     schedule, start = Schedule(0.05, 5, batch=3, weight_decay=0.1), TRAINING.fresh(0)
-    study, lam = looped(TRAINING, tasks, schedule, start)
+    study, lam, checkpoints = looped(TRAINING, tasks, schedule, start)
     random.seed(0)
     drawn = [random.randint(0, 5) for _ in range(15)]
     steps = iter(torch.tensor(drawn).view(5, 3))
     monkeypatch.setattr(trainings, "_chosen", lambda *_: (next(steps), torch.full((3,), 1 / 3)))
-    expected = TRAINING.train(tasks, Weights.of(tasks), start, schedule)
+    watched = Watched(TRAINING, schedule)
+    expected = TRAINING.train(tasks, Weights.of(tasks), start, schedule, seen=watched)
     torch.testing.assert_close(lam, expected, rtol=1e-6, atol=1e-8)
+    for (state, lr), (there, rate) in zip(checkpoints, watched.checkpoints, strict=True):
+        assert lr == pytest.approx(rate) and state.keys() == there.keys()
+        for name, value in state.items():
+            torch.testing.assert_close(value, there[name], rtol=1e-6, atol=1e-8)
+    assert [lr for _, lr in checkpoints] == pytest.approx([0.05, 0.04, 0.03, 0.02, 0.01])
     assert {task.key: task.trained for task in study.training_tasks()} == {key: drawn.count(key) for key in set(drawn)}
 
 
@@ -212,7 +218,7 @@ def test_weights_of_one_level_leave_the_others(tasks: Stacked) -> None:
 
 def test_scores_are_put_where_their_items_stand(tasks: Stacked) -> None:
     """Ids are in order of first draw, and some tasks were never drawn."""
-    study, _ = looped(TRAINING, tasks, Schedule(0.01, 2, batch=2), TRAINING.fresh(0))
+    study, *_ = looped(TRAINING, tasks, Schedule(0.01, 2, batch=2), TRAINING.fresh(0))
     some = SimpleNamespace(study=study, train=tasks)
     names, losses = QueryLoss(study, None, nn.CrossEntropyLoss(), level="query").score_matrix([_pair(tasks, 0)])
     found = by_position(names, losses, some, "query")  # type: ignore[arg-type]
