@@ -208,5 +208,6 @@ WORLDS: Mapping[str, Callable[[str, Size], World]] = {
         queries=3,
         fit=Schedule(0.005, 100, weight_decay=1e-2),
         again=Schedule(0.0005, 40, weight_decay=1e-2),
+        levels=("task",),
     ),
 }
