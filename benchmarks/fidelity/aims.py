@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..journal import Row
 from ..markdown import Table, number
+from .estimators import ALL as LEVELS
 from .estimators import DEFAULT, ESTIMATORS
 from .rows import Rows
 
@@ -17,7 +18,9 @@ def aims(rows: Rows) -> Table:
     """A line for each aim that the measured worlds can speak of; figures are those at the hooks' own damping."""
     lines = [*_convex(rows), *_digits(rows), *_stochastic(rows), *_omniglot(rows)]
     for world in rows.worlds:
-        lines += [*_against_baselines(rows, world), *_detection(rows, world)]
+        for level in LEVELS:
+            lines += _against_baselines(rows, world, level)
+        lines += _detection(rows, world)
     return [["learner", "aim", "reached", ""], *lines]
 
 
@@ -62,14 +65,14 @@ def _omniglot(rows: Rows) -> Iterator[list[str]]:
             yield _reached(rows.title(world), "task: LDS, warm", _lds(row, "warm"), 0.6)
 
 
-def _against_baselines(rows: Rows, world: str) -> Iterator[list[str]]:
-    own = rows.one(world=world, level="task", estimator=DEFAULT, damping=OWN)
-    others = [row for name in BASELINES if (row := rows.one(world=world, level="task", estimator=name))]
+def _against_baselines(rows: Rows, world: str, level: str) -> Iterator[list[str]]:
+    own = rows.one(world=world, level=level, estimator=DEFAULT, damping=OWN)
+    others = [row for name in BASELINES if (row := rows.one(world=world, level=level, estimator=name))]
     if own and others:
         top = max(others, key=lambda row: _lds(row, "warm"))
         *_, high = top["halves"]["warm"]["behind"]
         shown = f"{number(_lds(own, 'warm'))}; {top['estimator']} {number(_lds(top, 'warm'))}"
-        aim = "default's LDS at least that of each baseline, within its interval"
+        aim = f"{level}: default's LDS at least that of each baseline, within its interval"
         yield [rows.title(world), aim, shown, _word(high >= 0)]
 
 

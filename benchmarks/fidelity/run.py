@@ -14,7 +14,9 @@ from ..journal import Journal, as_json, settings
 from .causes import CAUSES, row_of
 from .estimators import ESTIMATORS
 from .figures import default_scores, described, rows_of
+from .plot import cost_plot
 from .recipes import WORLDS
+from .rows import Rows
 from .tables import page_tables
 from .tasks import MissingDataError
 from .truths import truths
@@ -37,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(quick: bool, out: Path, names: Sequence[str]) -> None:
-    """Measure what ``out`` does not hold yet of these worlds, and write ``fidelity.json`` and ``fidelity.md`` there
-    after each."""
+    """Measure what ``out`` does not hold yet of these worlds, and write ``fidelity.json``, ``fidelity.md`` and
+    ``fidelity.png`` there after each."""
     torch.set_num_threads(1)  # side by side, and as retraining does it
     size = QUICK if quick else FULL
     out.mkdir(parents=True, exist_ok=True)
@@ -81,3 +83,4 @@ def _write(journal: Journal, out: Path) -> None:
     measured = {**journal.settings, "rows": rows}
     (out / "fidelity.json").write_text(as_json(measured), encoding="utf-8")
     (out / "fidelity.md").write_text("\n\n".join(page_tables(measured).values()) + "\n", encoding="utf-8")
+    cost_plot(Rows(rows)).savefig(out / "fidelity.png")

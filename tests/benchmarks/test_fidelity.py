@@ -25,6 +25,7 @@ from benchmarks.fidelity.aims import aims
 from benchmarks.fidelity.causes import CAUSES, Cause, row_of
 from benchmarks.fidelity.estimators import DEFAULT, ESTIMATORS, by_position, positions
 from benchmarks.fidelity.figures import detection, figures, measured, moves
+from benchmarks.fidelity.plot import MARKS, cost_plot
 from benchmarks.fidelity.recipes import WORLDS
 from benchmarks.fidelity.rows import Rows
 from benchmarks.fidelity.runs import Watched, looped
@@ -363,6 +364,18 @@ def test_tables_have_what_was_measured_and_say_what_made_it(written) -> None:
     assert line.startswith(f"| {DEFAULT} | {value} (")
     for table in page_tables(found).values():
         assert table in text and "`python -m benchmarks fidelity --quick`; l2l_influence " in table
+
+
+def test_each_kind_of_hessian_has_a_mark_in_the_picture_of_costs(written) -> None:
+    folder, found = written
+    assert (folder / "fidelity.png").read_bytes().startswith(b"\x89PNG")
+    kinds = {each.name for each in ESTIMATORS if not each.baseline and "task" in each.levels}
+    assert MARKS.keys() == kinds and len(set(MARKS.values())) == len(kinds)
+    axes = cost_plot(Rows(found["rows"])).axes[0]
+    own = Rows(found["rows"]).one(level="task", estimator=DEFAULT, damping=1.0)
+    assert own is not None
+    points = {line.get_label(): line.get_xydata() for line in axes.lines}
+    assert points[DEFAULT].tolist() == [[own["seconds"], own["halves"]["warm"]["lds"][0]]]
 
 
 def test_a_run_that_was_cut_off_goes_on_where_it_was(written, monkeypatch) -> None:
