@@ -1,6 +1,6 @@
-"""What keeps the figures of the MLP down: one thing at a time is taken away, and halves are foretold anew.
+"""What keeps the figures of the MLP and of OmniglotFC down: one thing at a time is taken away, and halves are foretold anew.
 
-Each line is a learner or a removal that differs from the first in what it says; scores are the default's.
+Each line is a learner or a removal that differs from the first of its network in what it says; scores are the default's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from l2l_influence.evaluation import ceiling, lds_interval, measure, random_subs
 from ..journal import Row
 from .estimators import ESTIMATORS, by_position
 from .networks import mlp, smooth_mlp
-from .recipes import DIGITS, Recipe
+from .recipes import DIGITS, OMNIGLOT, Recipe
 from .training import Schedule
 from .truths import Retrain, count, digest
 from .worlds import Size
@@ -54,6 +54,7 @@ _DECAYED = replace(
     SWITCHING, fit=replace(SWITCHING.fit, weight_decay=1e-2), again=replace(SWITCHING.again, weight_decay=1e-2)
 )
 _BATCHES = replace(SWITCHING, fit=replace(SWITCHING.fit, batch=12), again=replace(SWITCHING.again, batch=12))
+_SETTLED = replace(OMNIGLOT, fit=replace(OMNIGLOT.fit, settle=300), again=replace(OMNIGLOT.again, steps=0, settle=100))
 
 CAUSES = (
     Cause("ReLU, 800 steps, retrained for 150", SWITCHING),
@@ -70,6 +71,15 @@ CAUSES = (
     Cause("tanh, ten times the decay, five steps of .05: trained and retrained towards rest", DIGITS),
     Cause("… retrained for 150 short steps", replace(DIGITS, again=replace(DIGITS.again, steps=150, settle=0))),
     Cause("… with 252 tasks", replace(DIGITS, tasks=252)),
+    Cause("OmniglotFC, 400 steps, retrained for 100", OMNIGLOT),
+    Cause("OmniglotFC, a tenth removed", OMNIGLOT, share=0.1),
+    Cause("OmniglotFC, no wrong labels", replace(OMNIGLOT, wrong=0.0)),
+    Cause(
+        "OmniglotFC, retrained for 60 steps of a fifth",
+        replace(OMNIGLOT, again=replace(OMNIGLOT.again, lr=1e-4, steps=60)),
+    ),
+    Cause("OmniglotFC, L-BFGS after Adam and to retrain", _SETTLED),
+    Cause("OmniglotFC, the same, adapted by three steps of .1", replace(_SETTLED, lr=0.1, adapt_steps=3)),
 )
 
 
