@@ -1,6 +1,6 @@
-"""What keeps the figures of the MLP and of OmniglotFC down: one thing at a time is taken away, and halves are foretold anew.
+"""What keeps the figures of two learners down: one thing at a time is taken away, and halves are foretold anew.
 
-Each line is a learner or a removal that differs from the first of its network in what it says; scores are the default's.
+Each line is a learner or a removal that differs from the first of its network in what it says, scored by the default.
 """
 
 from __future__ import annotations
