@@ -54,8 +54,6 @@ _DECAYED = replace(
     SWITCHING, fit=replace(SWITCHING.fit, weight_decay=1e-2), again=replace(SWITCHING.again, weight_decay=1e-2)
 )
 _BATCHES = replace(SWITCHING, fit=replace(SWITCHING.fit, batch=12), again=replace(SWITCHING.again, batch=12))
-_SETTLED = replace(OMNIGLOT, fit=replace(OMNIGLOT.fit, settle=300), again=replace(OMNIGLOT.again, steps=0, settle=100))
-
 CAUSES = (
     Cause("ReLU, 800 steps, retrained for 150", SWITCHING),
     Cause("trained three times as long", replace(SWITCHING, fit=replace(SWITCHING.fit, steps=2400))),
@@ -78,8 +76,6 @@ CAUSES = (
         "OmniglotFC, retrained for 60 steps of a fifth",
         replace(OMNIGLOT, again=replace(OMNIGLOT.again, lr=1e-4, steps=60)),
     ),
-    Cause("OmniglotFC, L-BFGS after Adam and to retrain", _SETTLED),
-    Cause("OmniglotFC, the same, adapted by three steps of .1", replace(_SETTLED, lr=0.1, adapt_steps=3)),
 )
 
 
