@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from ..journal import Row
 from ..markdown import Table, number
-from .estimators import ALL as LEVELS
-from .estimators import DEFAULT, ESTIMATORS
+from .estimators import ALL, DEFAULT, ESTIMATORS
 from .rows import Rows
 
 BASELINES = tuple(each.name for each in ESTIMATORS if each.baseline)
@@ -18,7 +17,7 @@ def aims(rows: Rows) -> Table:
     """A line for each aim that the measured worlds can speak of; figures are those at the hooks' own damping."""
     lines = [*_convex(rows), *_digits(rows), *_stochastic(rows), *_omniglot(rows)]
     for world in rows.worlds:
-        for level in LEVELS:
+        for level in ALL:
             lines += _against_baselines(rows, world, level)
         lines += _detection(rows, world)
     return [["learner", "aim", "reached", ""], *lines]

@@ -54,6 +54,7 @@ _DECAYED = replace(
     SWITCHING, fit=replace(SWITCHING.fit, weight_decay=1e-2), again=replace(SWITCHING.again, weight_decay=1e-2)
 )
 _BATCHES = replace(SWITCHING, fit=replace(SWITCHING.fit, batch=12), again=replace(SWITCHING.again, batch=12))
+
 CAUSES = (
     Cause("ReLU, 800 steps, retrained for 150", SWITCHING),
     Cause("trained three times as long", replace(SWITCHING, fit=replace(SWITCHING.fit, steps=2400))),

@@ -161,6 +161,7 @@ _HOOKS = (
 
 BY_PRODUCTS = {"direct-first-order"}
 ONLY_TASKS, DEAR = {"ascent-steps", "single-level-ekfac", "cosine-similarity", "direct"}, {"ascent-steps"}
+
 ESTIMATORS: tuple[Estimator, ...] = _HOOKS + tuple(
     Estimator(
         name,

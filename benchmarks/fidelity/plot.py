@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from l2l_influence.report.plots import BLUE, DPI, GREEN, GREY, PURPLE, VERMILION
 
 from ..journal import Row
-from .estimators import DEFAULT, ESTIMATORS
+from .aims import BASELINES, OWN
+from .estimators import DEFAULT
 from .rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BASELINES = {each.name for each in ESTIMATORS if each.baseline}
 MARKS = {
     "sketch, 1 draw": ("v", BLUE),
     "sketch, 4 draws": ("<", BLUE),
@@ -46,7 +46,8 @@ def cost_plot(rows: Rows) -> Figure:
     named = {}
     for axes, world in zip(panels, rows.worlds, strict=True):
         _panel(axes, rows, world)
-        named |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            named[name] = handle
     figure.supxlabel("processor seconds for the scores of all tasks on all test tasks")
     figure.supylabel("LDS, halves of the tasks")
     figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=5, frameon=False)
@@ -54,7 +55,7 @@ def cost_plot(rows: Rows) -> Figure:
 
 
 def _panel(axes: Axes, rows: Rows, world: str) -> None:
-    found = rows.of(world=world, level="task", damping=1.0, verdict="measured")
+    found = rows.of(world=world, level="task", damping=OWN, verdict="measured")
     for row in sorted(found, key=lambda row: row["estimator"] not in BASELINES):  # kinds of Hessian lie on top
         _point(axes, row)
     axes.set(xscale="log", title=rows.title(world))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from l2l_influence.evaluation.baselines.checkpoints import Checkpoint
 from l2l_influence.recording import Study
@@ -15,7 +16,7 @@ from ..estimators import worlds as convex_worlds
 from ..estimators.retraining import Retraining, Weights, whitening
 from ..estimators.worlds import Stacked
 from .networks import body_and_head, mlp, omniglot_cnn, omniglot_fc, plain_cnn, smooth_mlp
-from .runs import Watched, looped, told
+from .runs import followed, looped, told
 from .tasks import WAYS, Images, digits, draw, mnist, omniglot
 from .trainers import Again, ToTheMinimum
 from .training import MetaTraining, Schedule
@@ -94,10 +95,15 @@ def _trained(
     if fit.batch is not None:
         study, lam, checkpoints = looped(training, tasks, fit, start)
         return study, lam, None, checkpoints
-    watched = Watched(training, fit)
-    lam = training.train(tasks, Weights.of(tasks), start, fit, seen=watched)
+    taken: Sequence[Checkpoint] = ()
+
+    def begun(lam: Tensor, optimiser: Optimizer) -> None:
+        nonlocal taken
+        taken = followed(training, fit, lam, optimiser)
+
+    lam = training.train(tasks, Weights.of(tasks), start, fit, begun=begun)
     study, body = told(training, tasks, lam)
-    return study, lam, body, watched.checkpoints
+    return study, lam, body, taken
 
 
 def convex(name: str, size: Size) -> World:

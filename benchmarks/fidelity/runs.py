@@ -8,10 +8,10 @@ import learn2learn as l2l
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.optim import Optimizer
 
 from l2l_influence import record
 from l2l_influence.evaluation.baselines import Checkpoints
-from l2l_influence.evaluation.baselines.checkpoints import Checkpoint
 from l2l_influence.recording import Study
 
 from ..estimators.worlds import Stacked
@@ -55,24 +55,12 @@ def between(schedule: Schedule) -> int:
     return max(1, schedule.steps // CHECKPOINTS)
 
 
-class Watched:
-    """Checkpoints of a training that has no loop of learn2learn's: call it with λ before each step."""
-
-    def __init__(self, training: MetaTraining, schedule: Schedule) -> None:
-        self.checkpoints: list[Checkpoint] = []
-        self._training, self._every, self._steps = training, between(schedule), 0
-
-    def __call__(self, lam: Tensor, lr: float) -> None:
-        if self._steps % self._every == 0:
-            self.checkpoints.append((self._state(lam), lr))
-        self._steps += 1
-
-    def _state(self, lam: Tensor) -> dict[str, Tensor]:
-        """Names are the learner's; a body and the module that is adapted stand side by side."""
-        model = self._training.network()
-        vector_to_parameters(lam.clone(), model.parameters())
-        prefix = "" if self._training.adapted else "module."
-        return {prefix + name: value for name, value in model.state_dict().items()}
+def followed(training: MetaTraining, schedule: Schedule, lam: Tensor, optimiser: Optimizer) -> Checkpoints:
+    """Checkpoints of a training without learn2learn's loop: of a learner whose parameters are views of ``lam``."""
+    model = training.network()
+    vector_to_parameters(lam, model.parameters())
+    learner = model if training.adapted else nn.ModuleDict({"module": model})  # ANIL's has both parts by name already
+    return Checkpoints(learner, optimiser, every=between(schedule))
 
 
 def looped(

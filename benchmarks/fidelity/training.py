@@ -22,8 +22,8 @@ from l2l_influence.evaluation.metrics import Floats
 from ..estimators.retraining import Weights
 from ..estimators.worlds import Named, Stacked
 
-Seen = Callable[[Tensor, float], None]
-"""λ ``[P]`` and the learning rate before a step."""
+Begun = Callable[[Tensor, torch.optim.Optimizer], None]
+"""Is given λ ``[P]``, which the optimizer will change in place."""
 
 HELD = 2**23
 """Numbers in the gradients of tasks that are held side by side."""
@@ -81,25 +81,25 @@ class MetaTraining:
         start: Tensor,
         schedule: Schedule,
         seed: int = 0,
-        seen: Seen = lambda lam, lr: None,
+        begun: Begun = lambda lam, optimiser: None,
     ) -> Tensor:
         """λ ``[P]`` after ``schedule`` from ``start``: the objective is ``(1/N) Σ_i c_i L_O^i + (decay/2) ‖λ‖²``, N
-        counting tasks of weight 0 too; with batches the mean over tasks drawn in proportion to c_i. ``seen`` is told
-        where Adam steps from, and how far it may."""
-        lam = self._by_adam(tasks, weights, start, schedule, seed, seen) if schedule.steps else start
+        counting tasks of weight 0 too; with batches the mean over tasks drawn in proportion to c_i. ``begun`` is
+        given what Adam moves, and Adam, before the first step."""
+        lam = self._by_adam(tasks, weights, start, schedule, seed, begun) if schedule.steps else start
         return self._settled(tasks, weights, lam, schedule) if schedule.settle else lam
 
     def _by_adam(
-        self, tasks: Stacked, weights: Weights, start: Tensor, schedule: Schedule, seed: int, seen: Seen
+        self, tasks: Stacked, weights: Weights, start: Tensor, schedule: Schedule, seed: int, begun: Begun
     ) -> Tensor:
         lam = start.clone().requires_grad_()
         optimiser = torch.optim.Adam([lam], schedule.lr, weight_decay=schedule.weight_decay)
         cooling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / schedule.steps)
         generator = torch.Generator().manual_seed(seed)
+        begun(lam.detach(), optimiser)
         for _ in range(schedule.steps):
             rows, shares = _chosen(weights.task, schedule.batch, generator)
             part = Weights(shares, *_samples(weights, rows))
-            seen(lam.detach(), cooling.get_last_lr()[0])
             lam.grad = self._objective(lam.detach(), _rows(tasks, rows), part)[1]
             optimiser.step()
             cooling.step()

@@ -28,7 +28,7 @@ from benchmarks.fidelity.figures import detection, figures, measured, moves
 from benchmarks.fidelity.plot import MARKS, cost_plot
 from benchmarks.fidelity.recipes import WORLDS
 from benchmarks.fidelity.rows import Rows
-from benchmarks.fidelity.runs import Watched, looped
+from benchmarks.fidelity.runs import followed, looped
 from benchmarks.fidelity.tables import page_tables
 from benchmarks.fidelity.tasks import Drawn, Images, MissingDataError, digits, draw
 from benchmarks.fidelity.trainers import Again
@@ -37,7 +37,7 @@ from benchmarks.fidelity.truths import HALVES, SINGLES, TENTHS, designs, digest,
 from benchmarks.fidelity.worlds import Size, World
 from l2l_influence import SupportInfluence
 from l2l_influence.evaluation import Truth
-from l2l_influence.evaluation.baselines import QueryLoss
+from l2l_influence.evaluation.baselines import Checkpoints, QueryLoss
 
 DOCS = Path(__file__).parents[2] / "docs"
 TINY = Size(share=0.1, steps=0.01, tests=3, halves=4, singles=2, scratch=2, noise=2)
@@ -172,10 +172,12 @@ def test_the_recorded_loop_does_what_retraining_does(tasks: Stacked, monkeypatch
     drawn = [random.randint(0, 5) for _ in range(15)]
     steps = iter(torch.tensor(drawn).view(5, 3))
     monkeypatch.setattr(trainings, "_chosen", lambda *_: (next(steps), torch.full((3,), 1 / 3)))
-    watched = Watched(TRAINING, schedule)
-    expected = TRAINING.train(tasks, Weights.of(tasks), start, schedule, seen=watched)
+    ways: list[Checkpoints] = []
+    expected = TRAINING.train(
+        tasks, Weights.of(tasks), start, schedule, begun=lambda *at: ways.append(followed(TRAINING, schedule, *at))
+    )
     torch.testing.assert_close(lam, expected, rtol=1e-6, atol=1e-8)
-    for (state, lr), (there, rate) in zip(checkpoints, watched.checkpoints, strict=True):
+    for (state, lr), (there, rate) in zip(checkpoints, ways[0], strict=True):
         assert lr == pytest.approx(rate) and state.keys() == there.keys()
         for name, value in state.items():
             torch.testing.assert_close(value, there[name], rtol=1e-6, atol=1e-8)
