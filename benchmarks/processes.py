@@ -1,7 +1,7 @@
 """One process against two, one thread each; and a model of what more of them would take.
 
-``python -m benchmarks processes [--quick] [--out FILE]`` starts both in turns and writes JSON and, beside it, Markdown.
-The model is arithmetic on what was measured for one task, not a measurement, and says so.
+``python -m benchmarks processes [--quick] [--out FILE]`` starts both in turns. The model is arithmetic on what was
+measured for one task, not a measurement, and says so.
 """
 
 from __future__ import annotations
@@ -14,21 +14,32 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from tqdm import tqdm
 
 from l2l_influence import MAML, TaskDataset, TaskInfluence
 
-from .markdown import markdown
+from .journal import Journal, Row, as_json, settings
+from .markdown import Table, markdown
 from .plain import MODELS, epoch, taskset
 
-KINDS = ("gamma", "sketch", "gauss-newton")
+COMMAND = "python -m benchmarks processes"
+
+FULL = {"gamma": 1000, "sketch": 1000, "gauss-newton": 100}
+QUICK = dict.fromkeys(FULL, 10)
+"""Tasks, by kind of Hessian."""
+
 ROWS, BYTES, ITERATIONS = 4096, 4, 20
 """Of a sketch, of a number, and of conjugate gradients, in the model."""
+
+MODELLED = "OmniglotFC"
+"""The network whose time a task the model starts from."""
 
 BANDWIDTH = 1.25e9
 """Bytes a second from rank to rank in the model: 10 Gbit/s."""
@@ -43,16 +54,16 @@ SIZES = [
 """Tasks, parameters, ranks."""
 
 
-def _worker(name: str, count: int, out: Path) -> None:
-    """Under torchrun: seconds for the scores of ``count`` tasks, by each kind."""
+def _worker(name: str, counts: dict[str, int], out: Path) -> None:
+    """Under torchrun: seconds for the scores of so many tasks, by each kind."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     random.seed(0), np.random.seed(0), torch.manual_seed(0)  # the same tasks and λ on each
-    tasks, maml = TaskDataset(taskset(count)), MAML(MODELS[name](), lr=0.5)
-    pairs = [((x[::2], y[::2]), (x[1::2], y[1::2])) for x, y in (tasks[i] for i in range(20))]
-    epoch(maml, tasks)
     found = {}
-    for kind in KINDS:
+    for kind, count in counts.items():
+        tasks, maml = TaskDataset(taskset(count)), MAML(MODELS[name](), lr=0.5)
+        pairs = [((x[::2], y[::2]), (x[1::2], y[1::2])) for x, y in (tasks[i] for i in range(20))]
+        epoch(maml, tasks)
         hook = TaskInfluence(maml, tasks, nn.CrossEntropyLoss(), hessian=kind, progress=False, group=dist.group.WORLD)
         dist.barrier()
         start = time.perf_counter()
@@ -63,57 +74,97 @@ def _worker(name: str, count: int, out: Path) -> None:
     dist.destroy_process_group()
 
 
-def measured(name: str, count: int, ranks: int) -> dict[str, float]:
+def measured(name: str, counts: dict[str, int], ranks: int) -> dict[str, float]:
     """Seconds by kind."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "seconds.json"
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        command = [*launch, "-m", "benchmarks.processes", name, str(count), str(out)]
+        command = [*launch, "-m", "benchmarks.processes", name, json.dumps(counts), str(out)]
         subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
         found: dict[str, float] = json.loads(out.read_text(encoding="utf-8"))
         return found
 
 
-def compared(name: str, count: int, repeats: int) -> list[dict[str, object]]:
-    """Medians over turns, each running one process and two."""
-    turns = [(measured(name, count, 1), measured(name, count, 2)) for _ in range(repeats)]
-    rows = []
-    for kind in KINDS:
-        one = statistics.median(alone[kind] for alone, _ in turns)
-        ratio = statistics.median(alone[kind] / shared[kind] for alone, shared in turns)
-        rows.append(
-            {"model": name, "tasks": count, "kind": kind, "seconds, 1 process": round(one, 3), "1 / 2": round(ratio, 2)}
+def turn(name: str, counts: dict[str, int]) -> list[Row]:
+    """One process, then two: a row a kind."""
+    alone, shared = measured(name, counts, 1), measured(name, counts, 2)
+    return [{"kind": kind, "tasks": count, "one": alone[kind], "two": shared[kind]} for kind, count in counts.items()]
+
+
+def compared(rows: list[Row]) -> list[Row]:
+    """Medians over turns, of each network and kind."""
+    found = []
+    for name, kind in dict.fromkeys((row["model"], row["kind"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["kind"]) == (name, kind)]
+        ratios = [row["one"] / row["two"] for row in own]
+        found.append(
+            {"model": name, "tasks": own[0]["tasks"], "kind": kind}
+            | {"seconds": statistics.median(row["one"] for row in own), "ratio": statistics.median(ratios)}
+            | {"lowest": min(ratios), "highest": max(ratios)}
         )
-    return rows
+    return found
 
 
-def modelled(kind: str, tasks: int, parameters: int, ranks: int, per_task: float, own: int) -> dict[str, object]:
-    """Seconds of ``per_task``, measured with ``own`` parameters, grow with the parameters and fall with the ranks."""
+def modelled(kind: str, tasks: int, parameters: int, ranks: int, per_task: Callable[[int], float]) -> Row:
+    """Seconds of ``per_task``, for a task with so many parameters among so many tasks, fall with the ranks."""
     share = (ranks - 1) / ranks
     vector = 2 * parameters * BYTES * share
     sketch = ROWS * parameters * BYTES * share / ranks + 2 * ROWS**2 * 8 * share
     moved = vector + {"gamma": 0.0, "sketch": sketch, "gauss-newton": ITERATIONS * vector}[kind]
-    seconds = per_task * parameters / own * tasks / ranks + moved / BANDWIDTH
+    seconds = per_task(parameters) * tasks / ranks + moved / BANDWIDTH
     found = {"kind": kind, "tasks": tasks, "parameters": parameters, "ranks": ranks}
-    return {**found, "bytes moved a rank": f"{moved:.2g}", "expected seconds": f"{seconds:.2g}"}
+    return {**found, "bytes": moved, "seconds": seconds}
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    return markdown([list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)])
+def times(rows: list[Row], kind: str, tasks: int) -> Callable[[int], float]:
+    """Seconds a task, by parameters, that they grow in proportion to: from OmniglotFC's with one process.
+
+    A sketch takes what Γ takes, and a draw of each of as many tasks as it has rows.
+    """
+    own = sum(value.numel() for value in MODELS[MODELLED]().parameters())
+    alone = {row["kind"]: row["seconds"] / row["tasks"] for row in rows if row["model"] == MODELLED}
+    drawn = alone["sketch"] - alone["gamma"]
+    seconds = alone["gamma"] + drawn * min(1, ROWS / tasks) if kind == "sketch" else alone[kind]
+    return lambda parameters: seconds * parameters / own
+
+
+def measured_table(rows: list[Row]) -> str:
+    lines: Table = [["network", "tasks", "Hessian", "1 process", "1 process / 2", "lowest to highest turn"]]
+    for row in rows:
+        spread = f"{row['lowest']:.2f} to {row['highest']:.2f}"
+        lines.append(
+            [row["model"], f"{row['tasks']:,}", row["kind"], f"{row['seconds']:.1f} s", f"{row['ratio']:.2f}", spread]
+        )
+    return markdown(lines)
+
+
+def model_table(rows: list[Row]) -> str:
+    lines: Table = [["Hessian", "tasks", "parameters", "ranks", "bytes moved a rank", "expected seconds"]]
+    for row in rows:
+        sizes = [f"{row[name]:,}" for name in ("tasks", "parameters", "ranks")]
+        lines.append([row["kind"], *sizes, f"{row['bytes']:.2g}", f"{row['seconds']:.2g}"])
+    return markdown(lines)
+
+
+def model(rows: list[Row]) -> list[Row]:
+    """All kinds and sizes."""
+    return [modelled(kind, *size, times(rows, kind, size[0])) for kind in FULL for size in SIZES]
 
 
 def processes(quick: bool, out: Path) -> None:
-    count, repeats = (10, 1) if quick else (1000, 3)
-    rows = [row for name in ("OmniglotFC", "OmniglotCNN") for row in compared(name, count, repeats)]
-    own = sum(value.numel() for value in MODELS["OmniglotFC"]().parameters())
-    per_task = {str(row["kind"]): float(str(row["seconds, 1 process"])) / count for row in rows[: len(KINDS)]}
-    model = [modelled(kind, *size, per_task[kind], own) for kind in KINDS for size in SIZES]
-    about = f"MODEL, not measured: OmniglotFC's time a task, {BANDWIDTH:g} bytes/s, {ITERATIONS} products of CG"
-    out.write_text(json.dumps({"measured": rows, "model": model, "about": about}, indent=1), encoding="utf-8")
-    page = f"{table(rows)}\n\n{about}.\n\n{table(model)}\n"
-    out.with_suffix(".md").write_text(page, encoding="utf-8")
-    print(page)
+    """Measure the turns that are not in ``out`` with another ending, ``.jsonl``, yet; print tables, write rows."""
+    torch.set_num_threads(1)
+    counts, repeats = (QUICK, 1) if quick else (FULL, 3)
+    size = {"tasks": counts, "turns": repeats}
+    journal = Journal(out.with_suffix(".jsonl"), settings(COMMAND, size), ("model", "turn"))
+    for name in MODELS:
+        for number in tqdm(range(repeats), desc=name, unit="turn", disable=None):
+            if not journal.has(name, number):
+                journal.add([{"model": name, "turn": number, **row} for row in turn(name, counts)])
+    rows = compared(journal.rows)
+    out.write_text(as_json({**journal.settings, "model": model(rows), "rows": rows}), encoding="utf-8")
+    print(f"{measured_table(rows)}\n\nMODEL, not measured:\n\n{model_table(model(rows))}\n")
 
 
 if __name__ == "__main__":
-    _worker(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    _worker(sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3]))
