@@ -13,11 +13,18 @@ from torch import nn
 
 WAYS = 5
 MODELS = {"OmniglotFC": lambda: l2l.vision.models.OmniglotFC(784, WAYS), "OmniglotCNN": l2l.vision.models.OmniglotCNN}
+LARGER = {
+    "MiniImagenetCNN": lambda: l2l.vision.models.MiniImagenetCNN(WAYS),
+    "ResNet12": lambda: l2l.vision.models.ResNet12(WAYS, dropblock_dropout=0.0),
+}
+"""For images of :data:`MINI_IMAGENET`'s shape."""
+
+OMNIGLOT, MINI_IMAGENET = (1, 28, 28), (3, 84, 84)
 
 
-def taskset(count: int) -> l2l.data.Taskset:
+def taskset(count: int, shape: tuple[int, int, int] = OMNIGLOT) -> l2l.data.Taskset:
     """5-way 1-shot tasks (and one query image a class) of random images."""
-    images = torch.rand(50 * 20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(50 * 20, *shape, generator=torch.Generator().manual_seed(0))
     data = l2l.data.MetaDataset(torch.utils.data.TensorDataset(images, torch.arange(50).repeat_interleave(20)))
     transforms = [
         l2l.data.transforms.FusedNWaysKShots(data, n=WAYS, k=2),

@@ -22,7 +22,7 @@ from l2l_influence import MAML, QueryInfluence, SupportInfluence, TaskDataset, T
 from .journal import Journal, Row, as_json, settings
 from .markdown import Table, markdown
 from .metering import measured
-from .plain import MODELS, epoch, taskset
+from .plain import LARGER, MINI_IMAGENET, MODELS, OMNIGLOT, epoch, taskset
 
 COMMAND = "python -m benchmarks scale"
 
@@ -40,24 +40,33 @@ class Size:
         tasks: N of the scores and removals.
         tests: test tasks, few and many.
         growth: N of the scores whose growth is looked at.
+        wide: N, and test tasks, where it is the parameters that grow.
     """
 
     tasks: int
     tests: tuple[int, int]
     growth: tuple[int, ...]
+    wide: tuple[int, int]
 
 
-FULL = Size(1000, (100, 1000), (100, 1000, 10000))
-QUICK = Size(12, (3, 6), (6, 12))
+FULL = Size(1000, (100, 1000), (100, 1000, 10000), (8, 2))
+QUICK = Size(12, (3, 6), (6, 12), (2, 1))
+
+WIDE = ("OmniglotCNN", "MiniImagenetCNN", "OmniglotFC", "ResNet12")
+"""Networks by their number of parameters."""
 
 
 class Trained:
     """A learner that has seen ``count`` tasks once, and what that took without being recorded."""
 
-    def __init__(self, model: str, count: int) -> None:
-        self._model, self._count = model, count
-        self._maml, self._tasks = MAML(MODELS[model](), lr=0.5), TaskDataset(taskset(count))
+    def __init__(self, model: str, count: int, lr: float = 0.5) -> None:
+        self._model, self._count, self._lr = model, count, lr
+        self._maml, self._tasks = MAML(self._network(), lr=lr), TaskDataset(self._drawn())
         epoch(self._maml, self._tasks)
+
+    @property
+    def parameters(self) -> int:
+        return sum(value.numel() for value in self._maml.parameters())
 
     def ask(self, question: Callable[[Callable[..., Any]], object]) -> Row:
         """Cost of a question to new hooks, ``question(make)`` with ``make(kind_of_hook, **options)``."""
@@ -70,10 +79,22 @@ class Trained:
         return kind(self._maml, self._tasks, nn.CrossEntropyLoss(), progress=False, on_unconverged="warn", **options)
 
     def _plain(self) -> float:
-        maml, tasks = l2l.algorithms.MAML(MODELS[self._model](), lr=0.5), taskset(self._count)
+        maml, tasks = l2l.algorithms.MAML(self._network(), lr=self._lr), self._drawn()
         few = range(min(self._count, SOME))
         seconds: float = measured(lambda: epoch(maml, [tasks[i] for i in few]))[1]["seconds"]
         return seconds * self._count / len(few)
+
+    def _network(self) -> nn.Module:
+        module: nn.Module = {**MODELS, **LARGER}[self._model]()
+        return module
+
+    def _drawn(self) -> l2l.data.Taskset:
+        return taskset(self._count, _shape(self._model))
+
+
+def _shape(model: str) -> tuple[int, int, int]:
+    """Of its images."""
+    return MINI_IMAGENET if model in LARGER else OMNIGLOT
 
 
 SOME = 200
@@ -110,11 +131,32 @@ def growth(model: str, size: Size) -> Iterator[Row]:
             yield _row("growth", model, count, kind, trained.ask(_mean(kind, size.tests[0])))
 
 
-PARTS: dict[str, Callable[[str, Size], Iterator[Row]]] = {"scores": scores, "removals": removals, "growth": growth}
+def parameters(model: str, size: Size) -> Iterator[Row]:
+    """Scores of few tasks by networks of different size, with steps that suit all of them."""
+    count, tests = size.wide
+    trained = Trained(model, count, lr=0.01)
+    for kind in ("gamma", "sketch"):
+        cost = trained.ask(_mean(kind, tests, _shape(model)))
+        yield _row("parameters", model, count, kind, {"parameters": trained.parameters, **cost})
 
 
-def _mean(kind: str, tests: int) -> Callable[[Callable[..., Any]], object]:
-    return lambda make: make(TaskInfluence, hessian=kind).scores(taskset(tests))
+PARTS: dict[str, Callable[[str, Size], Iterator[Row]]] = {
+    "scores": scores,
+    "removals": removals,
+    "growth": growth,
+    "parameters": parameters,
+}
+
+
+def units() -> list[tuple[str, str]]:
+    """Parts of networks, in the order in which they are measured."""
+    each = [(part, model) for model in MODELS for part in PARTS if part != "parameters"]
+    return each + [("parameters", model) for model in WIDE]
+
+
+def _mean(kind: str, tests: int, shape: tuple[int, int, int] = OMNIGLOT) -> Callable[[Callable[..., Any]], object]:
+    drawn = taskset(tests, shape)
+    return lambda make: make(TaskInfluence, hessian=kind).scores(drawn)
 
 
 def _each(kind: str, tests: int) -> Callable[[Callable[..., Any]], object]:
@@ -161,10 +203,20 @@ def _growth_table(rows: list[Row]) -> Table:
     return lines
 
 
+def _parameters_table(rows: list[Row]) -> Table:
+    lines: Table = [["network", "parameters", "Hessian", "tasks", "time / epoch", "peak memory", "in vectors λ"]]
+    for row in rows:
+        vectors = "not told" if row["mebibytes"] is None else f"{row['mebibytes'] * 2**20 / row['parameters'] / 4:.0f}"
+        size = [f"{row['parameters']:,}", row["what"], f"{row['tasks']:,}", f"{row['ratio']:.1f}"]
+        lines.append([row["model"], *size, _memory(row), vectors])
+    return lines
+
+
 TABLES: dict[str, Callable[[list[Row]], Table]] = {
     "scores": _scores_table,
     "removals": _removals_table,
     "growth": _growth_table,
+    "parameters": _parameters_table,
 }
 
 
@@ -177,9 +229,8 @@ def scale(quick: bool, out: Path) -> None:
     torch.set_num_threads(1)
     size = QUICK if quick else FULL
     journal = Journal(out.with_suffix(".jsonl"), settings(COMMAND, vars(size)), ("part", "model"))
-    for model in MODELS:
-        for name, part in PARTS.items():
-            if not journal.has(name, model):
-                journal.add(list(tqdm(part(model, size), desc=f"{model}, {name}", unit="row", disable=None)))
+    for name, model in units():
+        if not journal.has(name, model):
+            journal.add(list(tqdm(PARTS[name](model, size), desc=f"{model}, {name}", unit="row", disable=None)))
     out.write_text(as_json({**journal.settings, "rows": journal.rows}), encoding="utf-8")
     print("\n\n".join(tables(journal.rows).values()))

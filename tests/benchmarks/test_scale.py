@@ -15,8 +15,9 @@ from benchmarks.scale import Size, exponent, scale, tables
 def out(tmp_path_factory):
     """Of a run over one network."""
     patch, out = pytest.MonkeyPatch(), tmp_path_factory.mktemp("scale") / "scale.json"
-    patch.setattr(scaling, "QUICK", Size(4, (2, 3), (3, 6)))
+    patch.setattr(scaling, "QUICK", Size(4, (2, 3), (3, 6), (2, 1)))
     patch.setattr(scaling, "MODELS", {"OmniglotCNN": scaling.MODELS["OmniglotCNN"]})
+    patch.setattr(scaling, "WIDE", ("OmniglotCNN", "MiniImagenetCNN"))
     scale(True, out)
     yield out
     patch.undo()
@@ -25,13 +26,14 @@ def out(tmp_path_factory):
 def test_all_parts_are_measured(out):
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert {row["part"] for row in rows} == set(scaling.PARTS)
-    assert len(rows) == 5 + 4 + 4
+    assert len(rows) == 5 + 4 + 4 + 2 * 2
     assert all(row["seconds"] > 0 and row["ratio"] > 0 for row in rows)
 
 
 def test_what_is_there_is_not_measured_again(out, monkeypatch):
-    monkeypatch.setattr(scaling, "QUICK", Size(4, (2, 3), (3, 6)))
+    monkeypatch.setattr(scaling, "QUICK", Size(4, (2, 3), (3, 6), (2, 1)))
     monkeypatch.setattr(scaling, "MODELS", {"OmniglotCNN": scaling.MODELS["OmniglotCNN"]})
+    monkeypatch.setattr(scaling, "WIDE", ("OmniglotCNN", "MiniImagenetCNN"))
     monkeypatch.setattr(scaling, "PARTS", dict.fromkeys(scaling.PARTS))  # cannot be called
     before = out.read_text(encoding="utf-8")
     scale(True, out)
@@ -40,7 +42,8 @@ def test_what_is_there_is_not_measured_again(out, monkeypatch):
 
 def test_tables_show_every_row(out):
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
-    assert "".join(tables(rows).values()).count("| OmniglotCNN |") == len(rows)
+    lines = "".join(tables(rows).values())
+    assert lines.count("| OmniglotCNN |") + lines.count("| MiniImagenetCNN |") == len(rows)
 
 
 def test_the_page_shows_what_was_measured():
