@@ -44,7 +44,7 @@ def test_turns_that_were_measured_are_not_measured_again(
 
     def measured(name: str, counts: dict[str, int], ranks: int) -> dict[str, float]:
         asked.append(ranks)
-        return {kind: 2.0 / ranks for kind in counts}
+        return dict.fromkeys(counts, 2.0 / ranks)
 
     monkeypatch.setattr(program, "measured", measured)
     for _ in range(2):
