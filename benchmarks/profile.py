@@ -30,7 +30,7 @@ STEPS = {
     "Gram matrix and factor": [("bilevel/solvers/gram.py", "__init__")],
     "largest eigenvalue": [("bilevel/solvers/neumann.py", "largest_eigenvalue")],
     "outer solves": [("bilevel/solvers/base.py", "solve")],
-    "scores, pulls": [("influence/scoring.py", "_walk"), ("bilevel/levels.py", "pull")],
+    "scores": [("influence/scoring.py", "_walk")],
 }
 """Functions by file and name, under what a table calls them."""
 
