@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -105,19 +104,19 @@ def compared(rows: list[Row]) -> list[Row]:
     return found
 
 
-def modelled(kind: str, tasks: int, parameters: int, ranks: int, per_task: Callable[[int], float]) -> Row:
-    """Seconds of ``per_task``, for a task with so many parameters among so many tasks, fall with the ranks."""
+def modelled(kind: str, tasks: int, parameters: int, ranks: int, per_task: float) -> Row:
+    """Seconds ``per_task`` fall with the ranks; what they send each other comes on top."""
     share = (ranks - 1) / ranks
     vector = 2 * parameters * BYTES * share
     sketch = ROWS * parameters * BYTES * share / ranks + 2 * ROWS**2 * 8 * share
     moved = vector + {"gamma": 0.0, "sketch": sketch, "gauss-newton": ITERATIONS * vector}[kind]
-    seconds = per_task(parameters) * tasks / ranks + moved / BANDWIDTH
+    seconds = per_task * tasks / ranks + moved / BANDWIDTH
     found = {"kind": kind, "tasks": tasks, "parameters": parameters, "ranks": ranks}
     return {**found, "bytes": moved, "seconds": seconds}
 
 
-def times(rows: list[Row], kind: str, tasks: int) -> Callable[[int], float]:
-    """Seconds a task, by parameters, that they grow in proportion to: from OmniglotFC's with one process.
+def per_task(rows: list[Row], kind: str, tasks: int, parameters: int) -> float:
+    """Seconds, in proportion to the parameters, of one of so many tasks: from OmniglotFC's with one process.
 
     A sketch takes what Γ takes, and a draw of each of as many tasks as it has rows.
     """
@@ -125,7 +124,7 @@ def times(rows: list[Row], kind: str, tasks: int) -> Callable[[int], float]:
     alone = {row["kind"]: row["seconds"] / row["tasks"] for row in rows if row["model"] == MODELLED}
     drawn = alone["sketch"] - alone["gamma"]
     seconds = alone["gamma"] + drawn * min(1, ROWS / tasks) if kind == "sketch" else alone[kind]
-    return lambda parameters: seconds * parameters / own
+    return seconds * parameters / own
 
 
 def measured_table(rows: list[Row]) -> str:
@@ -148,7 +147,11 @@ def model_table(rows: list[Row]) -> str:
 
 def model(rows: list[Row]) -> list[Row]:
     """All kinds and sizes."""
-    return [modelled(kind, *size, times(rows, kind, size[0])) for kind in FULL for size in SIZES]
+    return [
+        modelled(kind, tasks, parameters, ranks, per_task(rows, kind, tasks, parameters))
+        for kind in FULL
+        for tasks, parameters, ranks in SIZES
+    ]
 
 
 def processes(quick: bool, out: Path) -> None:
@@ -162,8 +165,9 @@ def processes(quick: bool, out: Path) -> None:
             if not journal.has(name, number):
                 journal.add([{"model": name, "turn": number, **row} for row in turn(name, counts)])
     rows = compared(journal.rows)
-    out.write_text(as_json({**journal.settings, "model": model(rows), "rows": rows}), encoding="utf-8")
-    print(f"{measured_table(rows)}\n\nMODEL, not measured:\n\n{model_table(model(rows))}\n")
+    beyond = model(rows)
+    out.write_text(as_json({**journal.settings, "model": beyond, "rows": rows}), encoding="utf-8")
+    print(f"{measured_table(rows)}\n\nMODEL, not measured:\n\n{model_table(beyond)}\n")
 
 
 if __name__ == "__main__":

@@ -8,19 +8,18 @@ from __future__ import annotations
 import cProfile
 import pstats
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from l2l_influence import QueryInfluence, TaskInfluence
+from l2l_influence import QueryInfluence
 
 from .journal import Journal, Row, as_json, settings
 from .markdown import Table, markdown
-from .plain import MODELS, taskset
-from .scale import Trained
+from .plain import MODELS
+from .scale import Question, Trained, each, mean
 
 COMMAND = "python -m benchmarks profile"
 
@@ -56,30 +55,23 @@ class Size:
 FULL = Size(1000, (100, 1000), 100)
 QUICK = Size(6, (2, 3), 4)
 
-Question = Callable[..., object]
-
 
 def questions(size: Size) -> dict[str, tuple[int, Question]]:
-    """N, and what a hook that has computed nothing is asked, by what the table calls it."""
+    """N, and what is asked, by what the table calls it."""
     few, many = size.tests
-    drawn = {count: taskset(count) for count in size.tests}
     return {
-        f"sketch, each of {few:,}": (size.tasks, lambda make: make(TaskInfluence).score_matrix(drawn[few], few)),
-        f"sketch, each of {many:,}": (size.tasks, lambda make: make(TaskInfluence).score_matrix(drawn[many], many)),
+        f"sketch, each of {few:,}": (size.tasks, each("sketch", few)),
+        f"sketch, each of {many:,}": (size.tasks, each("sketch", many)),
         "sketch, removal of a query sample": (size.tasks, lambda make: make(QueryInfluence).remove([(0, 0)])),
-        f"gauss-newton, mean of {few:,}": (
-            size.iterative,
-            lambda make: make(TaskInfluence, hessian="gauss-newton").scores(drawn[few]),
-        ),
+        f"gauss-newton, mean of {few:,}": (size.iterative, mean("gauss-newton", few)),
     }
 
 
-def profiled(model: str, size: Size, what: str) -> Row:
+def profiled(trained: Trained, question: Question) -> Row:
     """Shares of the processor time of a question."""
-    count, question = questions(size)[what]
-    trained, profile = Trained(model, count), cProfile.Profile(time.process_time)
+    profile = cProfile.Profile(time.process_time)
     profile.runcall(question, trained.hook)
-    return {"model": model, "what": what, "tasks": count, **shares(pstats.Stats(profile))}
+    return shares(pstats.Stats(profile))
 
 
 def shares(stats: pstats.Stats) -> Row:
@@ -114,8 +106,9 @@ def profile(quick: bool, out: Path) -> None:
     size = QUICK if quick else FULL
     journal = Journal(out.with_suffix(".jsonl"), settings(COMMAND, vars(size)), ("model", "what"))
     for model in MODELS:
-        for what in tqdm(questions(size), desc=model, unit="question", disable=None):
+        for what, (count, question) in tqdm(questions(size).items(), desc=model, unit="question", disable=None):
             if not journal.has(model, what):
-                journal.add([profiled(model, size, what)])
+                found = profiled(Trained(model, count), question)
+                journal.add([{"model": model, "what": what, "tasks": count, **found}])
     out.write_text(as_json({**journal.settings, "rows": journal.rows}), encoding="utf-8")
     print(table(journal.rows))

@@ -55,6 +55,9 @@ QUICK = Size(12, (3, 6), (6, 12), (2, 1))
 WIDE = ("OmniglotCNN", "MiniImagenetCNN", "OmniglotFC", "ResNet12")
 """Networks by their number of parameters."""
 
+Question = Callable[[Callable[..., Any]], object]
+"""``question(make)``, where ``make(kind_of_hook, **options)`` is a hook that has computed nothing."""
+
 
 class Trained:
     """A learner that has seen ``count`` tasks once, and what that took without being recorded."""
@@ -68,8 +71,8 @@ class Trained:
     def parameters(self) -> int:
         return sum(value.numel() for value in self._maml.parameters())
 
-    def ask(self, question: Callable[[Callable[..., Any]], object]) -> Row:
-        """Cost of a question to new hooks, ``question(make)`` with ``make(kind_of_hook, **options)``."""
+    def ask(self, question: Question) -> Row:
+        """Cost of a question to new hooks."""
         before = self._plain()
         cost = measured(lambda: question(self.hook))[1]
         plain = (before + self._plain()) / 2
@@ -106,9 +109,9 @@ def scores(model: str, size: Size) -> Iterator[Row]:
     """All training tasks on the mean of the test tasks, and on each."""
     trained, (few, many) = Trained(model, size.tasks), size.tests
     for kind in KINDS:
-        yield _row("scores", model, size.tasks, f"{kind}, mean of {few}", trained.ask(_mean(kind, few)))
+        yield _row("scores", model, size.tasks, f"{kind}, mean of {few}", trained.ask(mean(kind, few)))
     for count in (few, many):
-        yield _row("scores", model, size.tasks, f"sketch, each of {count:,}", trained.ask(_each("sketch", count)))
+        yield _row("scores", model, size.tasks, f"sketch, each of {count:,}", trained.ask(each("sketch", count)))
 
 
 def removals(model: str, size: Size) -> Iterator[Row]:
@@ -129,7 +132,7 @@ def growth(model: str, size: Size) -> Iterator[Row]:
     for count in size.growth:
         trained = Trained(model, count)
         for kind in ("gamma", "sketch"):
-            yield _row("growth", model, count, kind, trained.ask(_mean(kind, size.tests[0])))
+            yield _row("growth", model, count, kind, trained.ask(mean(kind, size.tests[0])))
 
 
 def parameters(model: str, size: Size) -> Iterator[Row]:
@@ -137,7 +140,7 @@ def parameters(model: str, size: Size) -> Iterator[Row]:
     count, tests = size.wide
     trained = Trained(model, count, lr=0.01)
     for kind in ("gamma", "sketch"):
-        cost = trained.ask(_mean(kind, tests, _shape(model)))
+        cost = trained.ask(mean(kind, tests, _shape(model)))
         yield _row("parameters", model, count, kind, {"parameters": trained.parameters, **cost})
 
 
@@ -151,17 +154,19 @@ PARTS: dict[str, Callable[[str, Size], Iterator[Row]]] = {
 
 def units() -> list[tuple[str, str]]:
     """Parts of networks, in the order in which they are measured."""
-    each = [(part, model) for model in MODELS for part in PARTS if part != "parameters"]
-    return each + [("parameters", model) for model in WIDE]
+    return [(part, model) for part in PARTS for model in (WIDE if part == "parameters" else MODELS)]
 
 
-def _mean(kind: str, tests: int, shape: tuple[int, int, int] = OMNIGLOT) -> Callable[[Callable[..., Any]], object]:
+def mean(kind: str, tests: int, shape: tuple[int, int, int] = OMNIGLOT) -> Question:
+    """Scores on the mean of so many test tasks."""
     drawn = taskset(tests, shape)
     return lambda make: make(TaskInfluence, hessian=kind).scores(drawn)
 
 
-def _each(kind: str, tests: int) -> Callable[[Callable[..., Any]], object]:
-    return lambda make: make(TaskInfluence, hessian=kind).score_matrix(taskset(tests), tests)
+def each(kind: str, tests: int) -> Question:
+    """Scores on each of so many test tasks."""
+    drawn = taskset(tests)
+    return lambda make: make(TaskInfluence, hessian=kind).score_matrix(drawn, tests)
 
 
 def _row(part: str, model: str, tasks: int, what: str, cost: Row) -> Row:
@@ -205,7 +210,9 @@ def _growth_table(rows: list[Row]) -> Table:
 
 
 def _parameters_table(rows: list[Row]) -> Table:
-    lines: Table = [["network", "parameters", "Hessian", "tasks", "time / epoch", "peak memory", "in vectors λ"]]
+    lines: Table = [
+        ["network", "parameters", "Hessian", "tasks", "time / epoch", "peak memory", "peak memory ÷ size of λ"]
+    ]
     for row in rows:
         vectors = "not told" if row["mebibytes"] is None else f"{row['mebibytes'] * 2**20 / row['parameters'] / 4:.0f}"
         size = [f"{row['parameters']:,}", row["what"], f"{row['tasks']:,}", f"{row['ratio']:.1f}"]
