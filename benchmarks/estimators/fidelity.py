@@ -203,7 +203,7 @@ def task_matrices(hessian: TotalHessian) -> Tensor:
     matrices = local.lam.new_empty(len(local.tasks), size, size)
     for at in local.solved():
         for column, e in enumerate(torch.eye(size, dtype=torch.float64)):
-            product = hessian.curvature.product(at, e.expand(len(at.batch.index), -1))
+            product = hessian.curvature.product(at, e)
             matrices[at.batch.index, :, column] = at.batch.weight.unsqueeze(-1) * product
     return matrices
 

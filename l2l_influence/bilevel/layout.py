@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -41,9 +42,11 @@ class Layout:
                 raise TaskShapeError(f"{key} should have shape {shape}, got {tuple(named[key].shape)}")
         return torch.cat([named[key].reshape(-1) for key in self.shapes])
 
-    def unravel(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views of ``flat``, shape ``(size,)``, under their names."""
-        parts = flat.split(self.sizes)
+    def unravel(self, vector: Vector) -> dict[str, Tensor]:
+        """Views of a flat vector, shape ``(size,)``, under their names; named tensors as they are."""
+        if not isinstance(vector, Tensor):
+            return dict(vector)
+        parts = vector.split(self.sizes)
         return {key: part.view(shape) for (key, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def flatten(self, vector: Vector) -> Tensor:
@@ -73,12 +76,13 @@ class Layout:
 
     def positions(self, part: Layout) -> slice | Tensor:
         """Where the entries of ``part`` (made by :meth:`keep`) lie in this layout's vector."""
-        spans, start = [], 0
-        for key, size in zip(self.shapes, self.sizes, strict=True):
-            if key in part.shapes:
-                spans.append(torch.arange(start, start + size))
-            start += size
-        index = torch.cat(spans)
-        if bool((index.diff() == 1).all()):
-            return slice(int(index[0]), int(index[-1]) + 1)
-        return index.to(self.device)
+        ends = list(accumulate(self.sizes))
+        spans = [
+            (end - size, end)
+            for key, size, end in zip(self.shapes, self.sizes, ends, strict=True)
+            if key in part.shapes
+        ]
+        first, last = spans[0][0], spans[-1][1]
+        if last - first == part.size:
+            return slice(first, last)
+        return torch.cat([torch.arange(*span) for span in spans]).to(self.device)

@@ -68,7 +68,10 @@ class WholeTask(Level):
         return at
 
     def losses(self, at: SolvedBatch) -> Tensor:
-        return at.outer_loss().unsqueeze(-1)
+        return at.gradient_and_loss[1].unsqueeze(-1)
+
+    def pulls_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
+        return (at.batch.weight.unsqueeze(-1) * (at.total_gradient @ v.T)).unsqueeze(1)
 
 
 class QuerySample(Level):
@@ -91,7 +94,7 @@ class QuerySample(Level):
 
     def pulls_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
         """One forward derivative a row, for all samples at once."""
-        slopes = torch.stack([at.query_slopes(row.expand(len(at.batch.weight), -1)) for row in v], dim=2)
+        slopes = torch.stack([at.query_slopes(row) for row in v], dim=2)
         return at.batch.weight.view(-1, 1, 1) * slopes
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .inner import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .layout import Layout
-from .memory import DEFAULT, made_by
+from .memory import DEFAULT, RECYCLED, made_by
 from .objective import Joint, Objective
 from .ranks import ALONE, Ranks
 from .task import Samples, Task, TaskBatch, groups, stack
@@ -61,13 +61,28 @@ class Settings:
 
 @dataclass(frozen=True)
 class SolvedBatch:
-    """A batch of tasks with θ_i(λ), as ``kind`` defines it, and the chain rule through it: Z = [I; dθ/dλ]."""
+    """A batch of tasks with θ_i(λ), as ``kind`` defines it, and the chain rule through it: Z = [I; dθ/dλ].
+
+    ``few`` are as many tasks as vectors of λ's size may be made for at a time.
+    """
 
     batch: TaskBatch
     solution: InnerMap
     kind: InnerKind
     lam: Tensor
     outer: Objective
+    few: int
+
+    @cached_property
+    def pieces(self) -> list[SolvedBatch]:
+        """The same tasks, few at a time."""
+        count, problem = len(self.batch.index), self.solution.problem
+        if count <= self.few:
+            return [self]
+        spans = [slice(start, start + self.few) for start in range(0, count, self.few)]
+        return [
+            replace(self, batch=self.batch.some(span), solution=self.kind.solve(problem.some(span))) for span in spans
+        ]
 
     def with_query(self, query: Samples) -> SolvedBatch:
         """The same inner solutions under another outer loss sum."""
@@ -84,25 +99,34 @@ class SolvedBatch:
         return self.outer.gradient(self.lam, self.solution.theta, self.batch.query)
 
     @cached_property
-    def total_gradient(self) -> Tensor:
-        """g_i = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O (Thm 4.1), ``[B, P]``; without the task weights c_i."""
+    def gradient_and_loss(self) -> tuple[Tensor, Tensor]:
+        """g_i = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O (Thm 4.1), ``[B, P]``, and L_O, ``[B]``; without the task weights c_i."""
         return self.solution.total(self.outer.value_of_one, self.batch.query)
+
+    @property
+    def total_gradient(self) -> Tensor:
+        """g_i, ``[B, P]``; without the task weights c_i."""
+        return self.gradient_and_loss[0]
 
     def weighted_gradient(self) -> Tensor:
         """c_i g_i, ``[B, P]``: the gradient of L_Total is their sum over tasks (plus δ_o λ)."""
         return self.batch.weight.unsqueeze(-1) * self.total_gradient
 
     def outer_loss(self) -> Tensor:
-        """L_O, ``[B]``."""
-        return self.outer.value(self.lam, self.solution.theta, self.batch.query)
+        """L_O, ``[B]``, where the gradient is not needed."""
+        return self.outer.value(self.lam, self.solution.point, self.batch.query)
 
     def query_losses(self) -> Tensor:
         """ℓ_j of each query sample, ``[B, n_q]``, without its weight."""
-        return self.outer.losses(self.lam, self.solution.theta, self.batch.query)
+        return self.outer.losses(self.lam, self.solution.point, self.batch.query)
 
     def support_losses(self) -> Tensor:
         """ℓ_j of each support sample after adaptation, ``[B, n_s]``, without its weight."""
-        return self.solution.problem.objective.losses(self.lam, self.solution.theta, self.batch.support)
+        return self.solution.problem.objective.losses(self.lam, self.solution.point, self.batch.support)
+
+    def each(self, v: Tensor) -> Tensor:
+        """One vector for all tasks, ``[P]``, as a row for each: ``[B, P]``."""
+        return v.expand(len(self.batch.index), -1)
 
     def push_forward(self, v: Tensor) -> Tensor:
         """The θ part of Z v, (dθ/dλ) v: ``[B, P] -> [B, Q]``."""
@@ -125,8 +149,8 @@ class SolvedBatch:
         return self.pull_back(curved.lam, curved.theta)
 
     def query_slopes(self, v: Tensor) -> Tensor:
-        """⟨D_λ w_j ℓ_j, v⟩ (Thm 4.5) of each query sample: ``[B, P] -> [B, n_q]``. Their sum over j is ⟨g_i, v⟩."""
-        return self.outer.losses_along(self.lam, self.solution.theta, self.batch.query, v, self.push_forward(v))
+        """⟨D_λ w_j ℓ_j, v⟩ (Thm 4.5) of each query sample: ``[P] -> [B, n_q]``. Their sum over j is ⟨g_i, v⟩."""
+        return self.solution.along(self.outer.weighted_losses_of_one, v, self.batch.query)[1]
 
     def support_slopes(self, v: Tensor) -> Tensor:
         """w_j ∂⟨g_i, v⟩/∂w_j (Thm 4.6–4.8) of each support sample: ``[B, P] -> [B, n_s]``."""
@@ -164,11 +188,16 @@ class LocalProblem:
         self._plan: list[list[int]] | None = None
 
     def solved(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
-        """This rank's tasks, a batch at a time, in an order that is the same on each pass; ``purpose`` names its bar.
+        """This rank's tasks, a few at a time, in an order that is the same on each pass; ``purpose`` names its bar.
 
         What is made of them has to be put together by the ``ranks`` of the settings. If a task cannot be read or solved
         all of them learn of it.
         """
+        for batch in self.batches(purpose):
+            yield from batch.pieces
+
+    def batches(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
+        """The same in batches that may be larger, for what makes no vectors of λ's size for each task."""
         ranks, progress = self.settings.ranks, self.settings.progress
         hidden = True if ranks.rank else None if progress is None else not progress
         batches = self._batches()
@@ -207,7 +236,7 @@ class LocalProblem:
         """Batches of tasks of equal shape; each task is read once a pass, but not where its solution is kept."""
         if self._plan is None:
             found = []
-            for group in groups(self.tasks, self._share, self._batch_size):
+            for group in groups(self.tasks, self._share, self._sizes[0]):
                 found.append(group[0])
                 yield group
             self._plan = found
@@ -216,24 +245,28 @@ class LocalProblem:
                 yield index, [] if number in self._kept else [self.tasks[i] for i in index]
 
     @cached_property
-    def _batch_size(self) -> int:
-        first = self.tasks[self.settings.ranks.rank % len(self.tasks)]
-        return max(1, min(len(self.tasks), self.settings.quarter // self._work(first)))
+    def _sizes(self) -> tuple[int, int]:
+        """How many tasks make a batch, and how many a piece of it, judged by the first."""
+        settings, task = self.settings, self.tasks[self.settings.ranks.rank % len(self.tasks)]
+        problem, batch = self._problem([0], [task])
+        forwards = [
+            made_by(lambda: objective.losses(self.lam, problem.start, samples))  # noqa: B023
+            for objective, samples in ((settings.inner, batch.support), (settings.outer, batch.query))
+        ]
+        total, largest = (max(sizes) for sizes in zip(*forwards, strict=True))
+        rows = len(task.support[0]) + len(task.query[0])
+
+        def fitting(vector: int) -> int:
+            size = min(len(self.tasks), settings.quarter // settings.kind.work(total, vector, rows))
+            if self.lam.device.type == "cpu":  # elsewhere torch keeps what was freed, whatever its size
+                size = min(size, RECYCLED // max(vector, largest))
+            return max(1, size)
+
+        return fitting(settings.kind.written_out(problem)), fitting(self.lam.nbytes)
 
     @property
     def _share(self) -> range:
         return self.settings.ranks.share(len(self.tasks))
-
-    def _work(self, task: Task) -> int:
-        """Bytes that one task's derivatives may take, to be on the safe side."""
-        settings, batch = self.settings, stack([task], [0], self.weights[:1], self.lam)
-        theta = self._start([task])
-        forward = max(
-            made_by(lambda: objective.losses(self.lam, theta, samples))  # noqa: B023
-            for objective, samples in ((settings.inner, batch.support), (settings.outer, batch.query))
-        )
-        rows = len(task.support[0]) + len(task.query[0])
-        return settings.kind.work(forward, self.lam.nbytes, rows)
 
     def _solve_and_keep(self, number: int, index: list[int], tasks: list[Task]) -> SolvedBatch:
         solved = self._solve(index, tasks)
@@ -243,12 +276,14 @@ class LocalProblem:
         return solved
 
     def _solve(self, index: list[int], tasks: list[Task]) -> SolvedBatch:
-        settings = self.settings
-        batch = stack(tasks, index, self.weights, self.lam)
-        problem = InnerProblem(
-            settings.inner, self.lam, batch.support, self._start(tasks), settings.layout, settings.part
-        )
-        return SolvedBatch(batch, settings.kind.solve(problem), settings.kind, self.lam, settings.outer)
+        settings, (problem, batch) = self.settings, self._problem(index, tasks)
+        solution = settings.kind.solve(problem)
+        return SolvedBatch(batch, solution, settings.kind, self.lam, settings.outer, self._sizes[1])
+
+    def _problem(self, index: list[int], tasks: list[Task]) -> tuple[InnerProblem, TaskBatch]:
+        settings, batch = self.settings, stack(tasks, index, self.weights, self.lam)
+        start = self._start(tasks)
+        return InnerProblem(settings.inner, self.lam, batch.support, start, settings.layout, settings.part), batch
 
     def _start(self, tasks: list[Task]) -> Tensor:
         part = self.settings.part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +17,17 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 DEFAULT = 2 * 2**30
+
+RECYCLED = 2**25
+"""Bytes of a tensor up to which the C library hands out memory that was used before. A larger one comes from the system
+anew each time, empty, which takes several times as long as most of what is done with it."""
+
+
+class Made(NamedTuple):
+    """Bytes of the tensors that a call computes on the way, whether kept or not: of all of them, and of the largest."""
+
+    total: int
+    largest: int
 
 
 def in_bytes(memory: Memory) -> int:
@@ -33,24 +44,24 @@ def in_bytes(memory: Memory) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def made_by(function: Callable[[], Any]) -> int:
-    """Bytes of all tensors that a call computes on the way, whether kept or not."""
+def made_by(function: Callable[[], Any]) -> Made:
+    """What a call computes on the way."""
     with _Counting() as counting:
         function()
-    return counting.nbytes
+    return Made(sum(counting.sizes), max(counting.sizes, default=0))
 
 
 class _Counting(TorchDispatchMode):
-    """Adds up what every operation gives back."""
+    """Notes the size of what every operation gives back."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.nbytes = 0
+        self.sizes: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         given = {_storage(part) for part in _tensors((args, kwargs))}
-        self.nbytes += sum(part.nbytes for part in _tensors(out) if _storage(part) not in given)  # views take nothing
+        self.sizes += [part.nbytes for part in _tensors(out) if _storage(part) not in given]  # views take nothing
         return out
 
 

@@ -6,7 +6,8 @@ vectors that multiply derivatives have a leading ``B`` as well. The mathematics 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,9 @@ from torch.func import grad, jvp, vjp, vmap
 
 from ..errors import LossStructureError, TaskShapeError
 from .elementary import ElementaryNorms
-from .layout import Layout
+from .layout import Layout, Named, Vector
 from .loss import ModelLoss, PerSampleLoss, criterion_of, outputs_of
+from .moved import Moved, Theta
 from .task import Samples
 
 
@@ -48,17 +50,31 @@ class Objective:
 
     # ---- values -----------------------------------------------------------------------------------------------
 
-    def value(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+    def value(self, lam: Tensor, theta: Theta, z: Samples) -> Tensor:
         """L per task, shape ``[B]``."""
         return self._map(self._value)(lam, theta, *z)
 
-    def losses(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+    def losses(self, lam: Tensor, theta: Theta, z: Samples) -> Tensor:
         """ℓ_j of each sample, without its weight: shape ``[B, n]``."""
         return self._map(self._losses)(lam, theta, *z)
 
-    def value_of_one(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
-        """L of one task, all arguments without the leading ``B``; the caller maps it over tasks."""
+    # Of one task, all arguments without the leading ``B``; the caller maps them over tasks.
+
+    def value_of_one(self, lam: Vector, theta: Theta, z: Samples) -> Tensor:
+        """L."""
         return self._value(lam, theta, *z)
+
+    def weighted_losses_of_one(self, lam: Vector, theta: Theta, z: Samples) -> Tensor:
+        """w_j ℓ_j of each sample, ``[n]``."""
+        return z.w * self._losses(lam, theta, *z)
+
+    def outputs_of_one(self, lam: Vector, theta: Theta, z: Samples) -> Tensor:
+        """What the model gives for each sample, ``[n, ...]``."""
+        return self._outputs(lam, theta, *z)
+
+    def outputs_dot_of_one(self, lam: Vector, theta: Theta, z: Samples, c: Tensor) -> Tensor:
+        """Σ_j ⟨outputs_j, c_j⟩, for c ``[n, C]``."""
+        return torch.dot(self._outputs(lam, theta, *z).flatten(), c.flatten())
 
     # ---- first derivatives ------------------------------------------------------------------------------------
 
@@ -75,9 +91,22 @@ class Objective:
         by_theta: Tensor = grad(self._value, argnums=1)(lam, theta, *z)
         return by_theta
 
-    def losses_along(self, lam: Tensor, theta: Tensor, z: Samples, v_lam: Tensor, v_theta: Tensor) -> Tensor:
-        """⟨∂_(λ, θ) w_j ℓ_j, (v_λ, v_θ)⟩ of each sample: shape ``[B, n]``."""
-        return self._map(self._losses_along, 2)(lam, theta, *z, v_lam, v_theta)
+    def slope_of_one(self, lam: Vector, theta: Moved, z: Samples, rows: Mapping[str, int]) -> Moved:
+        """The same for a θ in factors, in that form; so many rows go through each layer whose weight is in factors."""
+        by_name = self._lam_layout.unravel(lam)
+
+        def value(own: dict[str, Tensor], taps: Named) -> tuple[Tensor, Named]:
+            with theta._replace(own=own).at_work(by_name, taps) as (named, inputs):
+                losses = self._loss(by_name, named, *z[:2])
+            return (z.w * losses).sum(), inputs
+
+        taps = {name: by_name[name].new_zeros(rows[name], len(by_name[name])) for name in rows}
+        (by_own, by_outputs), inputs = grad(value, argnums=(0, 1), has_aux=True)(theta.own, taps)
+        return Moved(by_own, by_outputs, inputs)
+
+    def losses_along(self, lam: Tensor, theta: Tensor, z: Samples, v_theta: Tensor) -> Tensor:
+        """⟨∂_θ w_j ℓ_j, v_θ⟩ of each sample: shape ``[B, n]``."""
+        return self._map(self._losses_along, 1)(lam, theta, *z, v_theta)
 
     # ---- second derivatives -----------------------------------------------------------------------------------
 
@@ -131,11 +160,9 @@ class Objective:
 
     # ---- Gauss–Newton -----------------------------------------------------------------------------------------
 
-    def gauss_newton(
-        self, lam: Tensor, theta: Tensor, z: Samples, v_lam: Tensor, v_theta: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """GGN(L) (v_λ, v_θ) over the joint space (λ, θ), as its λ and θ parts."""
-        return self._map(self._gauss_newton, 2)(lam, theta, *z, v_lam, v_theta)
+    def curve(self, lam: Tensor, theta: Theta, z: Samples, outputs: Tensor, along: Tensor) -> Tensor:
+        """∂²(w_j ℓ_j)/∂outputs_j² times ``along`` of each sample; all of the outputs' shape, ``[B, n, ...]``."""
+        return self._map(self._curve, 2)(lam, theta, *z, outputs, along)
 
     def gauss_newton_factor(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
         """Rows A with ``AᵀA = GGN_θθ(L)``: shape ``[B, n·C, Q]`` for C outputs a sample.
@@ -147,17 +174,13 @@ class Objective:
         # A loop over tasks, mapped over rows: mapping both makes convolutions' weight gradients twice as slow.
         return torch.stack([self._pull_back_rows(lam, *task) for task in zip(theta, *z, root, strict=True)])
 
-    def output_curvature_root(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+    def output_curvature_root(self, lam: Tensor, theta: Theta, z: Samples) -> Tensor:
         """R_j with R_j R_jᵀ = ∂²(w_j ℓ_j)/∂outputs_j²: shape ``[B, n, C, C]``.
 
         Raises:
             LossStructureError: the criterion is not convex in the outputs, or its curvature is not finite.
         """
         return _convex_root(self._map(self._output_curvature)(lam, theta, *z), z.w)
-
-    def outputs_along_of_one(self, lam: Tensor, theta: Tensor, z: Samples, c: Tensor) -> Tensor:
-        """Σ_j ⟨outputs_j, c_j⟩ of one task, for c ``[n, C]``, all arguments without the leading ``B``."""
-        return torch.dot(self._outputs(lam, theta, *z).flatten(), c.flatten())
 
     def output_count(self, lam: Tensor, theta: Tensor, z: Samples) -> int:
         """n·C: the number of outputs a task has, which bounds the rank of its Gauss–Newton matrix."""
@@ -168,45 +191,50 @@ class Objective:
     def _map(self, function: Callable[..., Any], vectors: int = 0) -> Callable[..., Any]:
         return vmap(function, in_dims=(None, 0, 0, 0, 0) + (0,) * vectors)
 
-    def _losses(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        losses = self._loss(self._lam_layout.unravel(lam), self._theta_layout.unravel(theta), x, y)
+    @contextmanager
+    def _named(self, lam: Vector, theta: Theta) -> Iterator[tuple[Named, Named]]:
+        """λ and θ as the loss takes them, for calls of it inside the block."""
+        by_name = self._lam_layout.unravel(lam)
+        if isinstance(theta, Tensor):
+            yield by_name, self._theta_layout.unravel(theta)
+        else:
+            with theta.at_work(by_name) as (named, _):
+                yield by_name, named
+
+    def _losses(self, lam: Vector, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        with self._named(lam, theta) as named:
+            losses = self._loss(*named, x, y)
         if losses.shape != w.shape:
             raise TaskShapeError(
                 f"the loss must return one value a sample, shape {tuple(w.shape)}, but returned {tuple(losses.shape)}"
             )
         return losses
 
-    def _value(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    def _value(self, lam: Vector, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         return (w * self._losses(lam, theta, x, y, w)).sum()
 
-    def _outputs(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        return outputs_of(self._loss, self._lam_layout.unravel(lam), self._theta_layout.unravel(theta), x, y)
+    def _outputs(self, lam: Vector, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        with self._named(lam, theta) as named:
+            return outputs_of(self._loss, *named, x, y)
 
-    def _output_loss(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Callable[[Tensor], Tensor]:
-        criterion = criterion_of(self._loss, self._lam_layout.unravel(lam), self._theta_layout.unravel(theta), x, y)
-        return lambda outputs: (w * criterion(outputs)).sum()
+    def _output_loss(self, lam: Tensor, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Callable[[Tensor], Tensor]:
+        def weighted(outputs: Tensor) -> Tensor:
+            with self._named(lam, theta) as named:
+                return (w * criterion_of(self._loss, *named, x, y)(outputs)).sum()
 
-    def _losses_along(
-        self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, v_lam: Tensor, v_theta: Tensor
-    ) -> Tensor:
-        def weighted(lam: Tensor, theta: Tensor) -> Tensor:
-            return w * self._losses(lam, theta, x, y, w)
+        return weighted
 
-        along: Tensor = jvp(weighted, (lam, theta), (v_lam, v_theta))[1]
+    def _losses_along(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, v_theta: Tensor) -> Tensor:
+        along: Tensor = jvp(lambda theta: w * self._losses(lam, theta, x, y, w), (theta,), (v_theta,))[1]
         return along
 
-    def _gauss_newton(
-        self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, v_lam: Tensor, v_theta: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        def outputs(lam: Tensor, theta: Tensor) -> Tensor:
-            return self._outputs(lam, theta, x, y, w)
+    def _curve(
+        self, lam: Tensor, theta: Theta, x: Tensor, y: Tensor, w: Tensor, outputs: Tensor, along: Tensor
+    ) -> Tensor:
+        curved: Tensor = jvp(grad(self._output_loss(lam, theta, x, y, w)), (outputs,), (along,))[1]
+        return curved
 
-        at, along, *_ = jvp(outputs, (lam, theta), (v_lam, v_theta))
-        curved = jvp(grad(self._output_loss(lam, theta, x, y, w)), (at,), (along,))[1]
-        by_lam, by_theta = vjp(outputs, lam, theta)[1](curved)
-        return by_lam, by_theta
-
-    def _output_curvature(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    def _output_curvature(self, lam: Tensor, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         """Hessian of the criterion by the outputs of each sample, ``[n, C, C]``; samples do not interact in it."""
         outputs = self._outputs(lam, theta, x, y, w)
         flat = outputs.reshape(len(outputs), -1)

@@ -60,9 +60,9 @@ class Balance:
         self._tasks = 0.0
 
     def add(self, solved: SolvedBatch) -> None:
-        weighted = solved.weighted_gradient().double()
-        self._gradient += weighted.sum(0)
-        self._tasks += float(weighted.norm(dim=-1).sum())
+        gradient, weight = solved.total_gradient, solved.batch.weight
+        self._gradient += (weight @ gradient).double()
+        self._tasks += float(weight.double().abs() @ gradient.norm(dim=-1).double())
 
     def tensors(self) -> dict[str, Tensor]:
         """What has been added up so far, on the CPU, for another process to go on from."""

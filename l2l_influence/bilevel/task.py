@@ -50,6 +50,10 @@ class Samples(NamedTuple):
     y: Tensor
     w: Tensor
 
+    def some(self, span: slice) -> Samples:
+        """Those of some of the tasks."""
+        return Samples(self.x[span], self.y[span], self.w[span])
+
 
 @dataclass(frozen=True)
 class TaskBatch:
@@ -59,6 +63,10 @@ class TaskBatch:
     support: Samples
     query: Samples
     weight: Tensor
+
+    def some(self, span: slice) -> TaskBatch:
+        """Some of the tasks."""
+        return TaskBatch(self.index[span], self.support.some(span), self.query.some(span), self.weight[span])
 
 
 def _check_rows(name: str, pair: Pair, weights: Tensor | None) -> None:

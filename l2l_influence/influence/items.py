@@ -110,8 +110,8 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         The arguments are those of :meth:`scores`, whose score is the mean of a row. All test tasks are solved together.
         """
         outer = self._outer()
-        test = outer.study.test_problem(test_tasks, num_tasks, split, seed)
-        found = score(outer, self._level, each_test_gradient(test, exact))
+        tests = each_test_gradient(outer.study.test_problem(test_tasks, num_tasks, split, seed), exact)
+        found = score(outer, self._level, tests)
         return self._all_refs(outer.study, found), torch.cat(found.scores)
 
     def score_matrix_to(
@@ -245,9 +245,11 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         outer = self._outer()
         test = outer.study.test_problem(test_tasks, num_tasks, split, seed)
         gradient, test_loss = mean_test_gradient(test, exact)
+        note = _test_note(test, exact)
+        del test  # and the solutions that it keeps: training tasks need the memory
         found = find(outer, level, gradient)
         order = torch.cat(found.scores)[:, 0].argsort(descending=True, stable=True).tolist()
-        notes = [*self._notes(outer.study, [outer.note()], found.residual), _test_note(test, exact)]
+        notes = [*self._notes(outer.study, [outer.note()], found.residual), note]
         return self._result(outer.study, found, order, test_loss, notes)
 
     def _solved_pull(self, outer: Outer, level: Level, items: Ref | Iterable[Ref]) -> Tensor:

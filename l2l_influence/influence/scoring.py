@@ -87,8 +87,9 @@ def each_test(test: LocalProblem, exact: bool) -> tuple[Tensor, Tensor]:
     gradients = test.lam.new_zeros(len(test.tasks), test.lam.numel())
     losses = torch.zeros(len(test.tasks), dtype=torch.float64)
     for solved in test.solved("test tasks"):
-        gradients[solved.batch.index] = _read(solved, exact).weighted_gradient()
-        losses[solved.batch.index] = solved.outer_loss().double().cpu()
+        read = _read(solved, exact)
+        gradients[solved.batch.index] = read.weighted_gradient()
+        losses[solved.batch.index] = read.gradient_and_loss[1].double().cpu()
     ranks = test.settings.ranks
     return ranks.sum(gradients), ranks.sum(losses)
 
@@ -100,8 +101,9 @@ def mean_test_gradient(test: LocalProblem, exact: bool) -> tuple[Tensor, float]:
     """
     gradient, loss = test.lam.new_zeros(1, test.lam.numel()), torch.zeros(1, dtype=torch.float64)
     for solved in test.solved("test tasks"):
-        gradient += _read(solved, exact).weighted_gradient().sum(0)
-        loss += float(solved.outer_loss().sum())
+        read = _read(solved, exact)
+        gradient += read.batch.weight @ read.total_gradient
+        loss += float(read.gradient_and_loss[1].sum())
     ranks, count = test.settings.ranks, len(test.tasks)
     return ranks.sum(gradient) / count, float(ranks.sum(loss)) / count
 

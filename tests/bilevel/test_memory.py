@@ -24,9 +24,9 @@ def test_what_is_no_amount_is_refused(stated):
 
 def test_every_tensor_on_the_way_counts():
     x = torch.ones(10, 10)
-    assert made_by(lambda: (x + 1).sum()) == 400 + 4
+    assert made_by(lambda: (x + 1).sum()) == (400 + 4, 400)
 
 
 def test_views_take_nothing():
     x = torch.ones(10, 10)
-    assert made_by(lambda: x.view(100)[:50].t()) == 0
+    assert made_by(lambda: x.view(100)[:50].t()) == (0, 0)

@@ -53,7 +53,12 @@ class PerTask(Curvature):
 
     @abstractmethod
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        """The curvature of each task of the batch times its row of ``v``: ``[B, P] -> [B, P]``."""
+        """The curvature of each task of the batch times ``v``: ``[P] -> [B, P]``."""
+
+    def weighted_sum(self, at: SolvedBatch, weight: Tensor, v: Tensor) -> Tensor:
+        """Σ_i w_i H_i v over the tasks of the batch, for ``weight`` ``[B]``: ``[P] -> [P]``."""
+        parts = zip(weight.split(at.few), at.pieces, strict=True)
+        return torch.stack([some @ self.product(piece, v) for some, piece in parts]).sum(0)
 
     def operator(self, local: LocalProblem) -> TaskSum:
         return OverTasks(local, self, torch.tensor(local.weights, dtype=torch.float64))
@@ -67,10 +72,10 @@ class OverTasks(TaskSum):
 
     def matvec(self, v: Tensor) -> Tensor:
         total = torch.zeros_like(v)
-        for at in self._local.solved("Hessian product"):
+        for at in self._local.batches("Hessian product"):
             weights = self._weights[..., at.batch.index].to(v).expand(len(v), -1)
             for row, weight, out in zip(v, weights, total, strict=True):
-                out += weight @ self._curvature.product(at, row.repeat(len(weight), 1))
+                out += self._curvature.weighted_sum(at, weight, row)
         return self._local.settings.ranks.sum(total)
 
     def without(self, groups: Groups) -> LinearOperator:

@@ -23,7 +23,7 @@ class Direct(PerTask):
         return _read(at, Constant)
 
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        return self.seen(at).hessian(v)
+        return self.seen(at).hessian(at.each(v))
 
     def operator(self, local: LocalProblem) -> TaskSum:
         if _any_of_its_own(local):
@@ -52,7 +52,7 @@ class DirectFirstOrder(PerTask):
         return _read(at, Carried)
 
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        return self.seen(at).hessian(v)
+        return self.seen(at).hessian(at.each(v))
 
 
 def _read(at: SolvedBatch, reading: type[Reading]) -> SolvedBatch:

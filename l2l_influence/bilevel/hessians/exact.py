@@ -36,11 +36,11 @@ class Exact(PerTask):
         return super().operator(local)
 
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        return at.second(v, torch.zeros_like(at.batch.support.w))[0]
+        return at.second(at.each(v), torch.zeros_like(at.batch.support.w))[0]
 
 
 class Hessian(PerTask):
     """Zᵀ ∇²L_O Z: all of L_O's curvature, none of θ_i(λ)'s."""
 
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        return at.hessian(v)
+        return at.hessian(at.each(v))

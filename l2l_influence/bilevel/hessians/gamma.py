@@ -17,7 +17,7 @@ class Gamma(PerTask):
     """
 
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        lam, theta, query = at.lam, at.solution.theta, at.batch.query
+        lam, theta, query, v = at.lam, at.solution.theta, at.batch.query, at.each(v)
         straight = at.outer.hessian_lambda(lam, theta, query, v)
         cross = at.solution.vjp(at.outer.mixed(lam, theta, query, v))
         cross_transposed = at.outer.mixed_transposed(lam, theta, query, at.push_forward(v))

@@ -20,5 +20,13 @@ class GaussNewton(PerTask):
         return Sketch(DRAWS)
 
     def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        curved = at.outer.gauss_newton(at.lam, at.solution.theta, at.batch.query, v, at.push_forward(v))
-        return at.pull_back(*curved)
+        return at.solution.total(at.outer.outputs_dot_of_one, at.batch.query, self._curved(at, v))[0]
+
+    def weighted_sum(self, at: SolvedBatch, weight: Tensor, v: Tensor) -> Tensor:
+        return at.solution.sum_of_totals(weight, at.outer.outputs_dot_of_one, at.batch.query, self._curved(at, v))
+
+    @staticmethod
+    def _curved(at: SolvedBatch, v: Tensor) -> Tensor:
+        """GGN(L_O)'s part in the outputs times what moving λ along v moves them by, ``[B, n, ...]``."""
+        outputs, along = at.solution.along(at.outer.outputs_of_one, v, at.batch.query)
+        return at.outer.curve(at.lam, at.solution.point, at.batch.query, outputs, along)

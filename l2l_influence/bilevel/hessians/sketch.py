@@ -61,16 +61,17 @@ class Sketch(Curvature):
         ranks, count = local.settings.ranks, len(local.tasks)
         rows = local.lam.new_empty(len(ranks.share(count)), self.draws, local.lam.numel())
         for at in local.solved("Hessian sketch"):
-            rows[ranks.slot(at.batch.index)] = at.batch.weight.sqrt().view(-1, 1, 1) * self.rows(at)
+            slot = ranks.slot(at.batch.index)
+            for draw, residuals in enumerate(self._residuals(at)):
+                rows[slot, draw] = at.solution.total(at.outer.outputs_dot_of_one, at.batch.query, residuals)[0]
         return ranks.columns(rows, count).flatten(0, 1)
 
-    def rows(self, at: SolvedBatch) -> Tensor:
-        """``s / √m``, ``[B, m, P]``."""
-        root = at.outer.output_curvature_root(at.lam, at.solution.theta, at.batch.query)
+    def _residuals(self, at: SolvedBatch) -> Tensor:
+        """``√(c_i/m) c_j`` of each draw, ``[m, B, n, C]``."""
+        root = at.outer.output_curvature_root(at.lam, at.solution.point, at.batch.query)
         signs = torch.stack([self._signs(position, root.shape[1:3]) for position in at.batch.index]).to(root)
-        residuals = torch.einsum("bnck,bmnk->mbnc", root, signs) / self.draws**0.5
-        along, query = at.outer.outputs_along_of_one, at.batch.query
-        return torch.stack([at.solution.total(along, query, one) for one in residuals], dim=1)
+        scale = (at.batch.weight / self.draws).sqrt().view(-1, 1, 1)
+        return torch.einsum("bnck,bmnk->mbnc", root, signs) * scale
 
     def _signs(self, position: int, shape: torch.Size) -> Tensor:
         """±1, ``[m, n, C]``, from the seed and the task's position alone."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad_and_value, jvp, vmap
 
 from ..layout import Layout
+from ..moved import Theta
 from ..objective import Objective
 from ..task import Samples
 
@@ -45,6 +46,10 @@ class InnerProblem:
         """The entries of λ that θ starts from, ``[Q]``."""
         return self.lam[self.positions]
 
+    def some(self, span: slice) -> InnerProblem:
+        """Those of some of the tasks."""
+        return replace(self, samples=self.samples.some(span), start=self.start[span])
+
     def restrict(self, v: Tensor) -> Tensor:
         """The θ entries of λ-space vectors: ``[B, P] -> [B, Q]``."""
         return v[:, self.positions]
@@ -57,7 +62,7 @@ class InnerProblem:
 
 
 OfOne = Callable[..., Tensor]
-"""A number that one task's λ ``[P]`` and θ ``[Q]``, and whatever else is given, add up to."""
+"""What comes of one task's λ ``[P]`` and θ (in either form), and whatever else is given; a number unless said."""
 
 SecondDerivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``(v, e) -> (by_lam, by_w)``: the Hessian of a function of (λ, w) times ``v`` ``[B, P]`` and ``e`` ``[B, n]``."""
@@ -68,15 +73,23 @@ class InnerMap(ABC):
 
     Attributes:
         problem: whose solution this is.
-        theta: ``[B, Q]``.
         residual: ``[B]``, how far θ is from what it should be (its kind says in what unit).
         note: what a reader of results should know of how it is differentiated, in a few words.
     """
 
     problem: InnerProblem
-    theta: Tensor
     residual: Tensor
     note: str = ""
+
+    @property
+    @abstractmethod
+    def theta(self) -> Tensor:
+        """θ, ``[B, Q]``."""
+
+    @property
+    def point(self) -> Theta:
+        """θ in the form in which losses at it take least."""
+        return self.theta
 
     @abstractmethod
     def jvp(self, v: Tensor) -> Tensor:
@@ -94,12 +107,26 @@ class InnerMap(ABC):
     def vjp_weights(self, u: Tensor) -> Tensor:
         """(dθ/dw)ᵀ u: ``[B, Q] -> [B, n]``."""
 
-    def total(self, value: OfOne, *given: Any) -> Tensor:
-        """D_λ ``value(λ, θ(λ), *given)`` of each task (Thm 4.1), ``[B, P]``; what is given has a leading ``B``."""
-        mapped = vmap(grad(value, argnums=(0, 1)), in_dims=(None, 0) + (0,) * len(given))
-        by_lam, by_theta = mapped(self.problem.lam, self.theta, *given)
-        total: Tensor = by_lam + self.vjp(by_theta)
-        return total
+    def total(self, value: OfOne, *given: Any) -> tuple[Tensor, Tensor]:
+        """D_λ ``value(λ, θ(λ), *given)`` of each task (Thm 4.1), ``[B, P]``, and the values, ``[B]``; what is given has
+        a leading ``B``."""
+        mapped = vmap(grad_and_value(value, argnums=(0, 1)), in_dims=(None, 0) + (0,) * len(given))
+        (by_lam, by_theta), values = mapped(self.problem.lam, self.theta, *given)
+        return by_lam + self.vjp(by_theta), values
+
+    def sum_of_totals(self, weight: Tensor, value: OfOne, *given: Any) -> Tensor:
+        """Σ_i w_i D_λ ``value(λ, θ_i(λ), *given)``, ``[P]``, for ``weight`` ``[B]``."""
+        return weight @ self.total(value, *given)[0]
+
+    def along(self, function: OfOne, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+        """``function(λ, θ(λ), *given)`` of each task, which may be any tensor, and its derivative along v, ``[P]``."""
+
+        def one(theta: Tensor, moved: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+            value, along, *_ = jvp(lambda *at: function(*at, *given), (self.problem.lam, theta), (v, moved))
+            return value, along
+
+        value, along = vmap(one)(self.theta, self.jvp(v.expand(len(self.theta), -1)), *given)
+        return value, along
 
     @abstractmethod
     def second(self, outer: Objective, query: Samples) -> SecondDerivative:
@@ -116,8 +143,13 @@ class InnerKind(ABC):
 
     def work(self, forward: int, lam: int, rows: int) -> int:
         """Bytes that one task's derivatives may take: ``forward`` are those that the losses of one of its sets make on
-        the way, ``lam`` those of λ, ``rows`` its samples. A Gauss–Newton factor has several rows a sample."""
+        the way, ``lam`` those of λ or of what is written out of it, ``rows`` its samples. A Gauss–Newton factor has
+        several rows a sample."""
         return 16 * (forward + rows * lam)
+
+    def written_out(self, problem: InnerProblem) -> int:
+        """Bytes of λ's or θ's entries that are made anew for each task on the way to what is asked for."""
+        return problem.lam.nbytes
 
     @abstractmethod
     def solve(self, problem: InnerProblem) -> InnerMap:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..moved import Theta
 from ..objective import Joint, Objective
 from ..task import Samples
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
@@ -22,6 +23,9 @@ class Simplified(InnerKind):
     def work(self, forward: int, lam: int, rows: int) -> int:
         return self.kind.work(forward, lam, rows)
 
+    def written_out(self, problem: InnerProblem) -> int:
+        return self.kind.written_out(problem)
+
     def solve(self, problem: InnerProblem) -> InnerMap:
         return self.reading(self.kind.solve(problem))
 
@@ -31,7 +35,15 @@ class Reading(InnerMap):
 
     def __init__(self, solution: InnerMap) -> None:
         self._solution = solution
-        self.problem, self.theta, self.residual = solution.problem, solution.theta, solution.residual
+        self.problem, self.residual = solution.problem, solution.residual
+
+    @property
+    def theta(self) -> Tensor:
+        return self._solution.theta
+
+    @property
+    def point(self) -> Theta:
+        return self._solution.point
 
     def second(self, outer: Objective, query: Samples) -> SecondDerivative:
         """Zᵀ ∇²L_O Z: θ has no second derivatives here."""

@@ -83,12 +83,16 @@ class ProximalMap(InnerMap):
     """
 
     def __init__(self, problem: InnerProblem, minimum: Minimum, kind: Proximal, tolerance: float) -> None:
-        self.theta, self.residual = minimum.point, minimum.residual
+        self._theta, self.residual = minimum.point, minimum.residual
         self.report: SolveReport | None = None
         self.problem, self._delta, self._policy = problem, kind.delta, kind.policy
         inverse = pick(kind.inverse, problem)
         self._operator, self._solver = inverse(problem, self.theta, kind.delta, tolerance)
         self.note = self._operator.note
+
+    @property
+    def theta(self) -> Tensor:
+        return self._theta
 
     def inverse(self, v: Tensor) -> Tensor:
         """H_in⁻¹ v, ``[B, Q] -> [B, Q]``.
@@ -152,8 +156,7 @@ class ProximalMap(InnerMap):
     def _through_weights(self, x: Tensor) -> Tensor:
         """−⟨∂_θ ℓ_j, x⟩ of each sample."""
         problem, plain = self.problem, self.problem.samples._replace(w=torch.ones_like(self.problem.samples.w))
-        nothing = x.new_zeros(len(x), problem.lam.numel())
-        return -problem.objective.losses_along(problem.lam, self.theta, plain, nothing, x)
+        return -problem.objective.losses_along(problem.lam, self.theta, plain, x)
 
     @property
     def nbytes(self) -> int:

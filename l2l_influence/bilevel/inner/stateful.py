@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from ...errors import UncoveredParameterError
 from ..layout import Named
 from ..task import Samples
-from .base import InnerKind, InnerProblem
+from .base import InnerKind, InnerProblem, OfOne
 from .unrolled import OfBoth, Pair, StepsMap
 
 LEFT_OUT = ("maximize", "decoupled_weight_decay")
@@ -78,6 +78,17 @@ class StatefulMap(StepsMap):
         self._kind = kind
         super().__init__(problem)
 
+    def along(self, function: OfOne, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+        value, along = super().along(function, v, *given)
+        self._require_finite({"what was asked for": along})
+        return value, along
+
+    def _along(self, v: Tensor, e: Tensor) -> Tensor:
+        moved = super()._along(v, e)
+        for row in moved:
+            self._require_finite(self.problem.part.unravel(row))
+        return moved
+
     def _steps(self, samples: Samples) -> OfBoth:
         def steps(lam: Tensor, w: Tensor) -> Tensor:
             theta, problem = lam[self.problem.positions], self.problem
@@ -93,18 +104,18 @@ class StatefulMap(StepsMap):
 
         return steps
 
-    def _map(self, function: Callable[..., tuple[Tensor, ...]], *vectors: Any) -> tuple[Tensor, ...]:
+    def _map(self, function: Callable[..., tuple[Any, ...]], *vectors: Any) -> tuple[Any, ...]:
         tasks = zip(*map(_rows, (self.problem.samples, *vectors)), strict=True)
         columns = zip(*(function(*task) for task in tasks), strict=True)
         return tuple(torch.stack(column).detach() for column in columns)
 
-    def _push(self, steps: OfBoth, at: Pair, v: Pair) -> Tensor:
-        along: Tensor = functional.jvp(steps, at, v)[1]
-        self._require_finite(self.problem.part.unravel(along))
-        return along
+    def _push(self, function: OfBoth, at: Pair, v: Pair) -> Pair:
+        value, along = functional.jvp(function, at, v)
+        return value, along
 
-    def _slopes(self, value: OfBoth, at: Pair) -> Pair:
-        return self._finite(functional.vjp(value, at)[1])
+    def _slopes(self, value: OfBoth, at: Pair) -> tuple[Pair, Tensor]:
+        found, slopes = functional.vjp(value, at)
+        return self._finite(slopes), found
 
     def _curve(self, value: OfBoth, at: Pair, v: Pair) -> Pair:
         return self._finite(functional.vhp(value, at, v)[1])

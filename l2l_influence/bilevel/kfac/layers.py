@@ -82,7 +82,7 @@ def find_layers(model: Model, theta: Named) -> list[Layer]:
     return [layer for layer in layers if layer is not None and layer.inputs.shape[1] == n]
 
 
-class _Watch(TorchFunctionMode):
+class Watch(TorchFunctionMode):
     """Meets each call that computes something from parameters, given as the very tensors that the model is given."""
 
     def __init__(self, theta: Named) -> None:
@@ -102,7 +102,7 @@ class _Watch(TorchFunctionMode):
         raise NotImplementedError
 
 
-class _Uses(_Watch):
+class _Uses(Watch):
     """Notes what each parameter goes into: a layer, or None for anything else."""
 
     def __init__(self, theta: Named) -> None:
@@ -134,7 +134,7 @@ class _Uses(_Watch):
         return Layer(name, self._names.get(id(bias)), inputs, call.output.shape, channel=1 - weight.dim())
 
 
-class Shifted(_Watch):
+class Shifted(Watch):
     """Adds a tensor to what comes out of the calls that some parameters go into."""
 
     def __init__(self, theta: Named, shifts: Named) -> None:

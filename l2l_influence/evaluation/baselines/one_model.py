@@ -44,7 +44,7 @@ class OneModel:
         samples, count = pooled(at.batch), len(at.batch.index)
         theta = self.lam.repeat(count, 1)
         rows = [row.repeat(count, 1) for row in v]
-        slopes = [self.objective.losses_along(self.lam, theta, samples, torch.zeros_like(row), row) for row in rows]
+        slopes = [self.objective.losses_along(self.lam, theta, samples, row) for row in rows]
         return at.batch.weight.view(-1, 1, 1) * torch.stack(slopes, dim=2)
 
     def query_gradient(self, at: SolvedBatch) -> Tensor:
