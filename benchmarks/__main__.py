@@ -1,9 +1,9 @@
 """Measurements of this package, one program each: ``python -m benchmarks PROGRAM [--quick] [--out PATH]``.
 
-``scale``: what scores, removals and memory cost (:mod:`benchmarks.scale`). ``profile``: where that time goes.
-``processes``: what a second process saves. ``recording``: what recording costs. ``peers``: the same beside other
-libraries. ``estimators``: how faithful the estimators are. ``fidelity --quick | --full [--only NAME …]``: the same on
-real data, beside baselines.
+``scale``: what scores, removals and memory cost (:mod:`benchmarks.scale`). ``processes``: what a second process saves.
+``recording``: what recording costs. ``peers``: the same beside other libraries. ``profile``: where time and memory go
+in these (:mod:`benchmarks.profile`). ``estimators``: how faithful the estimators are. ``fidelity --quick | --full
+[--only NAME …]``: the same on real data, beside baselines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 PROGRAMS = {
     "scale": ("scale", "scale", "scale.json"),
-    "profile": ("profile", "profile", "profile.json"),
+    "profile": ("profile.run", "run", "profile.json"),
     "processes": ("processes", "processes", "processes.json"),
     "recording": ("recording", "recording", "recording.json"),
     "peers": ("peers.run", "run", "peers.json"),

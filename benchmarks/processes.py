@@ -1,7 +1,8 @@
 """One process against two, one thread each; and a model of what more of them would take.
 
-``python -m benchmarks processes [--quick] [--out FILE]`` starts both in turns. The model is arithmetic on what was
-measured for one task, not a measurement, and says so.
+``python -m benchmarks processes [--quick] [--out FILE]`` starts both in turns; and two that do the same at the same
+time and share nothing, which is what the machine has for two. The model is arithmetic on what was measured for one
+task, not a measurement, and says so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,41 +57,65 @@ SIZES = [
 """Tasks, parameters, ranks."""
 
 
-def _worker(name: str, counts: dict[str, int], out: Path) -> None:
-    """Under torchrun: seconds for the scores of so many tasks, by each kind."""
+@contextmanager
+def joined() -> Iterator[dist.ProcessGroup]:
+    """All processes that were launched together, which draw the same tasks and λ."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)  # the same tasks and λ on each
-    found = {}
-    for kind, count in counts.items():
-        tasks, maml = TaskDataset(taskset(count)), MAML(MODELS[name](), lr=0.5)
-        pairs = [((x[::2], y[::2]), (x[1::2], y[1::2])) for x, y in (tasks[i] for i in range(20))]
-        epoch(maml, tasks)
-        hook = TaskInfluence(maml, tasks, nn.CrossEntropyLoss(), hessian=kind, progress=False, group=dist.group.WORLD)
-        dist.barrier()
-        start = time.perf_counter()
-        hook.scores(pairs)
-        found[kind] = time.perf_counter() - start
-    if dist.get_rank() == 0:
-        out.write_text(json.dumps(found), encoding="utf-8")
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    yield dist.group.WORLD
     dist.destroy_process_group()
 
 
-def measured(name: str, counts: dict[str, int], ranks: int) -> dict[str, float]:
-    """Seconds by kind."""
+def job(name: str, kind: str, count: int, group: dist.ProcessGroup | None) -> Callable[[], object]:
+    """Scores of so many tasks, to be asked of a hook that has computed nothing."""
+    tasks, maml = TaskDataset(taskset(count)), MAML(MODELS[name](), lr=0.5)
+    pairs = [((x[::2], y[::2]), (x[1::2], y[1::2])) for x, y in (tasks[i] for i in range(20))]
+    epoch(maml, tasks)
+    hook = TaskInfluence(maml, tasks, nn.CrossEntropyLoss(), hessian=kind, progress=False, group=group)
+    return lambda: hook.scores(pairs)
+
+
+def _worker(name: str, counts: dict[str, int], apart: bool, out: Path) -> None:
+    """Under torchrun: seconds of the slowest for the scores of so many tasks, by each kind; ``apart``, each process
+    scores all of them."""
+    found = {}
+    with joined() as group:
+        for kind, count in counts.items():
+            ask = job(name, kind, count, None if apart else group)
+            dist.barrier()
+            start = time.perf_counter()
+            ask()
+            seconds = torch.tensor(time.perf_counter() - start)
+            dist.all_reduce(seconds, dist.ReduceOp.MAX)
+            found[kind] = float(seconds)
+        if dist.get_rank() == 0:
+            out.write_text(json.dumps(found), encoding="utf-8")
+
+
+def launched(module: str, ranks: int, *arguments: str) -> Any:
+    """What a module writes as JSON, run by so many processes with these arguments and a path."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "seconds.json"
+        out = Path(folder) / "found.json"
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        command = [*launch, "-m", "benchmarks.processes", name, json.dumps(counts), str(out)]
+        command = [*launch, "-m", module, *arguments, str(out)]
         subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-        found: dict[str, float] = json.loads(out.read_text(encoding="utf-8"))
-        return found
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def measured(name: str, counts: dict[str, int], ranks: int, apart: bool = False) -> dict[str, float]:
+    """Seconds by kind."""
+    found: dict[str, float] = launched(__name__, ranks, name, json.dumps(counts), json.dumps(apart))
+    return found
 
 
 def turn(name: str, counts: dict[str, int]) -> list[Row]:
-    """One process, then two: a row a kind."""
-    alone, shared = measured(name, counts, 1), measured(name, counts, 2)
-    return [{"kind": kind, "tasks": count, "one": alone[kind], "two": shared[kind]} for kind, count in counts.items()]
+    """One process, then two, then two that share nothing: a row a kind."""
+    alone, shared, apart = measured(name, counts, 1), measured(name, counts, 2), measured(name, counts, 2, apart=True)
+    return [
+        {"kind": kind, "tasks": count, "one": alone[kind], "two": shared[kind], "apart": apart[kind]}
+        for kind, count in counts.items()
+    ]
 
 
 def compared(rows: list[Row]) -> list[Row]:
@@ -100,6 +128,7 @@ def compared(rows: list[Row]) -> list[Row]:
             {"model": name, "tasks": own[0]["tasks"], "kind": kind}
             | {"seconds": statistics.median(row["one"] for row in own), "ratio": statistics.median(ratios)}
             | {"lowest": min(ratios), "highest": max(ratios)}
+            | {"apart": statistics.median(2 * row["one"] / row["apart"] for row in own)}
         )
     return found
 
@@ -128,12 +157,13 @@ def per_task(rows: list[Row], kind: str, tasks: int, parameters: int) -> float:
 
 
 def measured_table(rows: list[Row]) -> str:
-    lines: Table = [["network", "tasks", "Hessian", "1 process", "1 process / 2", "lowest to highest turn"]]
+    lines: Table = [
+        ["network", "tasks", "Hessian", "1 process", "1 process / 2", "lowest to highest turn"]
+        + ["two that share nothing, of 2"]
+    ]
     for row in rows:
-        spread = f"{row['lowest']:.2f} to {row['highest']:.2f}"
-        lines.append(
-            [row["model"], f"{row['tasks']:,}", row["kind"], f"{row['seconds']:.1f} s", f"{row['ratio']:.2f}", spread]
-        )
+        ratios = [f"{row['ratio']:.2f}", f"{row['lowest']:.2f} to {row['highest']:.2f}", f"{row['apart']:.2f}"]
+        lines.append([row["model"], f"{row['tasks']:,}", row["kind"], f"{row['seconds']:.1f} s", *ratios])
     return markdown(lines)
 
 
@@ -171,4 +201,4 @@ def processes(quick: bool, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    _worker(sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3]))
+    _worker(sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[4]))
