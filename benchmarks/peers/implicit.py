@@ -30,6 +30,9 @@ class Placed(InnerKind):
 
     kind: Proximal
 
+    def work(self, forward: int, lam: int, rows: int) -> int:
+        return self.kind.work(forward, lam, rows)
+
     def solve(self, problem: InnerProblem) -> ProximalMap:
         nothing = torch.zeros(len(problem.start)).to(problem.start)
         return ProximalMap(problem, Minimum(problem.start, nothing, 0), self.kind, RESIDUAL)

@@ -22,6 +22,10 @@ VECTORS = 8
 """Of λ's size, that a solver works with for each right-hand side; a kept inner solution takes no more."""
 
 
+DERIVATIVES = 3
+"""Of L_O, that are kept with a solution: by λ, by θ, and in total."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a :class:`LocalProblem` needs to know besides λ and the tasks.
@@ -164,7 +168,7 @@ class SolvedBatch:
     @property
     def nbytes(self) -> int:
         parts = (*self.batch.support, *self.batch.query)
-        derivatives = 3 * len(self.batch.index) * self.lam.nbytes  # of L_O: by λ, by θ, and in total
+        derivatives = DERIVATIVES * len(self.batch.index) * self.lam.nbytes
         return self.solution.nbytes + derivatives + sum(part.nbytes for part in parts)
 
 
@@ -262,7 +266,10 @@ class LocalProblem:
                 size = min(size, RECYCLED // max(vector, largest))
             return max(1, size)
 
-        return fitting(settings.kind.written_out(problem)), fitting(self.lam.nbytes)
+        few = fitting(self.lam.nbytes)
+        # A batch lives as long as any of its pieces, and so does all that these have been asked for.
+        most = settings.quarter // (DERIVATIVES * self.lam.nbytes)
+        return max(few, min(most, fitting(settings.kind.written_out(problem)))), few
 
     @property
     def _share(self) -> range:

@@ -17,13 +17,13 @@ from ..solvers import (
     Invertible,
     LinearOperator,
     LinearSolver,
-    LowRank,
     MultipleOfIdentity,
     Neumann,
     Stored,
 )
 from .base import InnerProblem
 from .ekfac import EKFAC
+from .gram import gauss_newton_rows, rows_nbytes
 
 GRAM_LIMIT = 200
 """Up to this many outputs a task (n·C), the Gram matrix is the cheapest exact inverse."""
@@ -71,8 +71,9 @@ class _Linearised(LinearOperator):
 
 def _gram(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
     """The Gauss–Newton part of H_in, exactly."""
-    rows = problem.objective.gauss_newton_factor(problem.lam, theta, problem.samples)
-    return LowRank(rows, "gram").plus_identity(delta), ClosedForm()
+    operator = gauss_newton_rows(problem, theta).plus_identity(delta)
+    operator.note = "gram"
+    return operator, ClosedForm()
 
 
 def _dense(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
@@ -158,7 +159,7 @@ def _by_size(problem: InnerProblem) -> Picked:
         return Picked("cg", "the loss hides the model's outputs, which gram needs")
     if count > GRAM_LIMIT:
         return Picked("cg", f"{count} outputs a task: too many for gram")
-    size = count * problem.start.shape[1] * problem.start.element_size()
+    size = rows_nbytes(problem, count)
     if size > GRAM_BYTES:
         return Picked("cg", f"{count} outputs a task, whose gram rows would take {size / 2**30:.1f} GiB")
     return Picked("gram", f"{count} outputs a task")

@@ -15,6 +15,9 @@ from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .inverse import InnerHessian, Inverse, pick
 from .minimise import Minimum, minimise
 
+BY_PRODUCTS = ("cg", "minres", "neumann", "identity")
+"""Inverses that make nothing of H_in but products with it."""
+
 AGREEMENT_ITERATIONS = 100
 """Spent on the exact inverse that an approximate one is held against."""
 
@@ -46,6 +49,10 @@ class Proximal(InnerKind):
     def __post_init__(self) -> None:
         if not self.delta > 0:
             raise ValueError(f"the proximal strength must be positive, got {self.delta}")
+
+    def work(self, forward: int, lam: int, rows: int) -> int:
+        """Iterative solvers take a few vectors, and no rows."""
+        return super().work(forward, lam, 1 if self.inverse in BY_PRODUCTS else rows)
 
     def solve(self, problem: InnerProblem) -> ProximalMap:
         finest = torch.finfo(problem.lam.dtype).eps ** 0.6

@@ -1,6 +1,7 @@
 """Kronecker-factored curvature of one task: its layers, its pseudo-gradients, and the blocks that they make."""
 
 from .blocks import Block, task_blocks
-from .gradients import PseudoGradients
+from .gradients import PseudoGradients, apart, pull_back
+from .layers import Layer, Model, find_layers
 
-__all__ = ["Block", "PseudoGradients", "task_blocks"]
+__all__ = ["Block", "Layer", "Model", "PseudoGradients", "apart", "find_layers", "pull_back", "task_blocks"]

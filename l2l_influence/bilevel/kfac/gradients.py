@@ -8,7 +8,7 @@ computed from it, such as the diagonal of the curvature, is right there as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -45,7 +45,7 @@ class PseudoGradients:
         covered = {name for layer in self.layers for name in layer.names}
         self.rest = {name: tensor for name, tensor in theta.items() if name not in covered}
         self.together = not self.rest and not self._interact(residuals)
-        self._chunks = (residuals if self.together else _apart(residuals)).split(self._chunk_size)
+        self._chunks = (residuals if self.together else apart(residuals)).split(self._chunk_size)
 
     def __iter__(self) -> Iterator[tuple[list[Tensor], dict[str, Tensor]]]:
         """By the outputs of each layer, ``[r, groups, N, S, e]``, and by each of the rest, ``[r, ...]``."""
@@ -60,21 +60,12 @@ class PseudoGradients:
         """``[..., n, S, d]``, or the ``[..., 1, n·S, d]`` of one sample whose gradient sums over all positions."""
         return positions if self.together else positions.flatten(-3, -2).unsqueeze(-3)
 
-    def _outputs(self, shifts: Named, rest: Named) -> Tensor:
-        theta = {**self._theta, **rest}
-        with Shifted(theta, shifts):
-            return self._model(theta)
-
     @cached_property
     def _only(self) -> Chunk:
         return self._pull_back(self._chunks[0])
 
     def _pull_back(self, cotangents: Tensor) -> Chunk:
-        """Cotangents of the outputs, ``[r, n, C]``, by the layers' outputs and by the rest."""
-        first = next(iter(self._theta.values()))
-        shifts = {layer.weight: first.new_zeros(layer.shape) for layer in self.layers}
-        outputs, pull_back, *_ = vjp(self._outputs, shifts, self.rest)
-        return vmap(pull_back)(cotangents.reshape(len(cotangents), *outputs.shape))
+        return pull_back(self._model, self._theta, self.layers, self.rest, cotangents)
 
     def _interact(self, residuals: Tensor) -> bool:
         """Whether any sample's activations matter to another's outputs.
@@ -95,7 +86,20 @@ class PseudoGradients:
         return max(1, ENTRIES_AT_ONCE // max(1, sum(layer.shape.numel() for layer in self.layers)))
 
 
-def _apart(residuals: Tensor) -> Tensor:
+def pull_back(model: Model, theta: Named, layers: Sequence[Layer], rest: Named, cotangents: Tensor) -> Chunk:
+    """Cotangents of the outputs, ``[r, n, C]``, by the layers' outputs and by the rest, both by a parameter's name."""
+
+    def outputs(shifts: Named, rest: Named) -> Tensor:
+        moved = {**theta, **rest}
+        with Shifted(moved, shifts):
+            return model(moved)
+
+    shifts = {layer.weight: cotangents.new_zeros(layer.shape) for layer in layers}
+    at, pull, *_ = vjp(outputs, shifts, rest)
+    return vmap(pull)(cotangents.reshape(len(cotangents), *at.shape))
+
+
+def apart(residuals: Tensor) -> Tensor:
     """``[K, n, C]`` as one cotangent a row, zero at the other samples: ``[K·n, n, C]``."""
     n = residuals.shape[1]
     return torch.einsum("ij,kjc->kjic", torch.eye(n).to(residuals), residuals).flatten(0, 1)

@@ -5,7 +5,8 @@ from .base import Invertible, LinearOperator, LinearSolver, OnUnconverged, Solut
 from .cg import CG
 from .closed_form import ClosedForm, MultipleOfIdentity
 from .dense import Dense, Stored
-from .gram import LowRank, LowRankPlusIdentity
+from .factors import OuterProducts, SideBySide
+from .gram import FewRows, LowRank, LowRankPlusIdentity
 from .minres import MINRES
 from .neumann import Neumann
 from .policy import OnIndefinite, Policy, enforce
@@ -23,6 +24,7 @@ __all__ = [
     "CG",
     "ClosedForm",
     "Dense",
+    "FewRows",
     "Invertible",
     "LinearOperator",
     "LinearSolver",
@@ -33,7 +35,9 @@ __all__ = [
     "Neumann",
     "OnIndefinite",
     "OnUnconverged",
+    "OuterProducts",
     "Policy",
+    "SideBySide",
     "Solution",
     "SolveReport",
     "Stored",

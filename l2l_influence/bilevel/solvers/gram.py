@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -11,30 +13,56 @@ from .base import Invertible, LinearOperator
 CHUNK = 2**14
 """Columns of A whose products are added up in float64 at a time."""
 
+BLOCK = 256
+"""Rows of A whose products with those from the first of them on are taken at a time: the others follow by symmetry."""
 
-class LowRank(LinearOperator):
+
+class FewRows(LinearOperator):
+    """``AᵀA`` for a matrix A of few rows; what these are kept as is up to the subclass."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Columns of A that are held here."""
+
+    @abstractmethod
+    def project(self, v: Tensor) -> Tensor:
+        """A v: ``[R, P] -> [R, r]``."""
+
+    @abstractmethod
+    def lift(self, small: Tensor) -> Tensor:
+        """Aᵀ s: ``[R, r] -> [R, P]``."""
+
+    @abstractmethod
+    def gram(self) -> Tensor:
+        """AAᵀ in float64, ``[..., r, r]``."""
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self.lift(self.project(v))
+
+    def plus_identity(self, shift: float) -> LinearOperator:
+        return LowRankPlusIdentity(self, shift)
+
+
+class LowRank(FewRows):
     """``AᵀA`` for rows A: ``[R, r, P]``, a matrix of its own for each row of a vector; or ``[r, P]``, one for all."""
 
     def __init__(self, rows: Tensor, note: str = "") -> None:
         self.rows, self.note = rows, note
 
-    def matvec(self, v: Tensor) -> Tensor:
-        return self.lift(self.project(v))
-
     @property
     def nbytes(self) -> int:
         return self.rows.nbytes
 
-    def plus_identity(self, shift: float) -> LinearOperator:
-        return LowRankPlusIdentity(self, shift)
+    @property
+    def width(self) -> int:
+        return self.rows.shape[-1]
 
     def project(self, v: Tensor) -> Tensor:
-        """A v: ``[R, P] -> [R, r]``."""
-        return v @ self.rows.mT if self.rows.dim() == 2 else (self.rows @ v.unsqueeze(-1)).squeeze(-1)
+        return v @ self.rows.mT if self.rows.dim() == 2 else each_times(v, self.rows.mT)
 
     def lift(self, small: Tensor) -> Tensor:
-        """Aᵀ s: ``[R, r] -> [R, P]``."""
-        return small @ self.rows if self.rows.dim() == 2 else (self.rows.mT @ small.unsqueeze(-1)).squeeze(-1)
+        return small @ self.rows if self.rows.dim() == 2 else each_times(small, self.rows)
 
     def gram(self) -> Tensor:
         """AAᵀ in float64, ``[..., r, r]``.
@@ -46,8 +74,15 @@ class LowRank(LinearOperator):
         total = torch.zeros(*rows.shape[:-1], rows.shape[-2], dtype=torch.float64, device=rows.device)
         for part in rows.split(CHUNK, dim=-1):
             wide: Tensor = part if rows.dim() == 2 else part.double()
-            total = total + wide @ wide.mT
-        return total
+            for start in range(0, rows.shape[-2], BLOCK):
+                block = slice(start, start + BLOCK)
+                total[..., start:, block] += wide[..., start:, :] @ wide[..., block, :].mT
+        return total.tril() + total.tril(-1).mT
+
+
+def each_times(v: Tensor, matrices: Tensor) -> Tensor:
+    """``v_R M_R`` of each row, ``[R, a], [R, a, b] -> [R, b]``."""
+    return (v.unsqueeze(1) @ matrices).squeeze(1)  # from the left: many at once are several times faster so on a CPU
 
 
 class LowRankPlusIdentity(Invertible):
@@ -61,7 +96,7 @@ class LowRankPlusIdentity(Invertible):
         NegativeCurvatureError: δ is nothing beside the largest eigenvalue of AAᵀ, or A is not finite.
     """
 
-    def __init__(self, low_rank: LowRank, delta: float) -> None:
+    def __init__(self, low_rank: FewRows, delta: float) -> None:
         if not delta > 0:
             raise ValueError(f"the multiple of the identity must be positive, got {delta}")
         self.low_rank, self.delta, self.floor = low_rank, delta, delta
@@ -77,7 +112,7 @@ class LowRankPlusIdentity(Invertible):
 
     def inverse(self, v: Tensor) -> Tensor:
         small = self._solve_small(self.low_rank.project(v).double())
-        return (v - self.low_rank.lift(small.to(v.dtype))) / self.delta
+        return (v - self.low_rank.lift(small.to(v.dtype))).div_(self.delta)
 
     def _solve_small(self, s: Tensor) -> Tensor:
         if self._factor.dim() == 2:
