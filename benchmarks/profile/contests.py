@@ -24,7 +24,7 @@ PRODUCTS, CHECKS = "Hessian products", "residual checks"
 STEPS = {
     "size of a batch": [("bilevel.memory", "made_by")],
     "tasks stacked": [("bilevel.task", "stack"), ("bilevel.local", "LocalProblem._start")],
-    "inner solutions": [("bilevel.inner.unrolled", "Unrolled.solve")],
+    "wide layers": [("bilevel.inner.in_factors", "wide_layers")],
     "linearising": [("bilevel.inner.inverse", "InnerHessian.for_many_products")],
     PRODUCTS: [("bilevel.inner.inverse", "InnerHessian.matvec"), ("bilevel.inner.inverse", "_Linearised.matvec")],
     "vectors of CG": [("bilevel.solvers.cg", "CG._conjugate_gradients")],
@@ -35,7 +35,7 @@ STEPS = {
         ("bilevel.solvers.gram", "LowRankPlusIdentity.inverse"),
         ("bilevel.inner.ekfac", "EKFACPlusIdentity.inverse"),
     ],
-    "gradient": [("bilevel.inner.base", "InnerMap.total"), ("bilevel.inner.unrolled", "StepsMap.total")],
+    "gradient": [("bilevel.inner.base", "InnerMap.total"), ("bilevel.inner.steps", "StepsMap.total")],
 }
 """Each without what is inside it. A product right inside a solve is that of its check: the others are inside CG."""
 

@@ -11,11 +11,10 @@ from l2l_influence.bilevel.local import LocalProblem
 from ..journal import Row
 from ..markdown import Table
 from ..metering import measured
-from ..plain import taskset
 from ..scale import Trained, mean
 from .size import Size
 
-KEPT = ("rows", "solutions", "tests")
+KEPT = ("rows", "solutions")
 WORK = ("gram", "batch")
 """Done one after the other: only the larger counts at the peak."""
 
@@ -45,17 +44,9 @@ def composed(trained: Trained, tests: int) -> Row:
         "at once": at_once,
         "rows": operator.rows.nbytes / 2**20,
         "solutions": local._kept_bytes / 2**20,
-        "tests": _kept(outer.study.test_problem(taskset(tests), None, None, 0)) / 2**20,
         "gram": measured(lambda: operator.plus_identity(outer.damping))[1]["mebibytes"],
         "batch": _drawing(local.subset(list(range(at_once))), max(1, len(operator.rows) // len(local.tasks))),
     }
-
-
-def _kept(test: LocalProblem) -> int:
-    """Bytes of the inner solutions that are kept after a pass, as test tasks' are while training tasks are scored."""
-    for _ in test.solved():
-        pass
-    return test._kept_bytes
 
 
 def _drawing(batch: LocalProblem, draws: int) -> float | None:
@@ -68,12 +59,12 @@ def _drawing(batch: LocalProblem, draws: int) -> float | None:
 
 def table(rows: list[Row]) -> Table:
     lines: Table = [
-        ["network", "tasks", "peak memory", "rows of the sketch", "kept inner solutions", "those of test tasks"]
+        ["network", "tasks", "peak memory", "rows of the sketch", "kept inner solutions"]
         + ["Gram matrix and factor, while made", "a batch of tasks, while its rows are made", "rest of the peak"]
     ]
     for row in rows:
         drawn, batch = f" ({row['drawn']:,})", f" ({row['at once']:,})"
-        kept = [_told(row["rows"]) + drawn, _told(row["solutions"]), _told(row["tests"])]
+        kept = [_told(row["rows"]) + drawn, _told(row["solutions"])]
         work = [_told(row["gram"]), _told(row["batch"]) + batch, _told(_rest(row))]
         lines.append([row["model"], f"{row['tasks']:,}", _told(row["peak"]), *kept, *work])
     return lines

@@ -104,7 +104,7 @@ def test_both_sizes_of_a_sketch_are_taken_apart(rows: list[Row]) -> None:
     assert [row["tasks"] for row in of(rows, "memory")] == list(TINY.memory)
     for row in of(rows, "memory"):
         assert row["drawn"] == 16 * row["tasks"] and row["at once"] <= row["tasks"]
-        assert row["solutions"] > 0 and row["tests"] > 0
+        assert row["solutions"] > 0
         assert row["peak"] is None or row["rows"] + row["solutions"] < row["peak"]
 
 

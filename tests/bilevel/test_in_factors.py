@@ -9,8 +9,8 @@ from torch import nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, Layout, ModelLoss, Task, Unrolled
 from l2l_influence.bilevel import local as local_module
-from l2l_influence.bilevel.inner import unrolled
-from l2l_influence.bilevel.inner.unrolled import InFactors, wide_layers
+from l2l_influence.bilevel.inner import in_factors
+from l2l_influence.bilevel.inner.in_factors import InFactors, wide_layers
 from l2l_influence.errors import LossStructureError
 
 from .test_unrolled import LR, STEPS_AND_ORDERS, backward, gradients, headed, mean_tasks, mlp
@@ -20,7 +20,7 @@ from .toys import Named, UnrolledReference, central_difference, generator, randn
 @pytest.fixture
 def everywhere(monkeypatch):
     """In factors whatever can be: toys are too small for it to pay."""
-    monkeypatch.setattr(unrolled, "NARROW", 0)
+    monkeypatch.setattr(in_factors, "NARROW", 0)
 
 
 def parameters() -> Named:
@@ -178,7 +178,7 @@ def test_hessians_are_those_without_factors(kind, few, monkeypatch):
     lam, v = loss.model.parameters, randn(1, Layout(loss.model.parameters).size)
     problem = BilevelProblem(loss, loss, Unrolled(LR, 2), 0.1)
     dense = problem.total_hessian(lam, mean_tasks(4), kind) @ v
-    monkeypatch.setattr(unrolled, "NARROW", 0)
+    monkeypatch.setattr(in_factors, "NARROW", 0)
     if few:  # two tasks at a time have room for vectors of λ's size, all three for what is made in factors
         monkeypatch.setattr(local_module, "RECYCLED", 2 * len(v) * 8)
     hessian = problem.total_hessian(lam, mean_tasks(4), kind)

@@ -7,7 +7,8 @@ from .inverse import Inverse
 from .proximal import Proximal, ProximalMap
 from .rules import LearnedRates, LearnedTransforms, PlainSteps, Step, StepRule
 from .stateful import StatefulMap, UnrolledWith
-from .unrolled import StepsMap, Unrolled, UnrolledMap
+from .steps import StepsMap
+from .unrolled import Unrolled, UnrolledMap
 
 __all__ = [
     "EKFAC",

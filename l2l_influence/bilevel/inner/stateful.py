@@ -17,7 +17,7 @@ from ...errors import UncoveredParameterError
 from ..layout import Named
 from ..task import Samples
 from .base import InnerKind, InnerProblem, OfOne
-from .unrolled import OfBoth, Pair, StepsMap
+from .steps import OfBoth, Pair, StepsMap
 
 LEFT_OUT = ("maximize", "decoupled_weight_decay")
 """Settings of torch's optimisers that ``higher``'s versions would ignore without a word."""

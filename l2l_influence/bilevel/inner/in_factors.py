@@ -1,0 +1,97 @@
+"""Plain steps that do not write out what the weights of wide linear layers move by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, grad_and_value, jvp, vmap
+
+from ...errors import LossStructureError
+from ..elementary import ElementaryNorms
+from ..kfac.layers import find_layers
+from ..layout import Named, Vector
+from ..moved import Moved
+from ..task import Samples
+from .base import InnerProblem, OfOne
+from .steps import MappedSteps, OfBoth, Pair
+
+
+class InFactors(MappedSteps):
+    """K steps of size lr along the gradient, with θ as a :class:`~l2l_influence.bilevel.moved.Moved`.
+
+    Args:
+        problem: whose solution this is.
+        lr, steps: of the steps.
+        rows: how many rows go through each layer whose weight is in factors; see :func:`wide_layers`.
+    """
+
+    def __init__(self, problem: InnerProblem, lr: float, steps: int, rows: Mapping[str, int]) -> None:
+        super().__init__(problem)
+        self._lr, self._count, self._rows = lr, steps, rows
+
+    def _steps(self, samples: Samples) -> Callable[..., Moved]:
+        problem = self.problem
+
+        def steps(lam: Vector, w: Tensor) -> Moved:
+            theta = Moved.start(problem.layout.unravel(lam), self._rows, problem.part)
+            for _ in range(self._count):
+                slope = problem.objective.slope_of_one(lam, theta, samples._replace(w=w), self._rows)
+                theta = theta.stepped(self._lr, slope)
+            return theta
+
+        return steps
+
+    def _ends(self, samples: Samples) -> OfBoth:
+        problem, steps = self.problem, self._steps(samples)
+        return lambda lam, w: steps(lam, w).flat(problem.layout.unravel(lam), problem.part)
+
+    def sum_of_totals(self, weight: Tensor, value: OfOne, *given: Any) -> Tensor:
+        """By differentiating the sum, in which a wide weight's gradient is one product for all tasks."""
+        layout = self.problem.layout
+
+        def total(lam: Named) -> Tensor:
+            def one(samples: Samples, *given: Any) -> Tensor:
+                return value(lam, self._steps(samples)(lam, samples.w), *given)
+
+            return torch.dot(weight, vmap(one)(self.problem.samples, *given))
+
+        try:
+            with ElementaryNorms():  # what is mapped over tasks is differentiated here
+                return layout.ravel(grad(total)(layout.unravel(self.problem.lam)))
+        except LossStructureError:  # a normalisation that can't be recomposed
+            return super().sum_of_totals(weight, value, *given)
+
+    # With λ by name its flat vector is not put together for each use of one of its tensors.
+
+    def _push(self, function: OfBoth, at: Pair, v: Pair) -> Pair:
+        unravel = self.problem.layout.unravel
+        value, along, *_ = jvp(function, (unravel(at[0]), at[1]), (unravel(v[0]), v[1]))
+        return value, along
+
+    def _slopes(self, value: OfBoth, at: Pair) -> tuple[Pair, Tensor]:
+        layout = self.problem.layout
+        (by_lam, by_w), found = grad_and_value(value, argnums=(0, 1))(layout.unravel(at[0]), at[1])
+        return (layout.ravel(by_lam), by_w), found
+
+
+NARROW = 4
+"""How many times smaller the factors of a weight's move must be than the weight, to be worth their products."""
+
+
+def wide_layers(problem: InnerProblem, steps: int) -> dict[str, int]:
+    """The weights of linear layers through which few rows go beside their size, and how many rows these are."""
+    lam, theta = problem.layout.unravel(problem.lam), problem.part.unravel(problem.prior)
+    x, y = problem.samples.x[0], problem.samples.y[0]
+
+    def narrow(weight: Tensor, rows: int) -> bool:
+        return weight.dim() == 2 and NARROW * steps * rows * sum(weight.shape) <= weight.numel()
+
+    candidates = {name: weight for name, weight in theta.items() if narrow(weight, len(y))}
+    if not candidates:
+        return {}
+    layers = find_layers(lambda some: problem.objective.loss(lam, {**theta, **some}, x, y), candidates)
+    rows = {layer.weight: layer.inputs.shape[1:3].numel() for layer in layers}
+    return {name: count for name, count in rows.items() if narrow(candidates[name], count)}
