@@ -77,13 +77,16 @@ class SolvedBatch:
     outer: Objective
     few: int
 
-    @cached_property
+    @property
     def pieces(self) -> list[SolvedBatch]:
         """The same tasks, few at a time."""
+        return self._pieces or [self]
+
+    @cached_property
+    def _pieces(self) -> list[SolvedBatch]:
+        """None where it is small enough: one that held itself would stay in memory."""
         count, problem = len(self.batch.index), self.solution.problem
-        if count <= self.few:
-            return [self]
-        spans = [slice(start, start + self.few) for start in range(0, count, self.few)]
+        spans = [slice(start, start + self.few) for start in range(0, count, self.few) if count > self.few]
         return [
             replace(self, batch=self.batch.some(span), solution=self.kind.solve(problem.some(span))) for span in spans
         ]
