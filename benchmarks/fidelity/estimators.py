@@ -95,7 +95,6 @@ class Estimator:
         by_products: whether each test task takes products with all training tasks; not done in large networks.
         resolves: whether it solves inner problems that training did not; in large networks done for tasks only.
         only: names of the worlds that it is for; all of them unless given.
-        also: of large ones whose tasks it scores although it is dear.
         checkpoints: whether it asks for the way that training took.
         baseline: whether it is something simpler than influence.
     """
@@ -109,7 +108,6 @@ class Estimator:
     by_products: bool = False
     resolves: bool = False
     only: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
     checkpoints: bool = False
     baseline: bool = False
 
@@ -132,10 +130,7 @@ class Estimator:
             return False
         if world.large and (self.by_products or self.resolves and level != "task"):
             return False
-        return not self.dear or len(world.lam) <= SMALL or (level == "task" and self._bearable(world))
-
-    def _bearable(self, world: World) -> bool:
-        return not world.large or world.name in self.also
+        return not self.dear or len(world.lam) <= SMALL or (level == "task" and not world.large)
 
 
 SMALL = 500
@@ -150,9 +145,7 @@ _HOOKS = (
     Estimator("sketch, 1 draw", options={"hessian": Sketch(draws=1)}),
     Estimator("sketch, a quarter of the tasks", from_a_quarter),
     Estimator("sketch, 64 draws", options={"hessian": Sketch(draws=64)}, dampings=DAMPINGS, dear=True),
-    Estimator(
-        "gauss-newton", options={"hessian": "gauss-newton"}, dampings=(1.0, 10.0), dear=True, also=("omniglot-fc",)
-    ),
+    Estimator("gauss-newton", options={"hessian": "gauss-newton"}, dampings=(1.0, 10.0), dear=True),
     Estimator("exact", options={"hessian": "exact"}, dampings=(1.0, 0.0, 10.0), dear=True),
     Estimator("exact, left out", LeftOut, {"hessian": "exact"}, levels=("task",), only=("convex",)),
     Estimator(
