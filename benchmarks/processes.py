@@ -187,7 +187,7 @@ def model(rows: list[Row]) -> list[Row]:
 def processes(quick: bool, out: Path) -> None:
     """Measure the turns that are not in ``out`` with another ending, ``.jsonl``, yet; print tables, write rows."""
     torch.set_num_threads(1)
-    counts, repeats = (QUICK, 1) if quick else (FULL, 3)
+    counts, repeats = (QUICK, 1) if quick else (FULL, 2)
     size = {"tasks": counts, "turns": repeats}
     journal = Journal(out.with_suffix(".jsonl"), settings(COMMAND, size), ("model", "turn"))
     for name in MODELS:
