@@ -197,8 +197,8 @@ class LocalProblem:
     def solved(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
         """This rank's tasks, a few at a time, in an order that is the same on each pass; ``purpose`` names its bar.
 
-        What is made of them has to be put together by the ``ranks`` of the settings. If a task cannot be read or solved
-        all of them learn of it.
+        What is made of them has to be put together by the ``ranks`` of the settings. If a task cannot be read, or its
+        inner problem not be minimised, all of them learn of it.
         """
         for batch in self.batches(purpose):
             yield from batch.pieces

@@ -164,16 +164,6 @@ class Objective:
         """∂²(w_j ℓ_j)/∂outputs_j² times ``along`` of each sample; all of the outputs' shape, ``[B, n, ...]``."""
         return self._map(self._curve, 2)(lam, theta, *z, outputs, along)
 
-    def gauss_newton_factor(self, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
-        """Rows A with ``AᵀA = GGN_θθ(L)``: shape ``[B, n·C, Q]`` for C outputs a sample.
-
-        Raises:
-            LossStructureError: the criterion is not convex in the outputs.
-        """
-        root = self.output_curvature_root(lam, theta, z)
-        # A loop over tasks, mapped over rows: mapping both makes convolutions' weight gradients twice as slow.
-        return torch.stack([self._pull_back_rows(lam, *task) for task in zip(theta, *z, root, strict=True)])
-
     def output_curvature_root(self, lam: Tensor, theta: Theta, z: Samples) -> Tensor:
         """R_j with R_j R_jᵀ = ∂²(w_j ℓ_j)/∂outputs_j²: shape ``[B, n, C, C]``.
 
@@ -242,13 +232,6 @@ class Objective:
         slope = grad(lambda out: loss(out.reshape(outputs.shape)))
         directions = torch.eye(flat.shape[1]).to(flat)
         return vmap(lambda e: jvp(slope, (flat,), (e.expand_as(flat),))[1], out_dims=2)(directions)
-
-    def _pull_back_rows(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, root: Tensor) -> Tensor:
-        outputs, pull_back, *_ = vjp(lambda theta: self._outputs(lam, theta, x, y, w), theta)
-        n, c = root.shape[:2]
-        # One cotangent a row: column k of sample j's root, zero at the other samples.
-        cotangents = torch.einsum("ij,jck->jkic", torch.eye(n).to(root), root).reshape(n * c, *outputs.shape)
-        return vmap(pull_back)(cotangents)[0]
 
 
 def _gradient_along(value: Callable[..., Tensor], along: int, by: int) -> Callable[..., Tensor]:

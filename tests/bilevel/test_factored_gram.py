@@ -20,7 +20,7 @@ from l2l_influence.bilevel.solvers import ClosedForm, LowRank, OuterProducts, Si
 from l2l_influence.bilevel.task import stack
 from l2l_influence.errors import LossStructureError, NegativeCurvatureError
 
-from .toys import randn, relative
+from .toys import gauss_newton_factor, randn, relative
 
 DELTA, WAYS, N, TASKS = 0.3, 3, 5, 3
 
@@ -131,9 +131,9 @@ class Case:
         return gauss_newton_rows(self.problem(), self.theta)
 
     def written_out(self):
-        """The objective's own rows, ``[B, r, Q]``, in the order of the operator's."""
+        """The rows, ``[B, r, Q]``, in the order of the operator's."""
         problem = self.problem()
-        rows = self.objective.gauss_newton_factor(problem.lam, self.theta, problem.samples)
+        rows = gauss_newton_factor(self.objective, problem.lam, self.theta, problem.samples)
         return rows.unflatten(1, (N, -1)).transpose(1, 2).flatten(1, 2)
 
     def matrices(self):

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.func import jacrev
 
 from l2l_influence.bilevel import Layout, Task
+from l2l_influence.bilevel.objective import Objective
+from l2l_influence.bilevel.task import Samples
 
 Named = dict[str, Tensor]
 
@@ -48,6 +50,17 @@ def classification_tasks(count: int, seed: int = 100) -> list[Task]:
         return randn(at, n, 3), torch.randint(0, 3, (n,), generator=generator(at + 1))
 
     return [Task(pair(seed + 10 * i, 6), pair(seed + 10 * i + 5, 7)) for i in range(count)]
+
+
+def gauss_newton_factor(objective: Objective, lam: Tensor, theta: Tensor, z: Samples) -> Tensor:
+    """Rows A with ``AᵀA = GGN_θθ(L)``, written out: ``[B, n·C, Q]``; from the roots of the criterion's curvature."""
+    roots = objective.output_curvature_root(lam, theta, z)
+    return torch.stack([_rows(objective, lam, *task) for task in zip(theta, *z, roots, strict=True)])
+
+
+def _rows(objective: Objective, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, root: Tensor) -> Tensor:
+    outputs = jacrev(lambda theta: objective.outputs_of_one(lam, theta, Samples(x, y, w)))(theta)
+    return torch.einsum("jcq,jck->jkq", outputs.flatten(1, -2), root).flatten(0, 1)
 
 
 class Reference:
