@@ -68,7 +68,7 @@ class WholeTask(Level):
         return at
 
     def losses(self, at: SolvedBatch) -> Tensor:
-        return at.gradient_and_loss[1].unsqueeze(-1)
+        return at.outer_loss().unsqueeze(-1)
 
     def pulls_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
         return (at.batch.weight.unsqueeze(-1) * (at.total_gradient @ v.T)).unsqueeze(1)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .inner import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .layout import Layout
 from .memory import DEFAULT, RECYCLED, made_by
+from .moved import Theta
 from .objective import Joint, Objective
 from .ranks import ALONE, Ranks
 from .task import Samples, Task, TaskBatch, groups, stack
@@ -120,7 +121,9 @@ class SolvedBatch:
         return self.batch.weight.unsqueeze(-1) * self.total_gradient
 
     def outer_loss(self) -> Tensor:
-        """L_O, ``[B]``, where the gradient is not needed."""
+        """L_O, ``[B]``; that which came with the gradient, once there is one."""
+        if "gradient_and_loss" in vars(self):
+            return self.gradient_and_loss[1]
         return self.outer.value(self.lam, self.solution.point, self.batch.query)
 
     def query_losses(self) -> Tensor:
@@ -237,7 +240,7 @@ class LocalProblem:
 
     def at(self, position: int) -> SolvedBatch:
         """One task as a batch of one."""
-        return self._solve([position], [self.tasks[position]])
+        return self._solve([position], [self.tasks[position]], 1)
 
     def _groups(self) -> Iterator[tuple[list[int], list[Task]]]:
         """Batches of tasks of equal shape; each task is read once a pass, but not where its solution is kept."""
@@ -279,21 +282,27 @@ class LocalProblem:
         return self.settings.ranks.share(len(self.tasks))
 
     def _solve_and_keep(self, number: int, index: list[int], tasks: list[Task]) -> SolvedBatch:
-        solved = self._solve(index, tasks)
+        solved = self._solve(index, tasks, self._sizes[1])
         if self._kept_bytes + solved.nbytes <= self.settings.quarter:
             self._kept[number] = solved
             self._kept_bytes += solved.nbytes
         return solved
 
-    def _solve(self, index: list[int], tasks: list[Task]) -> SolvedBatch:
+    def _solve(self, index: list[int], tasks: list[Task], few: int) -> SolvedBatch:
         settings, (problem, batch) = self.settings, self._problem(index, tasks)
         solution = settings.kind.solve(problem)
-        return SolvedBatch(batch, solution, settings.kind, self.lam, settings.outer, self._sizes[1])
+        return SolvedBatch(batch, solution, settings.kind, self.lam, settings.outer, few)
 
     def _problem(self, index: list[int], tasks: list[Task]) -> tuple[InnerProblem, TaskBatch]:
         settings, batch = self.settings, stack(tasks, index, self.weights, self.lam)
         start = self._start(tasks)
-        return InnerProblem(settings.inner, self.lam, batch.support, start, settings.layout, settings.part), batch
+        query = Samples(*(part[0] for part in batch.query))
+
+        def outer(theta: Theta) -> Tensor:
+            return settings.outer.weighted_losses_of_one(self.lam, theta, query)
+
+        problem = InnerProblem(settings.inner, self.lam, batch.support, start, settings.layout, settings.part, outer)
+        return problem, batch
 
     def _start(self, tasks: list[Task]) -> Tensor:
         part = self.settings.part

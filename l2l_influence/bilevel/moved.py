@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ..errors import LossStructureError
-from .kfac.layers import LAYERS, Call, Watch
+from .kfac.layers import LAYERS, Call, Watch, stand_in, tensors
 from .layout import Layout, Named
 
 
@@ -71,10 +70,9 @@ class Moved(NamedTuple):
         Raises:
             LossStructureError: they do not.
         """
-        # Views are objects of their own, which tells θ's entries from λ's.
-        weights = {name: lam[name].view_as(lam[name]) for name in self.inputs}
-        with _AtWork(self, lam, weights, taps) as work:
-            yield {**self.own, **weights}, work.inputs
+        stand_ins = {name: stand_in(lam[name]) for name in self.inputs}
+        with _AtWork(self, lam, stand_ins, taps) as work:
+            yield {**self.own, **stand_ins}, work.inputs
 
 
 Theta = Tensor | Moved
@@ -82,22 +80,28 @@ Theta = Tensor | Moved
 
 
 class _AtWork(Watch):
-    """Gives what moved weights give where the loss uses the unmoved ones in their place."""
+    """Gives what θ's weights give where the loss uses their stand-ins: by factors in linear layers, else written out.
 
-    def __init__(self, theta: Moved, lam: Named, weights: Named, taps: Named | None) -> None:
-        super().__init__(weights)
-        self._theta, self._lam, self._weights, self._taps = theta, lam, weights, taps
+    Where a loss uses one in a way that is not seen here, what comes of it is NaN, and not what λ's weight gives.
+    """
+
+    def __init__(self, theta: Moved, lam: Named, stand_ins: Named, taps: Named | None) -> None:
+        super().__init__(stand_ins)
+        self._theta, self._lam, self._taps = theta, lam, taps
         self.inputs: dict[str, Tensor] = {}
 
     def meet(self, used: list[str], call: Call) -> Any:
         if call.function is F.linear and len(used) == 1:
-            (name,) = used
             weight, _, inputs = LAYERS[F.linear](*call.args, **call.kwargs)
-            if weight is self._weights[name]:
-                return self._linear(name, inputs.flatten(0, 2), call.output)
-        return self._written_out(call)
+            if self.names.get(id(weight)) == used[0]:
+                return self._linear(used[0], inputs.flatten(0, 2), call)
+        output = call.given({at: self._theta.weight(name, self._lam) for at, name in self.names.items()}).made()
+        if self._taps is not None and list(tensors(output)):
+            raise LossStructureError("the loss uses a weight otherwise than where its layers were looked for")
+        return output
 
-    def _linear(self, name: str, rows: Tensor, output: Tensor) -> Tensor:
+    def _linear(self, name: str, rows: Tensor, call: Call) -> Tensor:
+        output: Tensor = call.given({at: self._lam[name] for at, own in self.names.items() if own == name}).made()
         moved = (rows @ self._theta.inputs[name].mT) @ self._theta.by_outputs[name]
         if self._taps is not None:
             if name in self.inputs:
@@ -106,16 +110,4 @@ class _AtWork(Watch):
                 )
             moved = moved - self._taps[name]
         self.inputs[name] = rows
-        return output - moved.view_as(output)
-
-    def _written_out(self, call: Call) -> Any:
-        """The call with the moved weights themselves."""
-        if self._taps is not None:
-            raise LossStructureError("the loss uses a weight otherwise than where its layers were looked for")
-        names = {id(weight): name for name, weight in self._weights.items()}
-
-        def moved(part: Any) -> Any:
-            return self._theta.weight(names[id(part)], self._lam) if id(part) in names else part
-
-        args, kwargs = tree_map(moved, (call.args, call.kwargs))
-        return call.function(*args, **kwargs)
+        return output - moved.reshape(output.shape)

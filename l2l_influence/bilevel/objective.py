@@ -1,7 +1,8 @@
 """A weighted sum of per-sample losses, L(λ, θ) = Σ_j w_j ℓ(z_j; λ, θ), and its derivatives, batched over tasks.
 
-λ is one flat vector ``[P]`` shared by all tasks; θ is ``[B, Q]``, samples are a :class:`Samples` of ``B`` tasks, and
-vectors that multiply derivatives have a leading ``B`` as well. The mathematics is written for one task and mapped.
+λ is one flat vector ``[P]`` shared by all tasks; θ is ``[B, Q]`` (or in factors, where so typed), samples are a
+:class:`Samples` of ``B`` tasks, and vectors that multiply derivatives have a leading ``B`` as well. The mathematics is
+written for one task and mapped.
 """
 
 from __future__ import annotations
@@ -92,12 +93,12 @@ class Objective:
         return by_theta
 
     def slope_of_one(self, lam: Vector, theta: Moved, z: Samples, rows: Mapping[str, int]) -> Moved:
-        """The same for a θ in factors, in that form; so many rows go through each layer whose weight is in factors."""
+        """∂_θ L of one task for a θ in factors, in factors as well; ``rows`` go through each layer whose weight is."""
         by_name = self._lam_layout.unravel(lam)
 
         def value(own: dict[str, Tensor], taps: Named) -> tuple[Tensor, Named]:
             with theta._replace(own=own).at_work(by_name, taps) as (named, inputs):
-                losses = self._loss(by_name, named, *z[:2])
+                losses = _one_each(self._loss(by_name, named, *z[:2]), z.w)
             return (z.w * losses).sum(), inputs
 
         taps = {name: by_name[name].new_zeros(rows[name], len(by_name[name])) for name in rows}
@@ -117,8 +118,8 @@ class Objective:
     def linearise_theta(self, lam: Tensor, theta: Tensor, z: Samples) -> Callable[[Tensor], Tensor]:
         """``v -> ∂_θθ L v``, ``[B, Q] -> [B, Q]``, whose forward and backward pass are done once, here, and kept.
 
-        Here, and only here, what is mapped over tasks is differentiated: normalisation is recomposed, since torch
-        differentiates a mapped gradient of its own wrongly.
+        What is mapped over tasks is differentiated here: normalisation is recomposed, since torch differentiates a
+        mapped gradient of its own wrongly.
 
         Raises:
             LossStructureError: the model calls a normalisation that cannot be recomposed.
@@ -193,12 +194,7 @@ class Objective:
 
     def _losses(self, lam: Vector, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         with self._named(lam, theta) as named:
-            losses = self._loss(*named, x, y)
-        if losses.shape != w.shape:
-            raise TaskShapeError(
-                f"the loss must return one value a sample, shape {tuple(w.shape)}, but returned {tuple(losses.shape)}"
-            )
-        return losses
+            return _one_each(self._loss(*named, x, y), w)
 
     def _value(self, lam: Vector, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         return (w * self._losses(lam, theta, x, y, w)).sum()
@@ -232,6 +228,14 @@ class Objective:
         slope = grad(lambda out: loss(out.reshape(outputs.shape)))
         directions = torch.eye(flat.shape[1]).to(flat)
         return vmap(lambda e: jvp(slope, (flat,), (e.expand_as(flat),))[1], out_dims=2)(directions)
+
+
+def _one_each(losses: Tensor, w: Tensor) -> Tensor:
+    if losses.shape != w.shape:
+        raise TaskShapeError(
+            f"the loss must return one value a sample, shape {tuple(w.shape)}, but returned {tuple(losses.shape)}"
+        )
+    return losses
 
 
 def _gradient_along(value: Callable[..., Tensor], along: int, by: int) -> Callable[..., Tensor]:

@@ -89,7 +89,7 @@ def each_test(test: LocalProblem, exact: bool) -> tuple[Tensor, Tensor]:
     for solved in test.solved("test tasks"):
         read = _read(solved, exact)
         gradients[solved.batch.index] = read.weighted_gradient()
-        losses[solved.batch.index] = read.gradient_and_loss[1].double().cpu()
+        losses[solved.batch.index] = read.outer_loss().double().cpu()
     ranks = test.settings.ranks
     return ranks.sum(gradients), ranks.sum(losses)
 
@@ -103,7 +103,7 @@ def mean_test_gradient(test: LocalProblem, exact: bool) -> tuple[Tensor, float]:
     for solved in test.solved("test tasks"):
         read = _read(solved, exact)
         gradient += read.batch.weight @ read.total_gradient
-        loss += float(read.gradient_and_loss[1].sum())
+        loss += float(read.outer_loss().sum())
     ranks, count = test.settings.ranks, len(test.tasks)
     return ranks.sum(gradient) / count, float(ranks.sum(loss)) / count
 

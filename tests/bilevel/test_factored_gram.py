@@ -304,3 +304,26 @@ def test_a_system_that_is_next_to_singular_is_refused():
     with pytest.raises(NegativeCurvatureError, match="no Cholesky factor"):
         OuterProducts(left, right).plus_identity(1e-9)
     assert ClosedForm().solve(OuterProducts(left / 1e6, right / 1e6).plus_identity(1.0), randn(1, 1, 15).float())
+
+
+def slopes(lam, theta, x, y):
+    by_inputs = torch.func.grad(lambda x: torch.tanh(F.linear(x, theta["w"])).sum())(x)
+    return F.mse_loss(by_inputs[:, :1], y, reduction="none").sum(1)
+
+
+def rows_by_map(lam, theta, x, y):
+    outputs = torch.func.vmap(lambda row: torch.tanh(x @ row), out_dims=1)(theta["w"]) + F.linear(x, theta["w"])
+    return F.mse_loss(outputs, y.expand_as(outputs), reduction="none").sum(1)
+
+
+@pytest.mark.parametrize("loss", [slopes, rows_by_map])
+def test_outputs_that_depend_on_a_weight_in_ways_not_seen_have_rows_written_out(loss):
+    lam = {"w": 0.3 * randn(0, 40, 30)}
+    layout = Layout(lam)
+    objective, flat = Objective(loss, layout, layout), layout.ravel(lam)
+    task = Task((randn(1, 3, 30), randn(2, 3, 1)), (randn(1, 3, 30), randn(2, 3, 1)))
+    samples = stack([task], [0], [1.0], flat).support
+    operator = gauss_newton_rows(InnerProblem(objective, flat, samples, flat[None], layout, layout), flat[None])
+    rows, v = gauss_newton_factor(objective, flat, flat[None], samples)[0], randn(3, 1, layout.size)
+    assert isinstance(operator, LowRank)
+    assert relative(operator.matvec(v)[0], rows.T @ (rows @ v[0])) < 1e-10

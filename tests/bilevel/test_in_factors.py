@@ -152,6 +152,60 @@ def test_the_loss_of_lambda_alone_is_not_moved(everywhere):
     assert relative(at.total_gradient[0], reference.total_gradient(task)) < 1e-10
 
 
+def regression(lam, theta, x, y):
+    return (F.linear(x, theta["w"]) - y).square().sum(1)
+
+
+def mapped(w):
+    """Where no torch function is given w itself."""
+    return torch.func.vmap(lambda row: row.square().sum())(w).sum()
+
+
+def with_a_mapped_penalty(lam, theta, x, y):
+    return regression(lam, theta, x, y) + 0.1 * mapped(theta["w"])
+
+
+def with_an_added_weight(lam, theta, x, y):
+    total = torch.zeros_like(lam["w"]) + 0 * x.sum()  # one for each task
+    total += theta["w"]
+    return regression(lam, theta, x, y) + total.square().sum()
+
+
+def with_slopes(lam, theta, x, y):
+    """Of the outputs by the inputs, which depend on w otherwise than the outputs do."""
+    slopes = torch.func.grad(lambda x: torch.tanh(F.linear(x, theta["w"])).sum())(x)
+    return (slopes[:, :2] - y).square().sum(1)
+
+
+def one_layer(inner, outer):
+    lam, x = {"w": randn(0, 2, 3)}, randn(1, 4, 3)
+    task = Task((x, randn(2, 4, 2)), (randn(3, 4, 3), randn(4, 4, 2)))
+    (at,) = BilevelProblem(inner, outer, Unrolled(LR, 2), 0.1).at(lam, [task]).solved()
+    reference = UnrolledReference(inner, lam, None, LR, 2)
+    reference.outer = lambda task: UnrolledReference(outer, lam, None, LR, 2)._sum(*task.query, None)
+    return at, reference.total_gradient(task)
+
+
+@pytest.mark.parametrize("inner", [with_a_mapped_penalty, with_slopes])
+def test_weights_that_are_used_where_it_is_not_seen_are_not_in_factors(everywhere, inner):
+    at, expected = one_layer(inner, regression)
+    assert not isinstance(at.solution, InFactors)
+    assert relative(at.total_gradient[0], expected) < 1e-10
+
+
+@pytest.mark.parametrize("outer", [with_an_added_weight, with_slopes])
+def test_other_uses_in_the_outer_loss_are_of_moved_weights(everywhere, outer):
+    at, expected = one_layer(regression, outer)
+    assert isinstance(at.solution, InFactors)
+    assert relative(at.total_gradient[0], expected) < 1e-10
+
+
+def test_weights_that_the_outer_loss_uses_unseen_are_not_in_factors(everywhere):
+    at, expected = one_layer(regression, with_a_mapped_penalty)
+    assert not isinstance(at.solution, InFactors)
+    assert relative(at.total_gradient[0], expected) < 1e-10
+
+
 @STEPS_AND_ORDERS
 def test_total_gradients_are_what_maml_leaves_in_grad(everywhere, steps, first_order):
     torch.manual_seed(0)
@@ -208,7 +262,7 @@ def test_a_loss_that_changes_its_mind_is_refused(everywhere):
     def fickle(lam, theta, x, y):
         calls.append(1)
         w = theta["w"]
-        out = F.linear(x, w) if len(calls) < 5 else x @ w.T
+        out = F.linear(x, w) if len(calls) < 4 else x @ w.T
         return (out - y).square().sum(1)
 
     task = Task((randn(1, 4, 3), randn(2, 4, 2)), (randn(3, 4, 3), randn(4, 4, 2)))

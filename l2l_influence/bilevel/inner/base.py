@@ -27,6 +27,7 @@ class InnerProblem:
         samples: support samples of the ``B`` tasks.
         start: where to start, ``[B, Q]``.
         layout: λ's layout; ``part`` is θ's.
+        outer: the first task's outer losses at a θ of its; None where solutions are for nothing else.
     """
 
     objective: Objective
@@ -35,6 +36,7 @@ class InnerProblem:
     start: Tensor
     layout: Layout
     part: Layout
+    outer: Callable[[Theta], Tensor] | None = None
 
     @cached_property
     def positions(self) -> slice | Tensor:

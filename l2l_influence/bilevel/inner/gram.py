@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kfac import Layer, Model, apart, find_layers, pull_back
+from ..kfac import Model, apart, linear_layers, pull_back
 from ..layout import Named
 from ..loss import PerSampleLoss, outputs_of
 from ..solvers import FewRows, LowRank, OuterProducts, SideBySide
@@ -43,7 +43,7 @@ def gauss_newton_rows(problem: InnerProblem, theta: Tensor) -> FewRows:
 def rows_nbytes(problem: InnerProblem, count: int) -> int:
     """What ``count`` rows of one task take."""
     theta = problem.part.unravel(problem.start[0])
-    layers = _in_factors(_models(problem)[0], theta, problem.samples.w.shape[1])
+    layers = linear_layers(_models(problem)[0], theta, problem.samples.w.shape[1], _pays)
     factors = sum(count * layer.shape.numel() + layer.inputs.numel() for layer in layers.values())
     written = sum(tensor.numel() for name, tensor in theta.items() if name not in layers)
     return (factors + count * written) * problem.start.element_size()
@@ -72,7 +72,7 @@ def _outputs(loss: PerSampleLoss, lam: Named, x: Tensor, y: Tensor, theta: Named
 
 def _pieces(model: Model, theta: Named, residuals: Tensor) -> list[_Piece]:
     """One task's rows in the order of θ, from the columns of the roots of its curvature, ``[C, n, C]``."""
-    layers = _in_factors(model, theta, residuals.shape[1])
+    layers = linear_layers(model, theta, residuals.shape[1], _pays)
     rest = {name: tensor for name, tensor in theta.items() if name not in layers}
     by_layer, by_rest = pull_back(model, theta, list(layers.values()), rest, apart(residuals))
     pieces = []
@@ -84,18 +84,6 @@ def _pieces(model: Model, theta: Named, residuals: Tensor) -> list[_Piece]:
             slopes = layer.by_position(by_layer[layer.weight])
             pieces.append(_Piece(OuterProducts, (slopes.flatten(1, 3), layer.inputs.flatten(0, 2))))
     return pieces
-
-
-def _in_factors(model: Model, theta: Named, n: int) -> dict[str, Layer]:
-    """The linear layers whose weights are kept in factors, by the weight's name.
-
-    Convolutions are not: they would have to be unfolded to see their inputs, and have many positions.
-    """
-    matrices = {name: tensor for name, tensor in theta.items() if tensor.dim() == 2 and _pays(n, tensor)}
-    if not matrices:
-        return {}
-    layers = find_layers(lambda watched: model({**theta, **watched}), matrices)
-    return {layer.weight: layer for layer in layers if _pays(layer.inputs[..., 0].numel(), theta[layer.weight])}
 
 
 def _pays(positions: int, weight: Tensor) -> bool:

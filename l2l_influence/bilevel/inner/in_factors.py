@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.func import grad, grad_and_value, jvp, vmap
 
 from ...errors import LossStructureError
 from ..elementary import ElementaryNorms
-from ..kfac.layers import find_layers
+from ..kfac.layers import linear_layers
 from ..layout import Named, Vector
 from ..moved import Moved
 from ..task import Samples
@@ -31,6 +32,16 @@ class InFactors(MappedSteps):
     def __init__(self, problem: InnerProblem, lr: float, steps: int, rows: Mapping[str, int]) -> None:
         super().__init__(problem)
         self._lr, self._count, self._rows = lr, steps, rows
+
+    @cached_property
+    def point(self) -> Moved:
+        return vmap(lambda samples: self._steps(samples)(self.problem.lam, samples.w))(self.problem.samples)
+
+    @cached_property
+    def theta(self) -> Tensor:
+        problem = self.problem
+        lam = problem.layout.unravel(problem.lam)
+        return vmap(lambda point: point.flat(lam, problem.part))(self.point)
 
     def _steps(self, samples: Samples) -> Callable[..., Moved]:
         problem = self.problem
@@ -86,12 +97,15 @@ def wide_layers(problem: InnerProblem, steps: int) -> dict[str, int]:
     lam, theta = problem.layout.unravel(problem.lam), problem.part.unravel(problem.prior)
     x, y = problem.samples.x[0], problem.samples.y[0]
 
-    def narrow(weight: Tensor, rows: int) -> bool:
-        return weight.dim() == 2 and NARROW * steps * rows * sum(weight.shape) <= weight.numel()
+    def narrow(rows: int, weight: Tensor) -> bool:
+        return NARROW * steps * rows * sum(weight.shape) <= weight.numel()
 
-    candidates = {name: weight for name, weight in theta.items() if narrow(weight, len(y))}
-    if not candidates:
+    layers = linear_layers(lambda theta: problem.objective.loss(lam, theta, x, y), theta, len(y), narrow)
+    if not layers or not _sees_all(problem, Moved.start(lam, layers, problem.part)):
         return {}
-    layers = find_layers(lambda some: problem.objective.loss(lam, {**theta, **some}, x, y), candidates)
-    rows = {layer.weight: layer.inputs.shape[1:3].numel() for layer in layers}
-    return {name: count for name, count in rows.items() if narrow(candidates[name], count)}
+    return {name: layer.rows for name, layer in layers.items()}
+
+
+def _sees_all(problem: InnerProblem, theta: Moved) -> bool:
+    """Whether the outer loss, too, uses these weights where it is seen."""
+    return problem.outer is None or bool(problem.outer(theta).isfinite().all())

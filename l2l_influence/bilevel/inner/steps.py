@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vmap
 
 from ..elementary import ElementaryNorms
-from ..moved import Theta
 from ..objective import Objective
 from ..task import Samples
 from .base import InnerMap, InnerProblem, OfOne, SecondDerivative
@@ -29,20 +28,14 @@ class StepsMap(InnerMap):
     definition where the steps end. The steps are taken when they are first asked for: total gradients take their own.
 
     A subclass says what one task's steps are, how a function of one task is differentiated, and how tasks are gone
-    through. A task's steps are always differentiated first and put together with other tasks' then. The other order is
-    not safe: torch 2.14 differentiates a mapped gradient of batch, layer or instance normalisation wrongly, by some
-    10 %, without a word.
+    through. A task's steps are differentiated first and put together with other tasks' then. The other order is not
+    safe: torch 2.14 differentiates a mapped gradient of batch, layer or instance normalisation wrongly, by some 10 %,
+    without a word. Who takes it has to compute normalisation from elementary operations.
     """
 
     def __init__(self, problem: InnerProblem) -> None:
         self.problem = problem
         self.residual = torch.zeros_like(problem.samples.w[:, 0])
-
-    @cached_property
-    def point(self) -> Theta:
-        point: Theta
-        (point,) = self._map(lambda samples: (self._steps(samples)(self.problem.lam, samples.w),))
-        return point
 
     @cached_property
     def theta(self) -> Tensor:

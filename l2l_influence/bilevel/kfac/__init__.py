@@ -2,6 +2,6 @@
 
 from .blocks import Block, task_blocks
 from .gradients import PseudoGradients, apart, pull_back
-from .layers import Layer, Model, find_layers
+from .layers import Layer, Model, linear_layers
 
-__all__ = ["Block", "Layer", "Model", "PseudoGradients", "apart", "find_layers", "pull_back", "task_blocks"]
+__all__ = ["Block", "Layer", "Model", "PseudoGradients", "apart", "linear_layers", "pull_back", "task_blocks"]

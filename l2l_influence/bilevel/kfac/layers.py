@@ -6,7 +6,7 @@ a hand-written loss all end in ``F.linear`` or ``F.conv2d``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from ..layout import Named
 
@@ -23,12 +24,24 @@ Model = Callable[[Named], Tensor]
 
 
 class Call(NamedTuple):
-    """A call of a torch function."""
+    """A call of a torch function, not made yet."""
 
     function: Any
     args: Any
     kwargs: Any
-    output: Any
+
+    def made(self) -> Any:
+        """What it gives."""
+        return self.function(*self.args, **self.kwargs)
+
+    def given(self, others: Mapping[int, Tensor]) -> Call:
+        """The call with other tensors in place of those with these ids."""
+
+        def other(part: Any) -> Any:
+            return others.get(id(part), part)
+
+        args, kwargs = tree_map(other, (self.args, self.kwargs))
+        return Call(self.function, args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,11 @@ class Layer:
     def names(self) -> list[str]:
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
+    @property
+    def rows(self) -> int:
+        """That go through the layer: n·S."""
+        return self.inputs.shape[1:3].numel()
+
     def augmented_inputs(self) -> Tensor:
         """``[a; 1]`` where there is a bias: ``[groups, n, S, d + 1]``."""
         return self.inputs if self.bias is None else F.pad(self.inputs, (0, 1), value=1.0)
@@ -74,28 +92,52 @@ class Layer:
 def find_layers(model: Model, theta: Named) -> list[Layer]:
     """The layers of θ: each weight that goes into one call of ``F.linear`` or ``F.conv2d``, and into nothing else.
 
-    The samples must lie along the first dimension of that call's input.
+    The samples must lie along the first dimension of that call's input. There are none where a parameter is used in a
+    way that can't be seen, such as in TorchScript or as the argument of a transform.
     """
-    with _Uses(theta) as uses:
-        n = len(model(theta))
+    stand_ins = {name: stand_in(tensor) for name, tensor in theta.items()}
+    with _Uses(stand_ins, theta) as uses:
+        outputs = model(stand_ins)
+    if not bool(outputs.isfinite().all()):
+        return []
     layers = (uses.only_layer(name) for name in theta)
-    return [layer for layer in layers if layer is not None and layer.inputs.shape[1] == n]
+    return [layer for layer in layers if layer is not None and layer.inputs.shape[1] == len(outputs)]
+
+
+def linear_layers(model: Model, theta: Named, n: int, pays: Callable[[int, Tensor], bool]) -> dict[str, Layer]:
+    """The linear layers of θ whose weights it pays to keep apart from the rest, by the weights' names.
+
+    Convolutions are not looked at: they would have to be unfolded to see their inputs.
+
+    Args:
+        model: of n samples.
+        theta: named θ.
+        n: the number of samples.
+        pays: ``pays(rows, weight)``: whether it does when so many rows go through the layer; at least n do.
+    """
+    matrices = {name: tensor for name, tensor in theta.items() if tensor.dim() == 2 and pays(n, tensor)}
+    if not matrices:
+        return {}
+    layers = find_layers(lambda watched: model({**theta, **watched}), matrices)
+    return {layer.weight: layer for layer in layers if pays(layer.rows, matrices[layer.weight])}
+
+
+def stand_in(tensor: Tensor) -> Tensor:
+    """An object of its own, of that shape, that spoils whatever is computed from it, and takes no memory."""
+    return tensor.new_full((), torch.nan).expand(tensor.shape)
 
 
 class Watch(TorchFunctionMode):
-    """Meets each call that computes something from parameters, given as the very tensors that the model is given."""
+    """Meets each call that is given parameters, as the very tensors that the model is given."""
 
     def __init__(self, theta: Named) -> None:
         super().__init__()
-        self._names = {id(tensor): name for name, tensor in theta.items()}
+        self.names = {id(tensor): name for name, tensor in theta.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        used = [self._names[id(part)] for part in _tensors((args, kwargs)) if id(part) in self._names]
-        if not used or not list(_tensors(output)):  # a shape or a dtype says nothing of the values
-            return output
-        return self.meet(used, Call(func, args, kwargs, output))
+        call = Call(func, args, kwargs or {})
+        used = [self.names[id(part)] for part in tensors((args, call.kwargs)) if id(part) in self.names]
+        return self.meet(used, call) if used else call.made()
 
     def meet(self, used: list[str], call: Call) -> Any:
         """What the model gets for the call's output."""
@@ -103,17 +145,21 @@ class Watch(TorchFunctionMode):
 
 
 class _Uses(Watch):
-    """Notes what each parameter goes into: a layer, or None for anything else."""
+    """Notes what each parameter goes into, given its stand-in: a layer, or None for anything else."""
 
-    def __init__(self, theta: Named) -> None:
-        super().__init__(theta)
+    def __init__(self, stand_ins: Named, theta: Named) -> None:
+        super().__init__(stand_ins)
+        self._own = {id(stand_ins[name]): theta[name] for name in theta}
         self._seen: dict[str, list[Layer | None]] = {name: [] for name in theta}
+        self._level = _level()
 
     def meet(self, used: list[str], call: Call) -> Any:
-        layer = self._layer(call)
-        for name in used:
-            self._seen[name].append(layer)
-        return call.output
+        output = call.given(self._own).made()
+        if list(tensors(output)):  # a shape or a dtype says nothing of the values
+            layer = self._layer(call, output)
+            for name in used:
+                self._seen[name].append(layer)
+        return output
 
     def only_layer(self, name: str) -> Layer | None:
         """The one call that the parameter went into, if it did so as a layer's weight."""
@@ -123,15 +169,22 @@ class _Uses(Watch):
         shared = layer.bias is not None and len(self._seen[layer.bias]) > 1
         return replace(layer, bias=None) if shared else layer
 
-    def _layer(self, call: Call) -> Layer | None:
-        if call.function not in LAYERS:
+    def _layer(self, call: Call, output: Tensor) -> Layer | None:
+        """Inside a transform of the model's own, outputs depend on the weight otherwise than through this call's."""
+        if call.function not in LAYERS or _level() != self._level:
             return None
         weight, bias, inputs = LAYERS[call.function](*call.args, **call.kwargs)
-        name = self._names.get(id(weight))
+        name = self.names.get(id(weight))
         if name is None:
             return None
         # Weights are [e, d] or [e, d, height, width], and channels followed by as many dimensions as in the weight.
-        return Layer(name, self._names.get(id(bias)), inputs, call.output.shape, channel=1 - weight.dim())
+        return Layer(name, self.names.get(id(bias)), inputs, output.shape, channel=1 - weight.dim())
+
+
+def _level() -> int | None:
+    """How deep inside ``torch.func``'s transforms this is called."""
+    interpreter = torch._C._functorch.peek_interpreter_stack()
+    return None if interpreter is None else interpreter.level()
 
 
 class Shifted(Watch):
@@ -142,8 +195,11 @@ class Shifted(Watch):
         self._shifts = shifts
 
     def meet(self, used: list[str], call: Call) -> Any:
+        output = call.made()
+        if not isinstance(output, Tensor):
+            return output
         (name,) = used
-        return call.output + self._shifts[name]
+        return output + self._shifts[name]
 
 
 class Operands(NamedTuple):
@@ -189,12 +245,12 @@ LAYERS: dict[Any, Callable[..., Operands]] = {F.linear: _linear, F.conv2d: _conv
 """Each takes the arguments of its function."""
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors(tree: Any) -> Iterator[Tensor]:
     """The tensors among a call's arguments, or results."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, list | tuple):
         for branch in tree:
-            yield from _tensors(branch)
+            yield from tensors(branch)
     elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
+        yield from tensors(list(tree.values()))
