@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -295,13 +295,10 @@ class LocalProblem:
 
     def _problem(self, index: list[int], tasks: list[Task]) -> tuple[InnerProblem, TaskBatch]:
         settings, batch = self.settings, stack(tasks, index, self.weights, self.lam)
-        start = self._start(tasks)
-        query = Samples(*(part[0] for part in batch.query))
-
-        def outer(theta: Theta) -> Tensor:
-            return settings.outer.weighted_losses_of_one(self.lam, theta, query)
-
-        problem = InnerProblem(settings.inner, self.lam, batch.support, start, settings.layout, settings.part, outer)
+        first = Samples(*(part[0] for part in batch.query))
+        outer = partial(_losses_at, settings.outer, self.lam, first)
+        part, layout = settings.part, settings.layout
+        problem = InnerProblem(settings.inner, self.lam, batch.support, self._start(tasks), layout, part, outer)
         return problem, batch
 
     def _start(self, tasks: list[Task]) -> Tensor:
@@ -312,6 +309,10 @@ class LocalProblem:
     def _prior(self) -> Tensor:
         """The entries of λ that θ starts from, ``[Q]``."""
         return self.lam[self.settings.layout.positions(self.settings.part)]
+
+
+def _losses_at(outer: Objective, lam: Tensor, query: Samples, theta: Theta) -> Tensor:
+    return outer.weighted_losses_of_one(lam, theta, query)
 
 
 class _Chosen(Sequence[Task]):
