@@ -85,7 +85,7 @@ class SolvedBatch:
 
     @cached_property
     def _pieces(self) -> list[SolvedBatch]:
-        """None where it is small enough: one that held itself would stay in memory."""
+        """Empty where it is small enough: a batch that held itself would stay in memory."""
         count, problem = len(self.batch.index), self.solution.problem
         spans = [slice(start, start + self.few) for start in range(0, count, self.few) if count > self.few]
         return [

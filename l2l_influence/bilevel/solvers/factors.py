@@ -18,8 +18,8 @@ class OuterProducts(FewRows):
         right: a, ``[R, N, d]``.
     """
 
-    def __init__(self, left: Tensor, right: Tensor, note: str = "") -> None:
-        self.left, self.right, self.note = left, right, note
+    def __init__(self, left: Tensor, right: Tensor) -> None:
+        self.left, self.right = left, right
 
     @property
     def nbytes(self) -> int:
@@ -52,8 +52,8 @@ class OuterProducts(FewRows):
 class SideBySide(FewRows):
     """``AᵀA`` for ``A = [A_1 … A_k]``, each of the ``parts`` holding some of the columns of the same rows."""
 
-    def __init__(self, parts: Sequence[FewRows], note: str = "") -> None:
-        self.parts, self.note = parts, note
+    def __init__(self, parts: Sequence[FewRows]) -> None:
+        self.parts = parts
 
     @property
     def nbytes(self) -> int:
