@@ -91,10 +91,11 @@ class Estimator:
         options: beyond the world's.
         dampings: of the solve, in units of the hooks' own.
         levels: that it scores.
-        dear: whether it is left out where the network is large.
+        dear: whether it is left out where the network is large, except for tasks in the worlds of ``also``.
         by_products: whether each test task takes products with all training tasks; not done in large networks.
         resolves: whether it solves inner problems that training did not; in large networks done for tasks only.
         only: names of the worlds that it is for; all of them unless given.
+        also: see ``dear``.
         checkpoints: whether it asks for the way that training took.
         baseline: whether it is something simpler than influence.
     """
@@ -108,6 +109,7 @@ class Estimator:
     by_products: bool = False
     resolves: bool = False
     only: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     checkpoints: bool = False
     baseline: bool = False
 
@@ -123,14 +125,16 @@ class Estimator:
         return scorer if scale == 1 else damped(scorer, scale * damping_of(scorer))
 
     def asked(self, world: World, level: str) -> bool:
-        """Whether it is measured there: what is dear scores tasks only, and nothing in large networks."""
+        """Whether it is measured there: what is dear scores tasks only, and in few of the large networks."""
         if self.only and world.name not in self.only or level not in self.levels or level not in world.levels:
             return False
         if self.checkpoints and not world.checkpoints:
             return False
         if world.large and (self.by_products or self.resolves and level != "task"):
             return False
-        return not self.dear or len(world.lam) <= SMALL or (level == "task" and not world.large)
+        if not self.dear or len(world.lam) <= SMALL:
+            return True
+        return level == "task" and (not world.large or world.name in self.also)
 
 
 SMALL = 500
@@ -145,7 +149,13 @@ _HOOKS = (
     Estimator("sketch, 1 draw", options={"hessian": Sketch(draws=1)}),
     Estimator("sketch, a quarter of the tasks", from_a_quarter),
     Estimator("sketch, 64 draws", options={"hessian": Sketch(draws=64)}, dampings=DAMPINGS, dear=True),
-    Estimator("gauss-newton", options={"hessian": "gauss-newton"}, dampings=(1.0, 10.0), dear=True),
+    Estimator(
+        "gauss-newton",
+        options={"hessian": "gauss-newton"},
+        dampings=(1.0, 10.0),
+        dear=True,
+        also=("omniglot-fc",),
+    ),
     Estimator("exact", options={"hessian": "exact"}, dampings=(1.0, 0.0, 10.0), dear=True),
     Estimator("exact, left out", LeftOut, {"hessian": "exact"}, levels=("task",), only=("convex",)),
     Estimator(

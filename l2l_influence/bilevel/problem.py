@@ -29,7 +29,6 @@ from .solvers import (
     Solution,
     solver_for,
 )
-from .solvers.neumann import largest_eigenvalue
 from .stationarity import Stationarity, stationarity
 from .task import Task, check_weights
 
@@ -301,7 +300,7 @@ class TotalHessian:
     def largest_eigenvalue(self, iterations: int) -> float:
         """An estimate of H's, from below; of what is near to H, where products with that cost next to nothing."""
         operator = self.operator if self._near is None else self._near.operator
-        return float(largest_eigenvalue(operator, self.local.lam.unsqueeze(0), iterations))
+        return float(operator.largest_eigenvalue(self.local.lam.unsqueeze(0), iterations))
 
     @cached_property
     def _near(self) -> TotalHessian | None:

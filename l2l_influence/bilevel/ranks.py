@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..errors import RankFailedError, RanksApartError
+from .memory import RECYCLED
 
 Value = TypeVar("Value")
 
-AT_ONCE = 2**28
-"""Bytes of rows that are on their way from rank to rank at a time."""
+AT_ONCE = RECYCLED // 2
+"""Bytes of rows that are on their way from rank to rank at a time: what carries them is used again for the next."""
 
 
 class Ranks(ABC):

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..bilevel.inner import Carried
 from ..bilevel.levels import Level
 from ..bilevel.local import LocalProblem, SolvedBatch
+from .collected import Collected
 from .outer import Outer
 from .tally import Tally
 
@@ -65,16 +66,16 @@ def _walk(outer: Outer, level: Level, local: LocalProblem, measure: Callable[[So
     solves outer systems, which ranks can only do together.
     """
     study, count = outer.study, len(outer.study.recorded)
-    scores, losses = [torch.empty(0)] * count, [torch.empty(0)] * count
+    scores, losses = Collected(count), Collected(count)
     tally = Tally(local, study.problem.l2)
     for solved in local.solved("scores"):
         seen = outer.curvature.seen(solved)
-        for position, *found in zip(solved.batch.index, measure(seen), level.losses(solved), strict=True):
-            scores[position], losses[position] = (part.double().cpu() for part in found)
+        scores.put(solved.batch.index, measure(seen))
+        losses.put(solved.batch.index, level.losses(solved))
         tally.add(solved)
     study.stationarity = tally.stationarity()
     ranks = local.settings.ranks
-    return Found(ranks.gather(scores), ranks.gather(losses), ranks.maximum(tally.residual))
+    return Found(ranks.gather(scores.each()), ranks.gather(losses.each()), ranks.maximum(tally.residual))
 
 
 def each_test_gradient(test: LocalProblem, exact: bool) -> Tensor:

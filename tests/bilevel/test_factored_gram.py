@@ -165,6 +165,7 @@ def check(case):
     assert relative(operator.project(v), torch.einsum("brq,bq->br", rows, v)) < 1e-10
     assert relative(operator.lift(small), torch.einsum("brq,br->bq", rows, small)) < 1e-10
     assert relative(operator.gram(), rows @ rows.mT) < 1e-10
+    assert relative(operator.largest_eigenvalue(v, 500), torch.linalg.eigvalsh(matrices)[:, -1]) < 1e-6
     assert relative(operator.dense(v), matrices) < 1e-10
     shifted = matrices + DELTA * torch.eye(case.part.size, dtype=torch.float64)
     system = operator.plus_identity(DELTA)

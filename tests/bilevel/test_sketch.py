@@ -7,13 +7,17 @@ import torch
 import torch.nn.functional as F
 
 from l2l_influence.bilevel import BilevelProblem, ModelLoss, Task, Unrolled
-from l2l_influence.bilevel.hessians import Sketch, sketch
+from l2l_influence.bilevel.hessians import Sketch, Subsample, sketch
+from l2l_influence.bilevel.solvers import LowRank
+from l2l_influence.bilevel.solvers.base import Shifted
+from l2l_influence.bilevel.solvers.neumann import largest_eigenvalue
 
 from .toys import SIZE, classification, classification_tasks, network, parameters, randn, relative
 
 LAM = parameters()
 EYE = torch.eye(SIZE, dtype=torch.float64)
 UNROLLED = Unrolled(lr=0.1, steps=2)
+TASKS = classification_tasks(4)
 
 
 def regression(lam, theta, x, y):
@@ -50,6 +54,26 @@ def test_its_solve_equals_the_dense_solve():
     solution = hessian.solve(v, damping=0.1)
     assert relative(solution.value, torch.linalg.solve(dense, v)) < 1e-10
     assert solution.report.solver == "closed form" and bool(solution.report.converged.all())
+
+
+@pytest.mark.parametrize("kind", [Sketch(draws=3), Subsample(Sketch(draws=3), tasks=2)], ids=["all", "some"])
+@pytest.mark.parametrize("iterations", [1, 2, 8])
+def test_its_largest_eigenvalue_is_what_power_iteration_finds(kind, iterations):
+    operator = BilevelProblem(classification, classification, UNROLLED, 0.5).total_hessian(LAM, TASKS, kind).operator
+    like = randn(0, 1, SIZE)
+    found = operator.largest_eigenvalue(like, iterations)
+    assert relative(found, largest_eigenvalue(Shifted(operator, 0.0), like, iterations)) < 1e-12
+    assert float(found) <= float(torch.linalg.eigvalsh(operator.matvec(EYE))[-1]) * (1 + 1e-12)
+
+
+def test_its_gram_matrix_is_made_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(LowRank, "gram", lambda self, gram=LowRank.gram: made.append(1) or gram(self))
+    hessian = BilevelProblem(classification, classification, UNROLLED, 0.5).total_hessian(LAM, TASKS, Sketch(draws=3))
+    hessian.largest_eigenvalue(8)
+    for damping in (0.1, 1.0, 10.0):
+        hessian.solve(randn(0, SIZE), damping=damping)
+    assert made == [1]
 
 
 def test_it_does_not_depend_on_batches_and_repeats_exactly():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..local import LocalProblem, SolvedBatch
 from ..solvers import LinearOperator
+from ..solvers.neumann import largest_eigenvalue
 
 Groups = Sequence[Sequence[int]]
 """Positions of tasks, a group for each right-hand side."""
@@ -21,6 +22,10 @@ class TaskSum(LinearOperator):
     @abstractmethod
     def without(self, groups: Groups) -> LinearOperator:
         """One matrix for each row: the sum without the tasks of that row's group."""
+
+    def largest_eigenvalue(self, like: Tensor, iterations: int) -> Tensor:
+        """An estimate from below, ``[R]``, for rows shaped ``like`` ``[R, P]``."""
+        return largest_eigenvalue(self, like, iterations)
 
 
 class Curvature(ABC):

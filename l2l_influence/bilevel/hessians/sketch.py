@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,11 +51,12 @@ class Sketch(Curvature):
         return fitting._sampled(local, chosen.tolist(), note)
 
     def _sampled(self, local: LocalProblem, positions: Sequence[int], note: str) -> TaskSum:
-        count = len(local.tasks)
-        some = local if len(positions) == count else local.subset(list(positions))
-        rows = self.weighted_rows(some).mul_((count / len(positions)) ** 0.5)  # in place: they are half of the memory
+        count, some = len(local.tasks), local
+        if len(positions) < count:
+            weights = [local.weights[position] * count / len(positions) for position in positions]
+            some = local.with_tasks(local.subset(list(positions)).tasks, weights)
         owner = torch.tensor(positions).repeat_interleave(self.draws)
-        return SampledRows(rows, owner, some, count, note)
+        return SampledRows(self.weighted_rows(some), owner, some, count, note)
 
     def weighted_rows(self, local: LocalProblem) -> Tensor:
         """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``; where ranks share the tasks, this one's slab of the columns."""
@@ -98,7 +100,16 @@ class SampledRows(LowRank, TaskSum):
         return self._ranks.joined(super().lift(small), self._width)
 
     def gram(self) -> Tensor:
+        return self._gram
+
+    @cached_property
+    def _gram(self) -> Tensor:
+        """Kept: it gives the largest eigenvalue, and serves every damping."""
         return self._ranks.sum(super().gram())
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + 8 * len(self.rows) ** 2
 
     def without(self, groups: Groups) -> LinearOperator:
         return _SomeRows(self, outside(groups, self._count)[:, self._owner].to(self.rows))

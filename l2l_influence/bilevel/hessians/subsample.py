@@ -135,6 +135,9 @@ class SomeTasks(TaskSum):
     def matvec(self, v: Tensor) -> Tensor:
         return self._inner.matvec(v)
 
+    def largest_eigenvalue(self, like: Tensor, iterations: int) -> Tensor:
+        return self._inner.largest_eigenvalue(like, iterations)
+
     def plus_identity(self, shift: float) -> LinearOperator:
         return self._inner.plus_identity(shift)
 

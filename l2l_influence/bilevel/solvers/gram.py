@@ -6,9 +6,11 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from ...errors import NegativeCurvatureError
 from .base import Invertible, LinearOperator
+from .lanczos import fixed_start
 
 CHUNK = 2**14
 """Columns of A whose products are added up in float64 at a time."""
@@ -39,6 +41,19 @@ class FewRows(LinearOperator):
 
     def matvec(self, v: Tensor) -> Tensor:
         return self.lift(self.project(v))
+
+    def largest_eigenvalue(self, like: Tensor, iterations: int) -> Tensor:
+        """What power iteration finds, ``[R]`` (:func:`~.neumann.largest_eigenvalue`), by products with AAᵀ instead.
+
+        From w to the next, ``‖AᵀA w‖² = sᵀAAᵀs`` for ``s = A w``, and ``A(AᵀA w) = AAᵀs``.
+        """
+        start, gram = fixed_start(like), self.gram()
+        s, size = self.project(start).double(), start.double().norm(dim=-1)
+        for _ in range(iterations):
+            s = s / size.unsqueeze(-1)
+            ahead = s @ gram if gram.dim() == 2 else each_times(s, gram)
+            s, size = ahead, vecdot(s, ahead).clamp_min(0).sqrt().clamp_min(torch.finfo(s.dtype).tiny)
+        return size.to(like)
 
     def plus_identity(self, shift: float) -> LinearOperator:
         return LowRankPlusIdentity(self, shift)
@@ -77,7 +92,8 @@ class LowRank(FewRows):
             for start in range(0, rows.shape[-2], BLOCK):
                 block = slice(start, start + BLOCK)
                 total[..., start:, block] += wide[..., start:, :] @ wide[..., block, :].mT
-        return total.tril() + total.tril(-1).mT
+        total.tril_()
+        return total.add_(total.tril(-1).mT)
 
 
 def each_times(v: Tensor, matrices: Tensor) -> Tensor:
@@ -122,7 +138,8 @@ class LowRankPlusIdentity(Invertible):
 
 def _shifted_factor(gram: Tensor, delta: float) -> Tensor:
     """Cholesky factor of ``G + δI``."""
-    shifted = gram + delta * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    shifted = gram.clone()
+    shifted.diagonal(dim1=-2, dim2=-1).add_(delta)
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(shifted)
     if bool(failed.any()) or not bool(factor.isfinite().all()):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...bilevel.levels import Level
 from ...bilevel.local import LocalProblem, SolvedBatch
 from ...influence import QueryInfluence, SupportInfluence, TaskInfluence
+from ...influence.collected import Collected
 from ...influence.data import Split
 from ...influence.hook import Hook
 from ...influence.inner_notes import inner_notes
@@ -143,11 +144,10 @@ class Baseline(Hook, ABC):
 
 def each_task(local: LocalProblem, measure: Callable[[SolvedBatch], Tensor]) -> list[Tensor]:
     """One pass: the rows of ``measure(batch)``, ``[B, ...]``, by the tasks' positions, float64 on the CPU."""
-    found = [torch.empty(0)] * len(local.tasks)
+    found = Collected(len(local.tasks))
     for solved in local.solved("baseline"):
-        for position, row in zip(solved.batch.index, measure(solved).detach().double().cpu(), strict=True):
-            found[position] = row
-    return local.settings.ranks.gather(found)
+        found.put(solved.batch.index, measure(solved).detach())
+    return local.settings.ranks.gather(found.each())
 
 
 def outer_losses(test: LocalProblem) -> Tensor:

@@ -11,7 +11,6 @@ from ...bilevel import Sketch
 from ...bilevel.hessians.exact import Exact
 from ...bilevel.solvers import LowRank
 from ...bilevel.solvers.lanczos import extreme_eigenvalues
-from ...bilevel.solvers.neumann import largest_eigenvalue
 from ...errors import InfluenceError
 from ...influence.inner_notes import inner_notes
 from ...influence.outer import Outer
@@ -127,7 +126,7 @@ def damping(outer: Outer, items: int) -> Check:
 def largest_curvature(outer: Outer) -> float:
     """Of L_Total, l2 included, as Gauss–Newton has it."""
     sampled, like = sampled_gauss_newton(outer), outer.study.local.lam.unsqueeze(0)
-    return float(largest_eigenvalue(sampled, like, PRODUCTS)) + outer.study.problem.l2
+    return float(sampled.largest_eigenvalue(like, PRODUCTS)) + outer.study.problem.l2
 
 
 def sampled_gauss_newton(outer: Outer) -> LowRank:

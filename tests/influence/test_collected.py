@@ -1,0 +1,43 @@
+"""What passes find is given back as it was put, and lies in few pieces of memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from l2l_influence.influence import collected
+from l2l_influence.influence.collected import Collected
+
+
+@pytest.mark.parametrize("piece", [1, 5, 7, 12, 10_000])
+def test_each_tensor_comes_back_at_its_place(piece, monkeypatch):
+    monkeypatch.setattr(collected, "PIECE", piece)
+    found, put = Collected(7), {}
+    for positions, shape in (([4, 0], (2, 3)), ([5], (1, 3)), ([2, 1], (1, 1)), ([6], (0, 2))):
+        values = torch.randn(len(positions), *shape)
+        found.put(positions, values)
+        put |= dict(zip(positions, values, strict=True))
+    each = found.each()
+    for position, value in put.items():
+        assert each[position].dtype == torch.float64 and torch.equal(each[position], value.double())
+    assert each[3].shape == (0,)
+
+
+def test_nothing_was_found():
+    assert [part.shape for part in Collected(2).each()] == [(0,), (0,)]
+
+
+def test_many_small_ones_share_their_memory():
+    found = Collected(3000)
+    for position in range(3000):
+        found.put([position], torch.ones(1, 2, 30))
+    pieces = {part.untyped_storage().data_ptr() for part in found.each()}
+    assert len(pieces) == 2
+
+
+def test_what_was_found_later_does_not_touch_what_was_found_before():
+    found = Collected(2)
+    found.put([0], torch.zeros(1, 4))
+    first = found.each()[0]
+    found.put([1], torch.ones(1, 4))
+    assert not first.any() and bool(found.each()[1].all())
