@@ -20,6 +20,7 @@ from .objective import Objective
 from .ranks import ALONE, Ranks
 from .solvers import (
     CG,
+    BlockCG,
     Invertible,
     LinearOperator,
     LinearSolver,
@@ -261,14 +262,13 @@ class TotalHessian:
         Args:
             without: for each row, positions of tasks whose part is left out of H (leave-one-out correction).
         """
-        tolerance = tolerance or torch.finfo(rows.dtype).eps ** 0.6
-        system = self._system(self.l2 + damping)
+        tolerance, shift = tolerance or torch.finfo(rows.dtype).eps ** 0.6, self.l2 + damping
         if without is None:
-            default = solver_for(system, tolerance, self._preconditioner(self.l2 + damping))
+            system, default = self._system(shift), self._solver(shift, tolerance)
         else:
+            system = self.operator.without(without).plus_identity(shift)
             # The whole Hessian's inverse, where it is known, leaves little to do: a few tasks make the difference.
-            default = CG(tolerance=tolerance, preconditioner=self._preconditioner(self.l2 + damping))
-            system = self.operator.without(without).plus_identity(self.l2 + damping)
+            default = CG(tolerance, preconditioner=self._preconditioner(shift))
         what = f"the outer system (l2·I + H) x = v with the {self.kind} Hessian"
         return self.policy.solve(system, solver or default, rows, what)
 
@@ -290,11 +290,17 @@ class TotalHessian:
             self._systems[shift] = self.operator.plus_identity(shift)
         return self._systems[shift]
 
+    def _solver(self, shift: float, tolerance: float) -> LinearSolver:
+        """Of systems with all of ``H + shift·I``."""
+        if self._near is None:
+            return solver_for(self._system(shift), tolerance)
+        return BlockCG(tolerance, preconditioner=self._preconditioner(shift))
+
     def _preconditioner(self, shift: float) -> Invertible | None:
         """``H + shift·I``, or what is near to it, if that knows its own inverse."""
         system = self._system(shift)
-        if not isinstance(system, Invertible) and self._near is not None and shift > 0:
-            system = self._near._system(shift)
+        if self._near is not None and shift > 0:
+            system = self._near._system(self._near.operator.acts_as(shift))
         return system if isinstance(system, Invertible) else None
 
     def largest_eigenvalue(self, iterations: int) -> float:

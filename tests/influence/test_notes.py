@@ -157,7 +157,9 @@ def test_the_outer_system_is_described(run, hook):
     """What was solved, with its damping, how well, and on how many test tasks."""
     scores = run.hook(hook, hessian="gauss-newton", damping=0.25).scores(run.test.tasks)
     outer = notes(scores, "outer:")
-    assert outer.startswith("outer: gauss-newton Hessian, l2 0.3 + damping 0.25; preconditioned cg: converged in ")
+    assert outer.startswith(
+        "outer: gauss-newton Hessian, l2 0.3 + damping 0.25; preconditioned block cg: converged in "
+    )
     assert float(re.search(r"relative residual (\S+) ", outer)[1]) <= 1e-12
     assert notes(scores, "test tasks") == "test tasks: 3"
     sketched = notes(run.hook(hook, hessian="sketch", damping="auto").scores(run.test.tasks), "outer:")

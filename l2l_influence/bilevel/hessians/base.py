@@ -27,6 +27,11 @@ class TaskSum(LinearOperator):
         """An estimate from below, ``[R]``, for rows shaped ``like`` ``[R, P]``."""
         return largest_eigenvalue(self, like, iterations)
 
+    def acts_as(self, shift: float) -> float:
+        """The multiple of the identity that it is, with this one added, most like the exact sum with: more than
+        ``shift`` where few samples stand for many directions."""
+        return shift
+
 
 class Curvature(ABC):
     """One way to approximate D²_λ L_O^i. A new kind is a new file with one of these, named in ``CURVATURES``."""

@@ -111,6 +111,15 @@ class SampledRows(LowRank, TaskSum):
     def nbytes(self) -> int:
         return super().nbytes + 8 * len(self.rows) ** 2
 
+    def acts_as(self, shift: float) -> float:
+        """The κ with ``κ(H + κI)⁻¹ ≈ δ(SᵀS + δI)⁻¹`` for a ``shift`` δ, H being what S is a sample of.
+
+        ``κ = δ/(1 − d/r)`` where ``d = tr SᵀS(SᵀS + δI)⁻¹`` of the r rows' directions stand out from δ: so it is in
+        expectation, for many rows that are independent (Silverstein 1995).
+        """
+        spectrum = torch.linalg.eigvalsh(self.gram()).clamp_min(0)
+        return float(shift / (shift / (spectrum + shift)).mean())
+
     def without(self, groups: Groups) -> LinearOperator:
         return _SomeRows(self, outside(groups, self._count)[:, self._owner].to(self.rows))
 

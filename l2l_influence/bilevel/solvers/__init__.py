@@ -2,6 +2,7 @@
 
 from .agreement import Agreement, agreement
 from .base import Invertible, LinearOperator, LinearSolver, OnUnconverged, Solution, SolveReport
+from .block_cg import BlockCG
 from .cg import CG
 from .closed_form import ClosedForm, MultipleOfIdentity
 from .dense import Dense, Stored
@@ -12,15 +13,14 @@ from .neumann import Neumann
 from .policy import OnIndefinite, Policy, enforce
 
 
-def solver_for(operator: LinearOperator, tolerance: float, preconditioner: Invertible | None = None) -> LinearSolver:
+def solver_for(operator: LinearOperator, tolerance: float) -> LinearSolver:
     """The solver to take when none was asked for: the exact one where the operator has one, else CG."""
-    if isinstance(operator, Invertible):
-        return ClosedForm(tolerance)
-    return CG(tolerance=tolerance, preconditioner=preconditioner)
+    return ClosedForm(tolerance) if isinstance(operator, Invertible) else CG(tolerance)
 
 
 __all__ = [
     "Agreement",
+    "BlockCG",
     "CG",
     "ClosedForm",
     "Dense",

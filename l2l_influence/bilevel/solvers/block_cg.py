@@ -1,0 +1,84 @@
+"""Conjugate gradients for many right-hand sides of one matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .base import Approximate, Attempt, Invertible, LinearOperator, LinearSolver
+from .gram import LowRank
+
+RANK = 1e-6
+"""Of the sum of the squares of all directions: one with less is dropped, since most of it may be rounding."""
+
+
+@dataclass(frozen=True)
+class BlockCG(LinearSolver):
+    """Conjugate gradients in the space that all right-hand sides span together (O'Leary 1980).
+
+    Each row is at its best in what the products of all of them have shown of the matrix, so that many take far fewer
+    products than they would alone. **One matrix for all rows**: products are with directions, which belong to no row. A
+    row's answer depends, within the tolerance, on what it was solved with.
+
+    Directions are made orthonormal, and those that depend on others are dropped, as are those of rows that are done:
+    right-hand sides may be equal, or 0. Where ``pᵀAp ≤ 0`` for any direction p of the block, all rows are refused.
+
+    Args:
+        tolerance: on ``‖b − A x‖ / ‖b‖`` of each row, preconditioned or not.
+        max_iterations: at most this many products of a block with A, those that check the result not counted.
+        preconditioner: an operator close to A that knows its inverse; the closer, the fewer iterations.
+    """
+
+    tolerance: float = 1e-6
+    max_iterations: int = 500
+    preconditioner: Invertible | None = None
+
+    def prepare(self, operator: LinearOperator, like: Tensor) -> Approximate:
+        return partial(self._conjugate_gradients, operator)
+
+    def _conjugate_gradients(self, operator: LinearOperator, b: Tensor, goal: Tensor, budget: int) -> Attempt:
+        x, r = torch.zeros_like(b), b.clone()
+        smallest = torch.full_like(goal, torch.inf)
+        wanted, iterations = r.norm(dim=-1) > goal, 0
+        p = ap = b[:0]
+        inner = torch.zeros(0, 0, dtype=torch.float64, device=b.device)
+        while iterations < budget and bool(wanted.any()):
+            iterations += 1
+            z = self.precondition(r[wanted])
+            p = orthonormal(z.addmm_(_solved(inner, ap, z).mT, p, alpha=-1))  # conjugate to those before
+            ap = operator.matvec(p)
+            inner = (p @ ap.mT).double()
+            inner = (inner + inner.mT) / 2
+            lowest = _lowest(inner).to(b)
+            smallest = torch.minimum(smallest, lowest)
+            if not bool(lowest > 0):
+                break
+            step = _solved(inner, p, r).mT
+            x.addmm_(step, p)
+            r.addmm_(step, ap, alpha=-1)
+            wanted = wanted & (r.norm(dim=-1) > goal)
+        return Attempt(x, iterations, smallest)
+
+
+def _solved(inner: Tensor, p: Tensor, r: Tensor) -> Tensor:
+    """``(pᵀAp)⁻¹ pᵀr``, ``[k, R]``."""
+    return torch.linalg.solve(inner, (p @ r.mT).double()).to(r)
+
+
+def _lowest(inner: Tensor) -> Tensor:
+    """The smallest eigenvalue; NaN where there is none."""
+    if not len(inner) or not bool(inner.isfinite().all()):
+        return inner.new_tensor(torch.nan)
+    return torch.linalg.eigvalsh(inner)[0]
+
+
+def orthonormal(rows: Tensor) -> Tensor:
+    """Directions of the space that the rows span, ``[R, P] -> [k, P]`` with k ≤ R; the size of a row does not count."""
+    size = rows.norm(dim=-1, keepdim=True)
+    unit = (rows / size)[size[:, 0] > 0]
+    values, vectors = torch.linalg.eigh(LowRank(unit).gram())
+    kept = values > RANK * len(unit)
+    return (vectors[:, kept] / values[kept].sqrt()).mT.to(rows) @ unit
