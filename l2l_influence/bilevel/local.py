@@ -303,6 +303,8 @@ class LocalProblem:
 
     def _start(self, tasks: list[Task]) -> Tensor:
         part = self.settings.part
+        if all(task.start is None for task in tasks):
+            return self._prior.expand(len(tasks), -1)
         return torch.stack([self._prior if task.start is None else part.flatten(task.start) for task in tasks])
 
     @cached_property
