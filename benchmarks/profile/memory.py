@@ -7,6 +7,7 @@ from typing import Any
 
 from l2l_influence.bilevel import Sketch
 from l2l_influence.bilevel.local import LocalProblem
+from l2l_influence.bilevel.solvers import LowRank
 
 from ..journal import Row
 from ..markdown import Table
@@ -44,7 +45,7 @@ def composed(trained: Trained, tests: int) -> Row:
         "at once": at_once,
         "rows": operator.rows.nbytes / 2**20,
         "solutions": local._kept_bytes / 2**20,
-        "gram": measured(lambda: operator.plus_identity(outer.damping))[1]["mebibytes"],
+        "gram": measured(lambda: LowRank(operator.rows).plus_identity(outer.damping))[1]["mebibytes"],
         "batch": _drawing(local.subset(list(range(at_once))), max(1, len(operator.rows) // len(local.tasks))),
     }
 

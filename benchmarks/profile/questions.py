@@ -16,8 +16,11 @@ from .stopwatch import Steps, outermost, shares, spent
 STEPS = {
     "test gradients": [("influence.scoring", "each_test"), ("influence.scoring", "mean_test_gradient")],
     "rows of the sketch": [("bilevel.hessians.sketch", "Sketch.weighted_rows")],
-    "Gram matrix and factor": [("bilevel.solvers.gram", "LowRankPlusIdentity.__init__")],
-    "largest eigenvalue": [("bilevel.solvers.neumann", "largest_eigenvalue")],
+    "Gram matrix, its eigenvalues and factor": [
+        ("bilevel.solvers.gram", "LowRankPlusIdentity.__init__"),
+        ("bilevel.solvers.gram", "FewRows.largest_eigenvalue"),
+        ("bilevel.hessians.sketch", "SampledRows.acts_as"),
+    ],
     "outer solves": [("bilevel.solvers.base", "LinearSolver.solve")],
     "scores": [("influence.scoring", "_walk")],
 }

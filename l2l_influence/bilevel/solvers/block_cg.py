@@ -78,7 +78,7 @@ def _lowest(inner: Tensor) -> Tensor:
 def orthonormal(rows: Tensor) -> Tensor:
     """Directions of the space that the rows span, ``[R, P] -> [k, P]`` with k ≤ R; the size of a row does not count."""
     size = rows.norm(dim=-1, keepdim=True)
-    unit = (rows / size)[size[:, 0] > 0]
+    unit = rows / torch.where(size > 0, size, 1.0)
     values, vectors = torch.linalg.eigh(LowRank(unit).gram())
     kept = values > RANK * len(unit)
     return (vectors[:, kept] / values[kept].sqrt()).mT.to(rows) @ unit
