@@ -34,8 +34,8 @@ from .plain import MODELS, epoch, taskset
 
 COMMAND = "python -m benchmarks processes"
 
-FULL = {"gamma": 1000, "sketch": 1000, "gauss-newton": 100}
-QUICK = dict.fromkeys(FULL, 10)
+KINDS = ("gamma", "sketch", "gauss-newton")
+FULL, QUICK = (dict.fromkeys(KINDS, tasks) for tasks in (1000, 10))
 """Tasks, by kind of Hessian."""
 
 ROWS, BYTES, ITERATIONS = 4096, 4, 20

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from l2l_influence import TaskInfluence
 from l2l_influence.influence import collected
 from l2l_influence.influence.collected import Collected
+from l2l_influence.influence.scoring import score
+
+from .retraining import optimal_run
 
 
 @pytest.mark.parametrize("piece", [1, 5, 7, 12, 10_000])
@@ -41,3 +45,11 @@ def test_what_was_found_later_does_not_touch_what_was_found_before():
     first = found.each()[0]
     found.put([1], torch.ones(1, 4))
     assert not first.any() and bool(found.each()[1].all())
+
+
+def test_a_pass_over_the_tasks_leaves_one_piece_of_scores_and_one_of_losses():
+    hook = optimal_run("unrolled").hook(TaskInfluence)
+    outer = hook._outer()
+    found = score(outer, hook._level, outer.study.local.lam.expand(2, -1))
+    for parts in (found.scores, found.losses):
+        assert len(parts) == 5 and len({part.untyped_storage().data_ptr() for part in parts}) == 1
