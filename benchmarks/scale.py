@@ -180,9 +180,45 @@ def exponent(rows: list[Row]) -> float:
 
 
 def tables(rows: list[Row]) -> dict[str, str]:
-    """By part, as the page shows them."""
+    """What was aimed at, and what was found, by part; as the page shows them."""
     found = {name: [row for row in rows if row["part"] == name] for name in TABLES}
-    return {name: markdown(table(found[name])) for name, table in TABLES.items() if found[name]}
+    shown = {name: markdown(table(found[name])) for name, table in TABLES.items() if found[name]}
+    return {"aims": markdown(_aims_table(found)), **shown}
+
+
+def _aims_table(found: dict[str, list[Row]]) -> Table:
+    models = list(dict.fromkeys(row["model"] for row in found["scores"]))
+    lines: Table = [["what", "aim", *models]]
+    for what, aim, part, figure in AIMS:
+        own = [[row for row in found[part] if row["model"] == model] for model in models]
+        lines.append([what, f"≤ {aim:g}", *(_verdict(figure(rows), aim) if rows else "" for rows in own)])
+    return lines
+
+
+def _verdict(figure: float, aim: float) -> str:
+    word = "" if np.isnan(figure) else ", met" if figure <= aim else ", **missed**"
+    return f"{figure:.2g}{word}"
+
+
+def _worst(text: str) -> Callable[[list[Row]], float]:
+    """The largest ratio of rows about this."""
+    return lambda rows: max(row["ratio"] for row in rows if text in row["what"])
+
+
+def _each(rows: list[Row]) -> list[float]:
+    """Ratios of the scores on each test task: of few, and of many."""
+    return [row["ratio"] for row in rows if "each of" in row["what"]]
+
+
+def _of_kinds(figure: Callable[[list[Row]], float]) -> Callable[[list[Row]], float]:
+    """The largest of what each kind of Hessian has."""
+    return lambda rows: max(figure([row for row in rows if row["what"] == kind]) for kind in {r["what"] for r in rows})
+
+
+def _growth_of_memory(rows: list[Row]) -> float:
+    """From the last but one to the last."""
+    before, after = (row["mebibytes"] for row in rows[-2:])
+    return float("nan") if None in (before, after) else float(after / before)
 
 
 def _scores_table(rows: list[Row]) -> Table:
@@ -219,6 +255,18 @@ def _parameters_table(rows: list[Row]) -> Table:
         lines.append([row["model"], *size, _memory(row), vectors])
     return lines
 
+
+AIMS: list[tuple[str, float, str, Callable[[list[Row]], float]]] = [
+    ("Γ, mean of the test tasks: epochs", 4, "scores", _worst("gamma")),
+    ("Gauss–Newton, mean of the test tasks: epochs", 10, "scores", _worst("gauss-newton")),
+    ("sketch, each of few test tasks: epochs", 5, "scores", lambda rows: _each(rows)[0]),
+    ("sketch, each of many ÷ each of few", 1.1, "scores", lambda rows: _each(rows)[1] / _each(rows)[0]),
+    ("removal of tasks ÷ retraining", 0.02, "removals", _worst("task")),
+    ("removal of a sample ÷ retraining", 0.005, "removals", _worst("sample")),
+    ("exponent of time in N", 1.05, "growth", _of_kinds(exponent)),
+    ("peak memory for the most tasks ÷ for fewer", 1.1, "growth", _of_kinds(_growth_of_memory)),
+]
+"""What, the aim, and the figure of a part's rows of one network. The aims were set before anything was measured."""
 
 TABLES: dict[str, Callable[[list[Row]], Table]] = {
     "scores": _scores_table,

@@ -42,7 +42,7 @@ def test_what_is_there_is_not_measured_again(out, monkeypatch):
 
 def test_tables_show_every_row(out):
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
-    lines = "".join(tables(rows).values())
+    lines = "".join(table for name, table in tables(rows).items() if name != "aims")
     assert lines.count("| OmniglotCNN |") + lines.count("| MiniImagenetCNN |") == len(rows)
 
 
@@ -55,3 +55,33 @@ def test_the_page_shows_what_was_measured():
 
 def test_the_exponent_is_the_slope_in_log_log():
     assert exponent([{"tasks": n, "seconds": 3 * n**1.5} for n in (10, 100, 1000)]) == pytest.approx(1.5)
+
+
+def test_aims_are_held_against_the_worst_of_what_they_are_about():
+    def rows(part, **found):
+        return [{"part": part, "model": "OmniglotFC", "what": what, **figures} for what, figures in found.items()]
+
+    scores = {"gamma, mean": 3.9, "gauss-newton, mean": 10.1, "sketch, each of 3": 2.0, "sketch, each of 6": 2.1}
+    removals = {"1 task": 0.01, "20 tasks": 0.03, "1 query sample": 0.004, "1 support sample": 0.005}
+    told = tables(
+        [
+            *rows("scores", **{what: {"ratio": ratio} for what, ratio in scores.items()}),
+            *rows("removals", **{what: {"ratio": ratio} for what, ratio in removals.items()}),
+            *(
+                {"part": "growth", "model": "OmniglotFC", "what": kind, "tasks": n, "seconds": n**slope, "mebibytes": m}
+                for kind, slope, most in (("gamma", 0.9, 100), ("sketch", 1.1, 120))
+                for n, m in ((10, 50), (100, 100), (1000, most))
+            ),
+        ]
+    )["aims"]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()[2:]]
+    assert [line[2] for line in lines] == [
+        "3.9, met",
+        "10, **missed**",
+        "2, met",
+        "1.1, met",
+        "0.03, **missed**",
+        "0.005, met",
+        "1.1, **missed**",
+        "1.2, **missed**",
+    ]
