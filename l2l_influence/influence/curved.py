@@ -28,9 +28,9 @@ class CurvedHook(Hook):
     """A :class:`Hook` with a model of the outer curvature.
 
     Args:
-        maml, tasks, loss, body, reduction, inner, proximal, inner_solver, inner_tolerance, l2, batch_norm,
-            on_indefinite, on_unconverged, memory, progress, group: see :class:`Hook`. With ``hessian="exact"`` the
-            inner problem's ``inner_solver="auto"`` is ``"cg"``, which leaves nothing out.
+        maml, tasks, loss, body, reduction, inner, proximal, inner_tolerance, l2: see :class:`Hook`.
+        inner_solver: see :class:`Hook`; with ``hessian="exact"``, ``"auto"`` is ``"cg"``, which leaves nothing out.
+        batch_norm, on_indefinite, on_unconverged, memory, progress, group: see :class:`Hook`.
         hessian: kind of total Hessian: ``"sketch"`` (a sampled Gauss–Newton matrix; the default), ``"gauss-newton"``,
             ``"exact"``, ``"hessian"``, ``"gamma"`` (the paper's), ``"direct"``, ``"direct-first-order"`` or
             ``"identity"``; or one with settings of its own from ``l2l_influence.bilevel``, such as
