@@ -31,10 +31,10 @@ from l2l_influence import MAML, TaskDataset, TaskInfluence
 from .journal import Journal, Row, as_json, settings
 from .markdown import Table, markdown
 from .plain import MODELS, epoch, taskset
+from .scale import KINDS
 
 COMMAND = "python -m benchmarks processes"
 
-KINDS = ("gamma", "sketch", "gauss-newton")
 FULL, QUICK = (dict.fromkeys(KINDS, tasks) for tasks in (1000, 10))
 """Tasks, by kind of Hessian."""
 

@@ -230,9 +230,10 @@ class LocalProblem:
             return self
         return LocalProblem(replace(self.settings, ranks=ALONE), self.lam, self.tasks, self.weights)
 
-    def subset(self, positions: list[int]) -> LocalProblem:
-        """The same problem on some of its tasks, at their own weights."""
-        return self.with_tasks(_Chosen(self.tasks, positions), [self.weights[i] for i in positions])
+    def subset(self, positions: list[int], weights: list[float] | None = None) -> LocalProblem:
+        """The same problem on some of its tasks, at their own weights unless others are given."""
+        own = [self.weights[i] for i in positions] if weights is None else weights
+        return self.with_tasks(_Chosen(self.tasks, positions), own)
 
     def with_tasks(self, tasks: Sequence[Task], weights: list[float]) -> LocalProblem:
         """The same problem on other tasks."""

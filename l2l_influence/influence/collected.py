@@ -25,13 +25,13 @@ class Collected:
 
     def put(self, positions: Sequence[int], values: Tensor) -> None:
         """``[B, ...]``, one row a task."""
-        shape, numel = values.shape[1:], values[0].numel()
+        shape, numel = values.shape[1:], values.shape[1:].numel()
         if self._used + values.numel() > PIECE:
             self._pieces.append(torch.empty(max(PIECE, values.numel()), dtype=torch.float64))
             self._used = 0
         start, self._used = self._used, self._used + values.numel()
         self._pieces[-1][start : self._used].view(values.shape).copy_(values)
-        for place, position in enumerate(positions):
+        for place, position in zip(range(len(values)), positions, strict=True):
             self._places[position] = (len(self._pieces) - 1, start + place * numel, shape)
 
     def each(self) -> list[Tensor]:

@@ -66,6 +66,20 @@ def test_its_largest_eigenvalue_is_what_power_iteration_finds(kind, iterations):
     assert float(found) <= float(torch.linalg.eigvalsh(operator.matvec(EYE))[-1]) * (1 + 1e-12)
 
 
+def test_what_preconditions_is_looked_at_once(monkeypatch):
+    """However many systems are solved with it, such as one for each task that is left out."""
+    asked = []
+    monkeypatch.setattr(
+        sketch.torch.linalg, "eigvalsh", lambda a, real=torch.linalg.eigvalsh: asked.append(a) or real(a)
+    )
+    problem = BilevelProblem(classification, classification, UNROLLED, 0.5)
+    hessian = problem.total_hessian(LAM, TASKS, "gauss-newton")
+    gram = hessian._near.operator.gram()
+    for k in range(3):
+        hessian.solve_rows(randn(k, 1, SIZE), damping=0.1, without=[[k]])
+    assert sum(a is gram for a in asked) == 1
+
+
 def test_its_gram_matrix_is_made_once(monkeypatch):
     made = []
     monkeypatch.setattr(LowRank, "gram", lambda self, gram=LowRank.gram: made.append(1) or gram(self))

@@ -27,6 +27,12 @@ def test_each_tensor_comes_back_at_its_place(piece, monkeypatch):
     assert each[3].shape == (0,)
 
 
+def test_as_many_rows_as_tasks():
+    for rows in (1, 3):
+        with pytest.raises(ValueError, match="zip"):
+            Collected(4).put([0, 1], torch.ones(rows, 2))
+
+
 def test_nothing_was_found():
     assert [part.shape for part in Collected(2).each()] == [(0,), (0,)]
 

@@ -54,7 +54,7 @@ class Sketch(Curvature):
         count, some = len(local.tasks), local
         if len(positions) < count:
             weights = [local.weights[position] * count / len(positions) for position in positions]
-            some = local.with_tasks(local.subset(list(positions)).tasks, weights)
+            some = local.subset(list(positions), weights)
         owner = torch.tensor(positions).repeat_interleave(self.draws)
         return SampledRows(self.weighted_rows(some), owner, some, count, note)
 
@@ -107,6 +107,11 @@ class SampledRows(LowRank, TaskSum):
         """Kept: it gives the largest eigenvalue, and serves every damping."""
         return self._ranks.sum(super().gram())
 
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """Eigenvalues of SSᵀ, ``[r]``, in float64: those of SᵀS that need not be 0. Kept, for every solve asks."""
+        return torch.linalg.eigvalsh(self.gram()).clamp_min(0)
+
     @property
     def nbytes(self) -> int:
         return super().nbytes + 8 * len(self.rows) ** 2
@@ -117,8 +122,7 @@ class SampledRows(LowRank, TaskSum):
         ``κ = δ/(1 − d/r)`` where ``d = tr SᵀS(SᵀS + δI)⁻¹`` of the r rows' directions stand out from δ: so it is in
         expectation, for many rows that are independent (Silverstein 1995).
         """
-        spectrum = torch.linalg.eigvalsh(self.gram()).clamp_min(0)
-        return float(shift / (shift / (spectrum + shift)).mean())
+        return float(shift / (shift / (self.spectrum + shift)).mean())
 
     def without(self, groups: Groups) -> LinearOperator:
         return _SomeRows(self, outside(groups, self._count)[:, self._owner].to(self.rows))

@@ -96,7 +96,7 @@ class Subsample(Curvature):
 
     def operator(self, local: LocalProblem) -> TaskSum:
         drawn, count = self.draw(local), len(local.tasks)
-        some = local.with_tasks(local.subset(drawn.positions).tasks, drawn.weights)
+        some = local.subset(drawn.positions, drawn.weights)
         inner = curvature(self.kind).operator(local if self.tasks >= count else some)
         name = self.kind if isinstance(self.kind, str) else type(self.kind).__name__
         return SomeTasks(inner, drawn.positions, count, f"{inner.note or name} from {self._described(drawn, count)}")

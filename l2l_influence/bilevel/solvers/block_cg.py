@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from .base import Approximate, Attempt, Invertible, LinearOperator, LinearSolver
+from .base import Attempt, LinearOperator
+from .cg import CG
 from .gram import LowRank
 
 RANK = 1e-6
@@ -16,7 +16,7 @@ RANK = 1e-6
 
 
 @dataclass(frozen=True)
-class BlockCG(LinearSolver):
+class BlockCG(CG):
     """Conjugate gradients in the space that all right-hand sides span together (O'Leary 1980).
 
     Each row is at its best in what the products of all of them have shown of the matrix, so that many take far fewer
@@ -26,18 +26,8 @@ class BlockCG(LinearSolver):
     Directions are made orthonormal, and those that depend on others are dropped, as are those of rows that are done:
     right-hand sides may be equal, or 0. Where ``pᵀAp ≤ 0`` for any direction p of the block, all rows are refused.
 
-    Args:
-        tolerance: on ``‖b − A x‖ / ‖b‖`` of each row, preconditioned or not.
-        max_iterations: at most this many products of a block with A, those that check the result not counted.
-        preconditioner: an operator close to A that knows its inverse; the closer, the fewer iterations.
+    Arguments are those of :class:`CG`; ``max_iterations`` are of the block.
     """
-
-    tolerance: float = 1e-6
-    max_iterations: int = 500
-    preconditioner: Invertible | None = None
-
-    def prepare(self, operator: LinearOperator, like: Tensor) -> Approximate:
-        return partial(self._conjugate_gradients, operator)
 
     def _conjugate_gradients(self, operator: LinearOperator, b: Tensor, goal: Tensor, budget: int) -> Attempt:
         x, r = torch.zeros_like(b), b.clone()

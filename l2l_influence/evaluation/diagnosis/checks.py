@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...bilevel import Sketch
 from ...bilevel.hessians.exact import Exact
-from ...bilevel.solvers import LowRank
+from ...bilevel.hessians.sketch import SampledRows
 from ...bilevel.solvers.lanczos import extreme_eigenvalues
 from ...errors import InfluenceError
 from ...influence.inner_notes import inner_notes
@@ -129,18 +129,18 @@ def largest_curvature(outer: Outer) -> float:
     return float(sampled.largest_eigenvalue(like, PRODUCTS)) + outer.study.problem.l2
 
 
-def sampled_gauss_newton(outer: Outer) -> LowRank:
+def sampled_gauss_newton(outer: Outer) -> SampledRows:
     """The hook's own sketch, or one that is made for it."""
     own = outer.hessian.operator
-    operator = own if isinstance(own, LowRank) else Sketch().operator(outer.study.local)
-    assert isinstance(operator, LowRank)
+    operator = own if isinstance(own, SampledRows) else Sketch().operator(outer.study.local)
+    assert isinstance(operator, SampledRows)
     return operator
 
 
-def eigenvalues(operator: LowRank, width: int) -> Tensor:
+def eigenvalues(operator: SampledRows, width: int) -> Tensor:
     """Those that need not be 0, float64; ``width`` is λ's size."""
     if len(operator.rows) <= width:
-        return torch.linalg.eigvalsh(operator.gram()).clamp_min(0)
+        return operator.spectrum
     columns = operator.project(torch.eye(width).to(operator.rows)).double()
     return torch.linalg.eigvalsh(columns @ columns.T).clamp_min(0)
 
