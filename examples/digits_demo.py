@@ -2,7 +2,7 @@
 
 import sys
 
-from l2l_influence.cli import main
+from l2l_influence.app.cli import main
 
 if __name__ == "__main__":
     main(["demo", *sys.argv[1:]])

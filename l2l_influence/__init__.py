@@ -7,8 +7,8 @@ are, and which of them hurt.
 
 from __future__ import annotations
 
-from l2l_influence._version import __version__
-from l2l_influence.influence import (
+from ._version import __version__
+from .hooks import (
     DirectInfluence,
     QueryInfluence,
     SampleScores,
@@ -19,7 +19,7 @@ from l2l_influence.influence import (
     TotalGradient,
     TotalHessian,
 )
-from l2l_influence.recording import GBML, MAML, MetaSGD, Study, TaskDataset, record, recording_of
+from .recording import GBML, MAML, MetaSGD, Study, TaskDataset, record, recording_of
 
 TaskIF = TaskInfluence
 """The paper's name of :class:`TaskInfluence`."""

@@ -7,11 +7,11 @@ import time
 import torch
 from torch import Tensor
 
+from l2l_influence.analysis.estimators.outer import RELATIVE_DAMPING
 from l2l_influence.bilevel import TotalHessian
 from l2l_influence.bilevel.problem import LEVELS
 from l2l_influence.bilevel.solvers.neumann import largest_eigenvalue
 from l2l_influence.errors import NegativeCurvatureError
-from l2l_influence.influence.outer import RELATIVE_DAMPING
 
 from .fidelity import Estimator, Row, total_hessian
 from .worlds import World

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from l2l_influence.analysis.estimators.outer import RELATIVE_DAMPING
 from l2l_influence.bilevel import Sketch, TotalHessian
 from l2l_influence.bilevel.hessians import Curvature, curvature
-from l2l_influence.bilevel.levels import Level
-from l2l_influence.bilevel.local import LocalProblem
+from l2l_influence.bilevel.item_gradients import Level
 from l2l_influence.bilevel.problem import LEVELS, REMOVALS
+from l2l_influence.bilevel.solved_tasks import LocalProblem
 from l2l_influence.errors import NegativeCurvatureError
 from l2l_influence.evaluation import lds, pearson, spearman
-from l2l_influence.influence.outer import RELATIVE_DAMPING
 
 from ..journal import Row
 from .truth import Removal, Truth

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from l2l_influence.analysis.estimators.outer import RELATIVE_DAMPING
 from l2l_influence.bilevel import Proximal, Sketch, Unrolled
 from l2l_influence.bilevel.solvers.neumann import largest_eigenvalue
 from l2l_influence.evaluation import pearson
-from l2l_influence.influence.outer import RELATIVE_DAMPING
 
 from .fidelity import Row, total_gradients
 from .worlds import World

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from l2l_influence import SupportInfluence, TaskInfluence
+from l2l_influence.analysis.estimators.baselines import BASELINES
+from l2l_influence.analysis.estimators.baselines.base import hook_class
+from l2l_influence.analysis.estimators.curved import CurvedHook
+from l2l_influence.analysis.estimators.scoring import each_test_gradient, score_leaving_out
+from l2l_influence.analysis.items.items import ItemInfluence
 from l2l_influence.bilevel import Sketch, Subsample
 from l2l_influence.bilevel.problem import REMOVALS
-from l2l_influence.evaluation.baselines import BASELINES
-from l2l_influence.evaluation.baselines.base import hook_class
 from l2l_influence.evaluation.metrics import Floats
 from l2l_influence.evaluation.sensitivity import damped, damping_of
-from l2l_influence.influence.curved import CurvedHook
-from l2l_influence.influence.items import ItemInfluence
-from l2l_influence.influence.scoring import each_test_gradient, score_leaving_out
 from l2l_influence.recording import Study
 
 from .truths import count

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from l2l_influence.analysis.items.items import ItemInfluence
 from l2l_influence.errors import InfluenceError, NegativeCurvatureError
 from l2l_influence.evaluation import (
     Truth,
@@ -22,7 +23,6 @@ from l2l_influence.evaluation import (
     spearman,
 )
 from l2l_influence.evaluation.metrics import Floats
-from l2l_influence.influence.items import ItemInfluence
 
 from ..journal import Row
 from ..metering import measured

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from l2l_influence.evaluation.baselines.checkpoints import Checkpoint
 from l2l_influence.recording import Study
+from l2l_influence.recording.outer_steps.checkpoints import Checkpoint
 
 from ..estimators import worlds as convex_worlds
 from ..estimators.retraining import Retraining, Weights, whitening

@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from l2l_influence.bilevel import Layout
-from l2l_influence.evaluation.baselines.checkpoints import Checkpoint
 from l2l_influence.evaluation.metrics import Flags, Floats
 from l2l_influence.recording import Study
+from l2l_influence.recording.outer_steps.checkpoints import Checkpoint
 
 from ..estimators.retraining import Weights
 from ..estimators.worlds import Stacked

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from l2l_influence.bilevel import Sketch
-from l2l_influence.bilevel.local import LocalProblem
+from l2l_influence.bilevel.solved_tasks import LocalProblem
 from l2l_influence.bilevel.solvers import LowRank
 
 from ..journal import Row

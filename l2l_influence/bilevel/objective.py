@@ -17,9 +17,9 @@ from torch.func import grad, jvp, vjp, vmap
 
 from ..errors import LossStructureError, TaskShapeError
 from .elementary import ElementaryNorms
+from .factored import Moved, Theta
 from .layout import Layout, Named, Vector
 from .loss import ModelLoss, PerSampleLoss, criterion_of, outputs_of
-from .moved import Moved, Theta
 from .task import Samples
 
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from ..errors import TaskShapeError
+from ..parallel.ranks import ALONE, Ranks
 from .hessians import Curvature, Groups, curvature
 from .inner import InnerKind, InnerMap, Inverse, Proximal
+from .item_gradients import Level, QuerySample, ResolvedSupportSample, SupportSample, WholeTask
 from .layout import Layout, Named, Vector
-from .levels import Level, QuerySample, ResolvedSupportSample, SupportSample, WholeTask
-from .local import LocalProblem, Settings, SolvedBatch
 from .loss import PerSampleLoss
 from .memory import DEFAULT, Memory, in_bytes
 from .objective import Objective
-from .ranks import ALONE, Ranks
+from .solved_tasks import LocalProblem, Settings, SolvedBatch
 from .solvers import (
     CG,
     BlockCG,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .local import LocalProblem, SolvedBatch
+from .solved_tasks import LocalProblem, SolvedBatch
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,12 @@
 """What scores are worth: measured against training again."""
 
+from ..storage.outcomes import Outcome
 from .diagnosis import Check, ContinuedOptimisation, Diagnosis
-from .full_batch import FullBatchMAML
+from .ground_truth.full_batch import FullBatchMAML
+from .ground_truth.removals import leave_groups_out, leave_one_out, most_harmful, random_groups, random_subsets
+from .ground_truth.retraining import Retrain
+from .ground_truth.truth import Truth, along_path, measure
+from .intervals import Interval, ceiling, lds_difference, lds_interval, reliability
 from .metrics import (
     auc,
     cosine,
@@ -14,12 +19,7 @@ from .metrics import (
     slope,
     spearman,
 )
-from .noise import Interval, ceiling, lds_difference, lds_interval, reliability
-from .outcomes import Outcome
-from .removals import leave_groups_out, leave_one_out, most_harmful, random_groups, random_subsets
-from .retraining import Retrain
 from .sensitivity import Sensitivity, plot_sensitivity, sensitivity_of
-from .truth import Truth, along_path, measure
 
 __all__ = [
     "Check",

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from learn2learn.data import Taskset
 
+from ..analysis.estimators.curved import CurvedHook
+from ..analysis.items.items import ItemInfluence
+from ..analysis.problem.data import Split
 from ..bilevel import Proximal
 from ..errors import InfluenceError
-from ..influence.curved import CurvedHook
-from ..influence.data import Split
-from ..influence.hook import Kept
-from ..influence.items import ItemInfluence
+from ..hooks.hook import Kept
+from .ground_truth.truth import Truth
 from .metrics import Floats, lds, spearman
-from .truth import Truth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,15 +6,15 @@ learn2learn's. `recording_of` gives what was seen of a learner, a `Study` what w
 
 from __future__ import annotations
 
-from .drop_ins import GBML, MAML, MetaSGD
-from .gathering import gather
-from .observe import recording_of
+from .episodes.task import RecordedTask
+from .interception.drop_ins import GBML, MAML, MetaSGD
+from .interception.observe import recording_of
 from .options import RecordingOptions
-from .recording import Recording
+from .recorder import Recording
 from .session import record
-from .study import Study
-from .task import RecordedTask
-from .tasks import TaskDataset
+from .study.gathering import gather
+from .study.study import Study
+from .tasksets.tasks import TaskDataset
 
 __all__ = [
     "GBML",

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from .drop_ins import Recorded
-from .features import watcher
-from .observe import recorded_learners, recording_of
+from .interception.drop_ins import Recorded
+from .interception.features import watcher
+from .interception.observe import recorded_learners, recording_of
+from .interception.patches import patches, studies
 from .options import RecordingOptions
-from .patches import patches, studies
-from .places import save_each
-from .saver import Saver
-from .study import Study
+from .study.folders import save_each
+from .study.saver import Saver
+from .study.study import Study
 
 _lock = threading.RLock()
 

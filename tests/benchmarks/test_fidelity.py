@@ -36,8 +36,8 @@ from benchmarks.fidelity.training import MetaTraining, Schedule
 from benchmarks.fidelity.truths import HALVES, SINGLES, TENTHS, designs, digest, true_ranking, weighted
 from benchmarks.fidelity.worlds import Size, World
 from l2l_influence import SupportInfluence
+from l2l_influence.analysis.estimators.baselines import Checkpoints, QueryLoss
 from l2l_influence.evaluation import Truth
-from l2l_influence.evaluation.baselines import Checkpoints, QueryLoss
 
 DOCS = Path(__file__).parents[2] / "docs"
 TINY = Size(share=0.1, steps=0.01, tests=3, halves=4, singles=2, scratch=2, noise=2)
@@ -388,7 +388,9 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(written, monkeypatch) -> No
     asked: list[str] = []
     again = running.rows_of
     monkeypatch.setattr(running, "rows_of", lambda *a: asked.append(a[2].name) or again(*a))
-    monkeypatch.setattr("l2l_influence.evaluation.retraining._attempt", lambda *_: pytest.fail("this was retrained"))
+    monkeypatch.setattr(
+        "l2l_influence.evaluation.ground_truth.retraining._attempt", lambda *_: pytest.fail("this was retrained")
+    )
     running.run(quick=True, out=folder, names=["digits"])
     assert asked == [json.loads(kept[-1])[0]["estimator"]]
     rows = json.loads((folder / "fidelity.json").read_text(encoding="utf-8"))["rows"]

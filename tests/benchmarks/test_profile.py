@@ -19,7 +19,8 @@ from benchmarks.profile.run import PARTS, run, tables
 from benchmarks.profile.size import Size
 from benchmarks.profile.stopwatch import Steps, Stopwatch, innermost, outermost, places, shares, spent
 from benchmarks.scale import Trained
-from l2l_influence.bilevel import local, task
+from l2l_influence.bilevel import solved_tasks as local
+from l2l_influence.bilevel import task
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {"questions": "scale.md", "contests": "scale.md", "shared": "distributed.md", "memory": "scale.md"}

@@ -9,9 +9,9 @@ import torch
 
 from l2l_influence.bilevel import CG, BilevelProblem, Unrolled
 from l2l_influence.bilevel.hessians.sketch import SampledRows
-from l2l_influence.bilevel.ranks import ALONE
 from l2l_influence.bilevel.solvers import BlockCG, LowRankPlusIdentity
 from l2l_influence.bilevel.solvers.block_cg import orthonormal
+from l2l_influence.parallel.ranks import ALONE
 
 from .systems import Inverted, Matrices, close, indefinite, rotated, spread, true_residual
 from .toys import classification, classification_tasks, parameters, randn, relative

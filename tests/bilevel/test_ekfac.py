@@ -13,7 +13,7 @@ from torch import nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, Layout, ModelLoss, Proximal, Task
 from l2l_influence.bilevel.inner import InnerProblem
-from l2l_influence.bilevel.inner.ekfac import EKFAC
+from l2l_influence.bilevel.inner.inverses.ekfac import EKFAC
 from l2l_influence.bilevel.kfac import gradients as pseudo_gradients
 from l2l_influence.bilevel.objective import Objective
 from l2l_influence.bilevel.solvers import ClosedForm

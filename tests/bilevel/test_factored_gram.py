@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from l2l_influence.bilevel import FunctionalModel, Layout, ModelLoss, Task
 from l2l_influence.bilevel.inner import InnerProblem
-from l2l_influence.bilevel.inner.gram import gauss_newton_rows, rows_nbytes
-from l2l_influence.bilevel.inner.inverse import INVERSES, pick
+from l2l_influence.bilevel.inner.inverses.gram import gauss_newton_rows, rows_nbytes
+from l2l_influence.bilevel.inner.inverses.inverse import INVERSES, pick
 from l2l_influence.bilevel.objective import Objective
 from l2l_influence.bilevel.solvers import ClosedForm, LowRank, OuterProducts, SideBySide
 from l2l_influence.bilevel.task import stack
@@ -267,9 +267,9 @@ def test_auto_reckons_with_factors(monkeypatch):
     def note():
         return pick("auto", problem)(problem, case.theta, DELTA, 1e-6)[0].note
 
-    monkeypatch.setattr("l2l_influence.bilevel.inner.inverse.GRAM_BYTES", needed)
+    monkeypatch.setattr("l2l_influence.bilevel.inner.inverses.inverse.GRAM_BYTES", needed)
     assert note() == "gram (15 outputs a task)"
-    monkeypatch.setattr("l2l_influence.bilevel.inner.inverse.GRAM_BYTES", needed - 1)
+    monkeypatch.setattr("l2l_influence.bilevel.inner.inverses.inverse.GRAM_BYTES", needed - 1)
     assert note().startswith("cg (15 outputs a task, whose gram rows would take")
 
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, Layout, ModelLoss, Proximal, Task
 from l2l_influence.bilevel.inner import InnerProblem
-from l2l_influence.bilevel.inner.inverse import GRAM_LIMIT, INVERSES
-from l2l_influence.bilevel.local import LocalProblem
+from l2l_influence.bilevel.inner.inverses.inverse import GRAM_LIMIT, INVERSES
 from l2l_influence.bilevel.objective import Objective
+from l2l_influence.bilevel.solved_tasks import LocalProblem
 from l2l_influence.bilevel.task import stack
 from l2l_influence.errors import LossStructureError
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from l2l_influence.bilevel.inner.steps.steps.factored import InFactors, wide_layers
 from torch import nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, Layout, ModelLoss, Task, Unrolled
-from l2l_influence.bilevel import local as local_module
-from l2l_influence.bilevel.inner import in_factors
-from l2l_influence.bilevel.inner.in_factors import InFactors, wide_layers
+from l2l_influence.bilevel import solved_tasks as local_module
+from l2l_influence.bilevel.inner.steps.steps import factored as in_factors
 from l2l_influence.errors import LossStructureError
 
 from .test_unrolled import LR, STEPS_AND_ORDERS, backward, gradients, headed, mean_tasks, mlp

@@ -13,7 +13,7 @@ from torch.func import jacrev
 
 from l2l_influence.bilevel import CG, BilevelProblem, FunctionalModel, Layout, ModelLoss, Task, Unrolled
 from l2l_influence.bilevel.inner import InnerProblem
-from l2l_influence.bilevel.inner.inverse import INVERSES, InnerHessian, Iterative, pick
+from l2l_influence.bilevel.inner.inverses.inverse import INVERSES, InnerHessian, Iterative, pick
 from l2l_influence.bilevel.objective import Objective
 from l2l_influence.bilevel.solvers import Policy, agreement
 from l2l_influence.bilevel.task import Samples, stack
@@ -186,16 +186,16 @@ def picked(problem):
 def test_auto_says_what_it_picked_and_why(monkeypatch):
     problem, *_ = away_from_a_minimum()
     assert picked(problem) == "gram (18 outputs a task)"
-    monkeypatch.setattr("l2l_influence.bilevel.inner.inverse.GRAM_LIMIT", 17)
+    monkeypatch.setattr("l2l_influence.bilevel.inner.inverses.inverse.GRAM_LIMIT", 17)
     assert picked(problem) == "cg (18 outputs a task: too many for gram)"
 
 
 def test_auto_minds_the_memory_of_a_task_and_not_of_its_batch(monkeypatch):
     problem, *_ = away_from_a_minimum()
     needed = 18 * 28 * 8
-    monkeypatch.setattr("l2l_influence.bilevel.inner.inverse.GRAM_BYTES", needed)
+    monkeypatch.setattr("l2l_influence.bilevel.inner.inverses.inverse.GRAM_BYTES", needed)
     assert picked(problem) == picked(only(problem, 0)) == "gram (18 outputs a task)"
-    monkeypatch.setattr("l2l_influence.bilevel.inner.inverse.GRAM_BYTES", needed - 1)
+    monkeypatch.setattr("l2l_influence.bilevel.inner.inverses.inverse.GRAM_BYTES", needed - 1)
     assert picked(problem) == picked(only(problem, 0))
     assert picked(problem).startswith("cg (18 outputs a task, whose gram rows would take")
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task, Unrolled
-from l2l_influence.bilevel.levels import Level, QuerySample, ResolvedSupportSample, SupportSample, WholeTask
-from l2l_influence.bilevel.local import SolvedBatch
+from l2l_influence.bilevel.item_gradients import Level, QuerySample, ResolvedSupportSample, SupportSample, WholeTask
+from l2l_influence.bilevel.solved_tasks import SolvedBatch
 
 from .toys import (
     SIZE,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task, Unrolled
-from l2l_influence.bilevel.local import SolvedBatch
+from l2l_influence.bilevel.solved_tasks import SolvedBatch
 
 from .toys import randn, relative
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import l2l_influence
-from l2l_influence.cli import main
+from l2l_influence.app.cli import main
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits_demo.py"
 
@@ -46,7 +46,7 @@ def test_an_unknown_option_is_an_error() -> None:
 def test_demo_passes_its_options_on(script: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[tuple[object, ...]] = []
     monkeypatch.setattr(
-        "l2l_influence.demo.run_demo", lambda out, seed, quiet, quick: calls.append((out, seed, quiet, quick))
+        "l2l_influence.app.demo.run_demo", lambda out, seed, quiet, quick: calls.append((out, seed, quiet, quick))
     )
     options = ["--out", str(tmp_path), "--seed", "5", "--quiet"]
     if script:

@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 from l2l_influence import Study
-from l2l_influence.running.ranks import Job
+from l2l_influence.app.script_run.ranks import Job
 
 from .test_run import FILES, SET_UP, TRAINING, VALIDATION, in_tmp_path, loaded, page, run, scores, write
 

@@ -17,7 +17,7 @@ import pytest
 from torch import nn
 
 from l2l_influence import Study, TaskInfluence
-from l2l_influence.cli import main
+from l2l_influence.app.cli import main
 
 FILES = {"study", "scores.csv", "ranking.png", "report.html"}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from l2l_influence.demo.data import SHOTS, WAYS, Digits, digits, support_rows, without
+from l2l_influence.app.demo.data import SHOTS, WAYS, Digits, digits, support_rows, without
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import l2l_influence.demo as demo
-from l2l_influence.demo.findings import TEST_TASKS_SCORED, Study, compare, detect, rank
-from l2l_influence.demo.run import Run, Scale, train
+import l2l_influence.app.demo as demo
+from l2l_influence.app.demo.findings import TEST_TASKS_SCORED, Study, compare, detect, rank
+from l2l_influence.app.demo.run import Run, Scale, train
 
 TINY = Scale(iterations=100, retrain_steps=8, groups=4, test_tasks=12)
 

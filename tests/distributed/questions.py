@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from l2l_influence import QueryInfluence, SupportInfluence, TaskInfluence, TotalGradient, TotalHessian
+from l2l_influence.analysis.estimators.baselines import GradientSimilarity
 from l2l_influence.bilevel import BilevelProblem, Sketch, Subsample, Task, Unrolled
-from l2l_influence.distributed import ALONE, Ranks, ranks_of
-from l2l_influence.evaluation.baselines import GradientSimilarity
+from l2l_influence.parallel import ALONE, Ranks, ranks_of
 from tests.bilevel.toys import SIZE, classification, parameters, randn
 from tests.influence.runs import labelled_batches, pairs, train
 

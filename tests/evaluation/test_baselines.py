@@ -13,8 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from l2l_influence import MAML, Study, TaskDataset, record
-from l2l_influence.errors import InfluenceError, LossStructureError, NotConvergedError
-from l2l_influence.evaluation.baselines import (
+from l2l_influence.analysis.estimators.baselines import (
     BASELINES,
     AscentSteps,
     Checkpoints,
@@ -27,6 +26,7 @@ from l2l_influence.evaluation.baselines import (
     SingleLevelEKFAC,
     TracIn,
 )
+from l2l_influence.errors import InfluenceError, LossStructureError, NotConvergedError
 
 from ..influence.runs import ListedTasks, everything, labelled_batches, pairs, train
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from l2l_influence.evaluation import FullBatchMAML
-from l2l_influence.evaluation.full_batch import TaskTensors
+from l2l_influence.evaluation.ground_truth.full_batch import TaskTensors
 
 N, LR, STEPS, META_LR, META_STEPS, DECAY = 4, 0.3, 2, 0.05, 6, 0.02
 LOSS = nn.CrossEntropyLoss()

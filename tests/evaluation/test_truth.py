@@ -14,7 +14,7 @@ import torch
 
 from l2l_influence.errors import RetrainingError
 from l2l_influence.evaluation import Outcome, Truth, along_path, leave_one_out, measure
-from l2l_influence.evaluation.retraining import one_thread
+from l2l_influence.evaluation.ground_truth.retraining import one_thread
 
 from .worlds import POINTS, TARGETS, Mean
 
@@ -79,7 +79,7 @@ def test_a_second_call_reads_what_the_first_kept(mean: Mean, tmp_path: Path) -> 
 
 def test_outcomes_of_other_versions_are_not_taken(mean: Mean, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure(mean, GROUPS, cache=tmp_path / "kept", name="a", progress=False)
-    monkeypatch.setattr("l2l_influence.evaluation.outcomes.__version__", "0")
+    monkeypatch.setattr("l2l_influence.storage.outcomes.__version__", "0")
     measure(mean, GROUPS, cache=tmp_path / "kept", name="a", progress=False)
     assert mean.count == 6
 

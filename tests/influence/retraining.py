@@ -17,8 +17,8 @@ from torch.func import functional_call, grad, hessian, vmap
 from torch.nn.utils import vector_to_parameters
 
 from l2l_influence import MAML, TaskDataset
-from l2l_influence.influence.curved import CurvedHook
-from l2l_influence.influence.hook import Hook
+from l2l_influence.analysis.estimators.curved import CurvedHook
+from l2l_influence.hooks.hook import Hook
 
 from .runs import Batch, labelled_batches, pairs, train
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from l2l_influence import TaskInfluence
-from l2l_influence.influence import collected
-from l2l_influence.influence.collected import Collected
-from l2l_influence.influence.scoring import score
+from l2l_influence.analysis.estimators import collected
+from l2l_influence.analysis.estimators.collected import Collected
+from l2l_influence.analysis.estimators.scoring import score
 
 from .retraining import optimal_run
 

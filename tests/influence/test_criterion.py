@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from l2l_influence.analysis.problem.criterion import take_apart
 from l2l_influence.errors import LossStructureError
-from l2l_influence.influence.criterion import take_apart
 
 OUTPUTS = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 CLASSES = torch.tensor([0, 1, 2, 0, 1, 2, 2])

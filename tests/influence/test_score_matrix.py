@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from l2l_influence.bilevel.inner.steps.steps.unrolled import Unrolled
 from torch import nn
 
 from l2l_influence import QueryInfluence, ScoreMatrix, SupportInfluence, TaskInfluence
 from l2l_influence.bilevel.inner import InnerKind
-from l2l_influence.bilevel.inner.unrolled import Unrolled
 from l2l_influence.bilevel.solvers import LinearSolver
 from l2l_influence.errors import ForeignMatrixError, ItemsError, UnfinishedMatrixError
 
@@ -114,7 +114,7 @@ def test_a_vector_is_solved_once_and_an_inner_problem_once_a_pass(tmp_path, monk
 RUN = """
 import os, sys
 from l2l_influence import QueryInfluence
-from l2l_influence.bilevel.inner.unrolled import Unrolled
+from l2l_influence.bilevel.inner.steps.unrolled import Unrolled
 from tests.influence.test_score_matrix import TEST, TIGHT, study
 
 solve, seen = Unrolled.solve, 0

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from l2l_influence.errors import AmbiguousTaskError, LabelMismatchError, NothingRecordedError, UnmatchedInputError
-from l2l_influence.recording import MAML, TaskDataset, graph, recording_of
-from l2l_influence.recording.board import Board, Served, board
-from l2l_influence.recording.content import read_batch
-from l2l_influence.recording.digests import row_digests
-from l2l_influence.recording.journal import journal
+from l2l_influence.recording import MAML, TaskDataset, recording_of
+from l2l_influence.recording.episodes import graph
+from l2l_influence.recording.interception.journal import journal
+from l2l_influence.recording.tasksets.board import Board, Served, board
+from l2l_influence.recording.tasksets.content import read_batch
+from l2l_influence.storage.fingerprints import row_digests
 
 from .omniglot_loop import even_rows, fast_adapt, images, taskset
 

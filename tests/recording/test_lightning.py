@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from l2l_influence import Study, TaskInfluence, TotalGradient, record
 from l2l_influence.errors import RecordingError
-from l2l_influence.recording import RecordedTask, patches
+from l2l_influence.recording import RecordedTask
+from l2l_influence.recording.interception import patches
 
 from .loops import network
 from .omniglot_loop import Run, images, taskset

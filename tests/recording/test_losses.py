@@ -16,7 +16,7 @@ from l2l_influence import Study, TaskInfluence
 from l2l_influence.bilevel import BilevelProblem, Task
 from l2l_influence.errors import LossStructureError, RecordingError
 from l2l_influence.recording import MAML, RecordedTask, TaskDataset, record, recording_of
-from l2l_influence.recording.losses import Loss
+from l2l_influence.recording.episodes.losses import Loss
 
 from .omniglot_loop import images, taskset
 

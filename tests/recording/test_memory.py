@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from l2l_influence.errors import RecordingError, TaskDataChangedError
 from l2l_influence.recording import MAML, RecordingOptions, TaskDataset, recording_of
-from l2l_influence.recording.board import board
-from l2l_influence.recording.journal import journal
-from l2l_influence.recording.tasks import card_of
+from l2l_influence.recording.interception.journal import journal
+from l2l_influence.recording.tasksets.board import board
+from l2l_influence.recording.tasksets.tasks import card_of
 
 from .omniglot_loop import fast_adapt, images, taskset
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from l2l_influence import TaskInfluence
 from l2l_influence.errors import NotCopiedError, NothingRecordedError, RecordingError
-from l2l_influence.recording import MAML, Study, TaskDataset, episode, graph, observe, record, recording_of
+from l2l_influence.recording import MAML, Study, TaskDataset, record, recording_of
+from l2l_influence.recording.episodes import episode, graph
+from l2l_influence.recording.interception import observe
 
 from .omniglot_loop import fast_adapt, images, taskset
 

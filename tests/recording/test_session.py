@@ -22,18 +22,11 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 import l2l_influence
 from l2l_influence.errors import NothingRecordedError, RecordingError
-from l2l_influence.recording import (
-    RecordedTask,
-    RecordingOptions,
-    Study,
-    observe,
-    patches,
-    record,
-    recording_of,
-    serving,
-)
-from l2l_influence.recording.board import board
-from l2l_influence.recording.sampling import read_tasks
+from l2l_influence.recording import RecordedTask, RecordingOptions, Study, record, recording_of
+from l2l_influence.recording.interception import observe, patches
+from l2l_influence.recording.tasksets import serving
+from l2l_influence.recording.tasksets.board import board
+from l2l_influence.recording.tasksets.sampling import read_tasks
 
 from .loops import PLAIN, network, plus_plus, trained_on
 from .omniglot_loop import fast_adapt, images, taskset

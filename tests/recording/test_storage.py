@@ -11,9 +11,10 @@ from torch import nn
 
 from l2l_influence import MAML, Study, TaskInfluence, record
 from l2l_influence.errors import PartlySavedError, RecordingError, TaskDataChangedError
-from l2l_influence.recording import files, storage
-from l2l_influence.recording.reading import Source
-from l2l_influence.recording.stores import BoundedStore
+from l2l_influence.recording.episodes.stores import BoundedStore
+from l2l_influence.recording.study.study import storage
+from l2l_influence.recording.tasksets.reading import Source
+from l2l_influence.storage import tensor_files as files
 
 from ..influence.test_anil import LOSS, TEST, Loop
 

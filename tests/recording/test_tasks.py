@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from l2l_influence.recording import MAML, TaskDataset, recording_of
-from l2l_influence.recording.tasks import card_of
+from l2l_influence.recording.tasksets.tasks import card_of
 
 from .omniglot_loop import fast_adapt, images, taskset
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
-from l2l_influence.influence import TaskScore, TaskScores
+from l2l_influence.hooks import TaskScore, TaskScores
 from l2l_influence.report.plots import (
     BLUE,
     GREEN,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..local import LocalProblem, SolvedBatch
+from ..solved_tasks import LocalProblem, SolvedBatch
 from ..solvers import LinearOperator
 from ..solvers.neumann import largest_eigenvalue
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..inner import Carried, Constant, Reading, Simplified
-from ..local import LocalProblem, SolvedBatch
+from ..solved_tasks import LocalProblem, SolvedBatch
 from .base import PerTask, ScaledIdentity, TaskSum
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from ...errors import LossStructureError
-from ..local import SolvedBatch
 from ..loss import criterion_of, outputs_of
+from ..solved_tasks import SolvedBatch
 
 
 def predictive_entropy(at: SolvedBatch) -> Tensor:

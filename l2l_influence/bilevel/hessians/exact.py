@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..inner import Proximal
-from ..local import LocalProblem, SolvedBatch
+from ..solved_tasks import LocalProblem, SolvedBatch
 from .base import PerTask, TaskSum
 
 APPROXIMATE = ("auto", "gram", "ekfac", "identity")

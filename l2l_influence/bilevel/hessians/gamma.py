@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..local import LocalProblem, SolvedBatch
+from ..solved_tasks import LocalProblem, SolvedBatch
 from .base import PerTask, ScaledIdentity, TaskSum
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..local import SolvedBatch
+from ..solved_tasks import SolvedBatch
 from .base import Curvature, PerTask
 from .sketch import Sketch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..local import LocalProblem
+from ..solved_tasks import LocalProblem
 from .base import Curvature, ScaledIdentity, TaskSum
 
 

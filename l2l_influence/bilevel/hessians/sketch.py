@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..local import LocalProblem, SolvedBatch
+from ..solved_tasks import LocalProblem, SolvedBatch
 from ..solvers import LinearOperator, LowRank
 from .base import Curvature, Groups, TaskSum, outside
 

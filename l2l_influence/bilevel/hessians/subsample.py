@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InfluenceError
-from ..local import LocalProblem, SolvedBatch
+from ..solved_tasks import LocalProblem, SolvedBatch
 from ..solvers import LinearOperator
 from .base import Curvature, Groups, TaskSum
 from .entropy import predictive_entropy

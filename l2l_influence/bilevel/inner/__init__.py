@@ -2,13 +2,13 @@
 
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .direct import Carried, Constant, Reading, Simplified
-from .ekfac import EKFAC
-from .inverse import Inverse
+from .inverses.ekfac import EKFAC
+from .inverses.inverse import Inverse
 from .proximal import Proximal, ProximalMap
-from .rules import LearnedRates, LearnedTransforms, PlainSteps, Step, StepRule
-from .stateful import StatefulMap, UnrolledWith
-from .steps import StepsMap
-from .unrolled import Unrolled, UnrolledMap
+from .steps.rules import LearnedRates, LearnedTransforms, PlainSteps, Step, StepRule
+from .steps.stateful import StatefulMap, UnrolledWith
+from .steps.steps import StepsMap
+from .steps.unrolled import Unrolled, UnrolledMap
 
 __all__ = [
     "EKFAC",

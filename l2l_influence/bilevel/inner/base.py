@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch.func import grad_and_value, jvp, vmap
 
+from ..factored import Theta
 from ..layout import Layout
-from ..moved import Theta
 from ..objective import Objective
 from ..task import Samples
 

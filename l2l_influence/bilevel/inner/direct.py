@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..moved import Theta
+from ..factored import Theta
 from ..objective import Joint, Objective
 from ..task import Samples
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative

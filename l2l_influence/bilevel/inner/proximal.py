@@ -12,7 +12,7 @@ from ..objective import Joint, Objective
 from ..solvers import CG, Agreement, Invertible, Policy, SolveReport, agreement
 from ..task import Samples
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
-from .inverse import InnerHessian, Inverse, pick
+from .inverses.inverse import InnerHessian, Inverse, pick
 from .minimise import Minimum, minimise
 
 BY_PRODUCTS = ("cg", "minres", "neumann", "identity")

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from learn2learn.data import Taskset
 
-from ...bilevel.levels import Level
-from ...influence.data import Split
-from ...influence.outer import Outer
-from ...influence.run import Run
-from ..retraining import Retrain
+from ...analysis.estimators.outer import Outer
+from ...analysis.problem.data import Split
+from ...analysis.run import Run
+from ...bilevel.item_gradients import Level
+from ..ground_truth.retraining import Retrain
 from . import checks
 from .answers import Answers, sampling, solver
 from .spot_check import ContinuedOptimisation, spot_check

@@ -9,11 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ...analysis.estimators.outer import Outer
+from ...analysis.estimators.scoring import mean_test_gradient, score
 from ...bilevel import Sketch, Subsample
-from ...bilevel.levels import Level, WholeTask
-from ...bilevel.local import LocalProblem
-from ...influence.outer import Outer
-from ...influence.scoring import mean_test_gradient, score
+from ...bilevel.item_gradients import Level, WholeTask
+from ...bilevel.solved_tasks import LocalProblem
 from ..metrics import Floats, spearman
 from .verdicts import Check, graded
 

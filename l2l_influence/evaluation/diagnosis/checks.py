@@ -7,15 +7,15 @@ import warnings
 import torch
 from torch import Tensor
 
+from ...analysis.estimators.outer import Outer
+from ...analysis.problem.inner_notes import inner_notes
+from ...analysis.problem.snapshot import Snapshot
+from ...analysis.run import Run
 from ...bilevel import Sketch
 from ...bilevel.hessians.exact import Exact
 from ...bilevel.hessians.sketch import SampledRows
 from ...bilevel.solvers.lanczos import extreme_eigenvalues
 from ...errors import InfluenceError
-from ...influence.inner_notes import inner_notes
-from ...influence.outer import Outer
-from ...influence.run import Run
-from ...influence.snapshot import Snapshot
 from .verdicts import Check, Verdict, graded, unknown
 
 PRODUCTS = 30

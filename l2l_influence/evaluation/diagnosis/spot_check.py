@@ -9,15 +9,15 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from ...bilevel.local import LocalProblem
+from ...analysis.problem.snapshot import Snapshot
+from ...bilevel.solved_tasks import LocalProblem
 from ...errors import RetrainingError
-from ...influence.snapshot import Snapshot
+from ...storage.outcomes import Outcome
+from ..ground_truth.removals import leave_one_out
+from ..ground_truth.retraining import Retrain
+from ..ground_truth.truth import measure
+from ..intervals import Interval
 from ..metrics import Floats, pearson, slope
-from ..noise import Interval
-from ..outcomes import Outcome
-from ..removals import leave_one_out
-from ..retraining import Retrain
-from ..truth import measure
 from .answers import Answers
 from .checks import largest_curvature
 from .verdicts import SPOT_CHECK, Check, Verdict, unknown

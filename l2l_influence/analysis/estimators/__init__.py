@@ -1,0 +1,1 @@
+"""Estimators of the influence of items, one file each."""

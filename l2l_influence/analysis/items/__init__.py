@@ -1,0 +1,1 @@
+"""Items whose influence can be asked about: tasks, query samples, support samples, and groups of these."""

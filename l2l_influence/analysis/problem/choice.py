@@ -1,0 +1,182 @@
+"""What a user chose, and what the recording says where they left it open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...bilevel import Unrolled
+from ...bilevel.functional import BatchNormMode
+from ...bilevel.inner import InnerKind, Inverse, Proximal
+from ...bilevel.layout import Named
+from ...bilevel.memory import DEFAULT, Memory
+from ...bilevel.solvers import OnIndefinite, OnUnconverged, Policy
+from ...errors import BatchNormError, InfluenceError, UncoveredParameterError
+from ...recording import RecordedTask
+from ...recording.learners.rules import LearnedRule, learned_rule
+from .criterion import Reduction
+
+Inner = Literal["proximal", "unrolled"] | InnerKind
+"""How θ_i(λ) is defined: as the loop's own steps, as the paper's proximal problem, or by a kind with its settings."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a hook reads the recorded run; see :class:`~l2l_influence.hooks.hook.Hook` for what each means."""
+
+    loss: Callable[..., Tensor] | None = None
+    reduction: Reduction | None = None
+    inner: Inner = "unrolled"
+    proximal: float | Literal["auto"] = "auto"
+    inner_solver: str | Inverse = "auto"
+    inner_tolerance: float = 0.1
+    l2: float = 1e-3
+    batch_norm: BatchNormMode | None = None
+    on_indefinite: OnIndefinite = "raise"
+    on_unconverged: OnUnconverged = "raise"
+    memory: Memory = DEFAULT
+    progress: bool | None = None
+    group: ProcessGroup | None = None
+
+
+class InnerChoice:
+    """How θ_i(λ) is defined, by the options and by what the recorded tasks were adapted with.
+
+    Attributes:
+        learned: the loop's own rule of inner steps, where it is learned and to be differentiated through; else None.
+    """
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        recorded: Sequence[RecordedTask],
+        adapted: Mapping[str, str],
+        reduction: Reduction,
+        options: Options,
+    ) -> None:
+        self._recorded, self._reduction, self._options = recorded, reduction, options
+        self.learned = self._learned(learner, adapted) if options.inner == "unrolled" else None
+
+    @property
+    def parameters(self) -> Named:
+        """The meta-parameters that are not the model's."""
+        return {} if self.learned is None else self.learned.parameters
+
+    def kind(self) -> InnerKind:
+        """The inner kind."""
+        options = self._options
+        if isinstance(options.inner, InnerKind):
+            return options.inner
+        if options.inner == "unrolled":
+            if options.proximal != "auto":
+                raise ValueError("proximal= is the strength of the proximal inner problem: pass inner='proximal' too")
+            return self._unrolled()
+        if options.inner != "proximal":
+            raise ValueError(f"inner must be 'proximal', 'unrolled' or an inner kind, not {options.inner!r}")
+        policy = Policy(options.on_indefinite, options.on_unconverged)
+        return Proximal(self._strength(), options.inner_solver, options.inner_tolerance, policy=policy)
+
+    def _unrolled(self) -> Unrolled:
+        learned = self.learned
+        if learned is None:
+            return Unrolled(*self.adaptation(), first_order=self._first_order())
+        first_order = self._first_order() and not learned.through_steps
+        return Unrolled(learned.steps, self._steps(), first_order)
+
+    def _learned(self, learner: nn.Module, adapted: Mapping[str, str]) -> LearnedRule | None:
+        rules = {task.rule for task in self._recorded}
+        return learned_rule(learner, rules.pop(), adapted) if len(rules) == 1 else None
+
+    def _strength(self) -> float:
+        """δ: K gradient steps of size lr reach about as far as a proximal term of 1/(lr·K) lets θ go."""
+        if self._options.proximal != "auto":
+            return float(self._options.proximal)
+        lr, steps = self.adaptation()
+        if self._reduction == "mean":
+            return 1 / (lr * steps)
+        sizes = {len(task.support_rows) for task in self._recorded}
+        if len(sizes) > 1:
+            raise InfluenceError(f"support sets have different sizes ({sorted(sizes)}): pass proximal=, a number")
+        return sizes.pop() / (lr * steps)
+
+    def _first_order(self) -> bool:
+        """Whether the loop's meta-gradients left out second derivatives."""
+        orders = {task.first_order for task in self._recorded}
+        if len(orders) > 1:
+            raise InfluenceError("some tasks were adapted with first_order=True, others without: pass inner='proximal'")
+        return orders.pop()
+
+    def adaptation(self) -> tuple[float, int]:
+        """lr and K, which must be the same for all tasks, and say all of what the loop's steps did."""
+        rules = {task.rule for task in self._recorded} - {"sgd"}
+        if rules:
+            raise UncoveredParameterError(
+                f"the inner steps were not plain gradient steps (rule: {', '.join(sorted(rules))}): learning rates or "
+                "transforms were learned, or the steps were the learner's own, of several rules, or set up otherwise "
+                "for a clone. Pass inner='proximal' and proximal=, a number, to attribute the initialisation alone"
+            )
+        lr, steps = self._same("(lr, steps)", {(task.lr, task.steps) for task in self._recorded})
+        return lr, _require_some(steps)
+
+    def _steps(self) -> int:
+        """K, which must be the same for all tasks."""
+        return _require_some(self._same("numbers of steps", {task.steps for task in self._recorded}))
+
+    def _same(self, what: str, found: set[Any]) -> Any:
+        if len(found) > 1:
+            raise InfluenceError(
+                f"tasks were adapted with different {what}: {sorted(found)}. "
+                "Pass inner='proximal' and proximal=, a number"
+            )
+        return found.pop()
+
+    @property
+    def strength_note(self) -> str:
+        """Where δ comes from."""
+        if self._options.proximal != "auto":
+            return ""
+        return " (auto: 1/(lr·K), for a mean loss)" if self._reduction == "mean" else " (auto: n/(lr·K), for a sum)"
+
+
+def recorded_statistics(recorded: Sequence[RecordedTask]) -> BatchNormMode:
+    """What batch normalisation worked with in the loop; batch statistics, as is MAML's convention, if nobody knows.
+
+    Raises:
+        BatchNormError: that was not always the same.
+    """
+    known = {task.batch_norm: task.id for task in recorded if task.batch_norm is not None}
+    if "mixed" in known:
+        raise _mixed(f"some layers or forwards of task {known['mixed']} did the one, some the other")
+    if len(known) > 1:
+        raise _mixed(f"of task {known['batch']} they did the first, of task {known['running']} the second")
+    return "running" if "running" in known else "batch"
+
+
+def require_separable(head: nn.Module, recorded: Sequence[RecordedTask], statistics: BatchNormMode) -> None:
+    """Raise a `BatchNormError` if the sets of a task, whose features were computed together, were normalised apart."""
+    together = [task.id for task in recorded if task.together]
+    layers = [layer for layer in head.modules() if isinstance(layer, _BatchNorm)]
+    if together and any(statistics == "batch" or layer.running_mean is None for layer in layers):
+        raise BatchNormError(
+            f"features of both sets of task {together[0]} were computed in one batch, and then normalised set by set "
+            "in the learner, by its batches' own statistics. Here body and learner are one model, and a batch is one "
+            "for all of it: compute the features of each set by itself, or normalise in the body alone"
+        )
+
+
+def _mixed(found: str) -> BatchNormError:
+    return BatchNormError(
+        "the loop's batch normalisation took the batch's own statistics in training mode and running ones in "
+        f'evaluation mode: {found}. Pass batch_norm="batch" or batch_norm="running", the one to judge all by'
+    )
+
+
+def _require_some(steps: int) -> int:
+    if steps == 0:
+        raise InfluenceError("the loop never adapted its learners: there is no inner problem to differentiate")
+    return steps

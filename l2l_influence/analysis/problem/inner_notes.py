@@ -1,0 +1,63 @@
+"""What a reader of results should know of the inner solutions."""
+
+from __future__ import annotations
+
+from ...bilevel import Unrolled
+from ...bilevel.inner import InnerMap, Proximal, ProximalMap
+from ...bilevel.solved_tasks import SolvedBatch
+from ...errors import InfluenceError
+from .snapshot import Snapshot
+
+
+def inner_notes(study: Snapshot, residual: float) -> list[str]:
+    """The inner kind and how well it was solved; for the proximal kind also how it relates to the loop's own steps,
+    and what an approximate inverse leaves out. Where ranks share the tasks, it is the first one that looks at some."""
+    return study.problem.ranks.first(lambda: _inner_notes(study, residual))
+
+
+def _inner_notes(study: Snapshot, residual: float) -> list[str]:
+    kind = study.problem.kind
+    if isinstance(kind, Proximal):
+        return _proximal_notes(study, kind, residual)
+    if study.options.inner != "unrolled" or not isinstance(kind, Unrolled):
+        return [f"inner: {kind}"]
+    if study.choice.learned is None:
+        order = " (first-order: dθ/dλ = I, as in the loop)" if kind.first_order else ""
+        return [f"inner: the loop's own gradient steps{order}"]
+    order = " (first-order: along fixed gradients, as in the loop)" if kind.first_order else ""
+    learned = ", by a learned rule whose parameters are meta-parameters too" if study.choice.parameters else ""
+    return [f"inner: the loop's own steps{order}{learned}"]
+
+
+def _proximal_notes(study: Snapshot, kind: Proximal, residual: float) -> list[str]:
+    at = next(study.local.solved())
+    first = (
+        f"inner: proximal, δ = {kind.delta:.4g}{study.choice.strength_note}; largest relative residual {residual:.1e}"
+    )
+    return [first, *_inverse_note(at), *_distance_note(study, at.solution)]
+
+
+def _inverse_note(at: SolvedBatch) -> list[str]:
+    """Of ∂_θ L_O, which total gradients put through it."""
+    if not isinstance(at.solution, ProximalMap):
+        return []
+    note = f"inner inverse: {at.solution.note}"
+    agreement = at.solution.agreement(at.outer_gradient[1])
+    if agreement is None:
+        return [note]
+    return [f"{note}; held against all of H_in: {agreement} (median of {len(at.batch.index)} tasks)"]
+
+
+def _distance_note(study: Snapshot, solution: InnerMap) -> list[str]:
+    """How far θ is from where the loop's steps end, both from λ*."""
+    try:
+        lr, steps = study.choice.adaptation()
+    except InfluenceError:
+        return []
+    problem = solution.problem
+    adapted = Unrolled(lr, steps).solve(problem).theta
+    apart = (solution.theta - adapted).norm(dim=-1) / (adapted - problem.prior).norm(dim=-1)
+    return [
+        f"θ: the proximal solution and the end of the loop's {steps} steps lie {float(apart.median()):.0%} of the "
+        f"adaptation's length apart (median of {len(apart)} tasks)"
+    ]

@@ -1,0 +1,27 @@
+"""What an answer depends on, so that a kept one is not given after that has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...recording import RecordedTask
+
+State = tuple[list[Tensor], list[tuple[Any, ...]]]
+
+
+def state_of(owner: nn.Module, recorded: Sequence[RecordedTask]) -> State:
+    """The learner's tensors; and what they are, which of them can be trained, and how each task was used."""
+    named = [*owner.named_parameters(), *owner.named_buffers()]
+    kinds = [(name, value.requires_grad, value.dtype, value.device) for name, value in named]
+    uses = [
+        (t.id, t.trained, t.lr, t.steps, t.first_order, t.batch_norm, t.support_rows, t.query_rows) for t in recorded
+    ]
+    return [value.detach().clone() for _, value in named], [*kinds, *uses]
+
+
+def same(a: State, b: State) -> bool:
+    return a[1] == b[1] and all(torch.equal(x, y) for x, y in zip(a[0], b[0], strict=True))

@@ -1,0 +1,145 @@
+"""Reads a score matrix from its folder, a shard at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ....errors import ItemsError, UnfinishedMatrixError
+from ....storage.matrix_folder import MANIFEST, MatrixFolder
+
+Ref = int | tuple[int, int]
+"""A task's id; or (task's id, sample)."""
+
+
+class Shard(NamedTuple):
+    """Some rows of a score matrix.
+
+    Attributes:
+        start: the number of the first.
+        scores: mapped into memory and read when used, ``[rows, T]``.
+    """
+
+    start: int
+    scores: npt.NDArray[Any]
+
+
+class ScoreMatrix:
+    """IS of every item on every test task (Def. 5.2), as ``score_matrix_to`` of a hook has written it.
+
+    Positive = harmful: the loss of that test task is predicted to fall by the score if the item is removed and λ
+    retrained. The scores stay on the disk: what is asked for is read a shard at a time.
+
+    Attributes:
+        what: what the items are: ``"task"``, ``"query sample"`` or ``"support sample"``.
+        shape: ``(items, T)``.
+        test_losses: of each test task at λ*, after adaptation, ``[T]``.
+        notes: how the scores were computed, a line each.
+    """
+
+    def __init__(self, folder: MatrixFolder, manifest: dict[str, Any]) -> None:
+        self._folder, self._manifest, self._tasks = folder, manifest, folder.tasks()
+        self.what: str = manifest["what"]
+        self.shape: tuple[int, int] = tuple(manifest["shape"])
+        self.test_losses: npt.NDArray[np.float64] = np.asarray(manifest["test_losses"], dtype=np.float64)
+        self.notes: list[str] = manifest["notes"]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ScoreMatrix:
+        """Open a finished matrix.
+
+        Raises:
+            UnfinishedMatrixError: there is none in the folder, it is not finished, or a shard is missing or cut off.
+        """
+        files = MatrixFolder(folder)
+        manifest = files.manifest()
+        if manifest is None:
+            raise UnfinishedMatrixError(f"{folder} holds no score matrix: there is no {MANIFEST} in it")
+        if "notes" not in manifest:
+            raise UnfinishedMatrixError(
+                f"the score matrix in {folder} is not finished: score_matrix_to(folder, ...) on the same study goes on "
+                "with it"
+            )
+        matrix = cls(files, manifest)
+        matrix._require_all()
+        return matrix
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"<ScoreMatrix: {self.shape[0]} {self.what}s, {self.shape[1]} test tasks, in {self._folder.path}>"
+
+    @cached_property
+    def items(self) -> list[Ref]:
+        """What each row is of, as the hook names it: a task's id, or (task's id, sample)."""
+        if self.what == "task":
+            ids: list[Ref] = self._tasks[:, 0].tolist()
+            return ids
+        return [(task, j) for task, count in self._tasks.tolist() for j in range(count)]
+
+    def shards(self) -> Iterator[Shard]:
+        """All rows in order, some at a time."""
+        start = 0
+        for number in range(self._manifest["shards"]):
+            scores = self._folder.shard(number)
+            yield Shard(start, scores)
+            start += len(scores)
+
+    def rows(self, which: Ref | slice) -> npt.NDArray[Any]:
+        """The scores of one item, ``[T]``; or of a slice of the rows, ``[rows, T]``.
+
+        Raises:
+            ItemsError: there is no such item.
+        """
+        if not isinstance(which, slice):
+            return self._picked(np.array([self._row(which)]))[0]
+        return self._picked(np.arange(*which.indices(len(self))))
+
+    def array(self) -> npt.NDArray[Any]:
+        """All of it in memory, ``[items, T]``."""
+        return np.concatenate([scores for _, scores in self.shards()])
+
+    def mean(self) -> npt.NDArray[np.float64]:
+        """Each item's score on the mean loss of the test tasks, ``[items]``."""
+        return np.concatenate([scores.mean(axis=1, dtype=np.float64) for _, scores in self.shards()])
+
+    def top(self, count: int = 10) -> list[tuple[Ref, float]]:
+        """The items that are most harmful to the mean loss of the test tasks, with their score on it."""
+        mean = self.mean()
+        return [(self._ref(int(row)), float(mean[row])) for row in np.argsort(-mean, kind="stable")[:count]]
+
+    def _picked(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        found = np.empty((len(rows), self.shape[1]), dtype=self._manifest["dtype"])
+        for start, scores in self.shards():
+            here = (rows >= start) & (rows < start + len(scores))
+            if here.any():
+                found[here] = scores[rows[here] - start]
+        return found
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        """The first row of each task, and the number of all rows."""
+        return np.concatenate([[0], np.cumsum(self._tasks[:, 1])])
+
+    def _row(self, ref: Ref) -> int:
+        task, j = (ref, 0) if isinstance(ref, int) else ref
+        (places,) = np.nonzero(self._tasks[:, 0] == task)
+        if isinstance(ref, int) != (self.what == "task") or not len(places) or not 0 <= j < self._tasks[places[0], 1]:
+            raise ItemsError(f"there is no {self.what} {ref!r} in this matrix; .items lists them")
+        return int(self._starts[places[0]]) + j
+
+    def _ref(self, row: int) -> Ref:
+        place = int(np.searchsorted(self._starts, row, side="right")) - 1
+        task = int(self._tasks[place, 0])
+        return task if self.what == "task" else (task, row - int(self._starts[place]))
+
+    def _require_all(self) -> None:
+        rows = sum(len(scores) for _, scores in self.shards())
+        if rows != self.shape[0]:
+            raise UnfinishedMatrixError(f"{self._folder.path} has {rows} rows of scores, and not {self.shape[0]}")

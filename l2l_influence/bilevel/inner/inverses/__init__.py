@@ -1,0 +1,1 @@
+"""Inverses of the inner Hessian, one file each."""

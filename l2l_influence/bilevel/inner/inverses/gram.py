@@ -1,0 +1,91 @@
+"""Rows of the inner Gauss–Newton matrix, in factors where these take less room than the rows.
+
+There is a row for each of a task's n·C outputs: the derivative by θ of what they are along a column of the root of the
+criterion's curvature. Its part by the weight of a linear layer is ``Σ_m δ_m ⊗ a_m`` over the N positions of all
+samples, δ_m being the derivative by the layer's output there and a_m the input, which is the same for all rows.
+Few-shot tasks have few positions, and wide layers many weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...kfac import Model, apart, linear_layers, pull_back
+from ...layout import Named
+from ...loss import PerSampleLoss, outputs_of
+from ...solvers import FewRows, LowRank, OuterProducts, SideBySide
+from ..base import InnerProblem
+
+
+def gauss_newton_rows(problem: InnerProblem, theta: Tensor) -> FewRows:
+    """``AᵀA = GGN_θθ`` of each task at its θ, ``[B, Q]``, with n·C rows A.
+
+    Raises:
+        LossStructureError: the loss shows no outputs, or is not convex in them.
+    """
+    root = problem.objective.output_curvature_root(problem.lam, theta, problem.samples)
+    models = _models(problem)
+    # A loop over tasks, mapped over rows: mapping both makes convolutions' weight gradients twice as slow.
+    tasks = [
+        _pieces(model, problem.part.unravel(at), residuals)
+        for model, at, residuals in zip(models, theta, root.permute(0, 3, 1, 2), strict=True)
+    ]
+    parts = [_stack(same) for same in zip(*tasks, strict=True)]
+    return parts[0] if len(parts) == 1 else SideBySide(parts)
+
+
+def rows_nbytes(problem: InnerProblem, count: int) -> int:
+    """What ``count`` rows of one task take."""
+    theta = problem.part.unravel(problem.start[0])
+    layers = linear_layers(_models(problem)[0], theta, problem.samples.w.shape[1], _pays)
+    factors = sum(count * layer.shape.numel() + layer.inputs.numel() for layer in layers.values())
+    written = sum(tensor.numel() for name, tensor in theta.items() if name not in layers)
+    return (factors + count * written) * problem.start.element_size()
+
+
+class _Piece(NamedTuple):
+    """Some columns of one task's rows: the tensors that, stacked over tasks, make an operator of that kind."""
+
+    kind: Callable[..., FewRows]
+    tensors: tuple[Tensor, ...]
+
+
+def _stack(pieces: Sequence[_Piece]) -> FewRows:
+    return pieces[0].kind(*(torch.stack(same) for same in zip(*(piece.tensors for piece in pieces), strict=True)))
+
+
+def _models(problem: InnerProblem) -> list[Model]:
+    """Each task's outputs as a function of its named θ."""
+    loss, lam = problem.objective.loss, problem.layout.unravel(problem.lam)
+    return [partial(_outputs, loss, lam, x, y) for x, y, _ in zip(*problem.samples, strict=True)]
+
+
+def _outputs(loss: PerSampleLoss, lam: Named, x: Tensor, y: Tensor, theta: Named) -> Tensor:
+    return outputs_of(loss, lam, theta, x, y)
+
+
+def _pieces(model: Model, theta: Named, residuals: Tensor) -> list[_Piece]:
+    """One task's rows in the order of θ, from the columns of the roots of its curvature, ``[C, n, C]``."""
+    layers = linear_layers(model, theta, residuals.shape[1], _pays)
+    rest = {name: tensor for name, tensor in theta.items() if name not in layers}
+    by_layer, by_rest = pull_back(model, theta, list(layers.values()), rest, apart(residuals))
+    pieces = []
+    for layer, names in groupby(theta, layers.get):
+        if layer is None:
+            rows = torch.cat([by_rest[name].flatten(1) for name in names], dim=1)
+            pieces.append(_Piece(LowRank, (rows,)))
+        else:
+            slopes = layer.by_position(by_layer[layer.weight])
+            pieces.append(_Piece(OuterProducts, (slopes.flatten(1, 3), layer.inputs.flatten(0, 2))))
+    return pieces
+
+
+def _pays(positions: int, weight: Tensor) -> bool:
+    """Whether both factors of a row, ``[N, e]`` and ``[N, d]``, take less than the row, ``[e, d]``."""
+    return positions * sum(weight.shape) < weight.numel()

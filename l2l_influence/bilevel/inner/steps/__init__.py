@@ -1,0 +1,1 @@
+"""Inner solutions defined by gradient steps, one file a rule."""

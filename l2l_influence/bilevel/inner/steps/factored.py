@@ -1,0 +1,111 @@
+"""Plain steps that do not write out what the weights of wide linear layers move by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, grad_and_value, jvp, vmap
+
+from ....errors import LossStructureError
+from ...elementary import ElementaryNorms
+from ...factored import Moved
+from ...kfac.layers import linear_layers
+from ...layout import Named, Vector
+from ...task import Samples
+from ..base import InnerProblem, OfOne
+from .steps import MappedSteps, OfBoth, Pair
+
+
+class InFactors(MappedSteps):
+    """K steps of size lr along the gradient, with θ as a :class:`~l2l_influence.bilevel.factored.Moved`.
+
+    Args:
+        problem: whose solution this is.
+        lr, steps: of the steps.
+        rows: how many rows go through each layer whose weight is in factors; see :func:`wide_layers`.
+    """
+
+    def __init__(self, problem: InnerProblem, lr: float, steps: int, rows: Mapping[str, int]) -> None:
+        super().__init__(problem)
+        self._lr, self._count, self._rows = lr, steps, rows
+
+    @cached_property
+    def point(self) -> Moved:
+        return vmap(lambda samples: self._steps(samples)(self.problem.lam, samples.w))(self.problem.samples)
+
+    @cached_property
+    def theta(self) -> Tensor:
+        problem = self.problem
+        lam = problem.layout.unravel(problem.lam)
+        return vmap(lambda point: point.flat(lam, problem.part))(self.point)
+
+    def _steps(self, samples: Samples) -> Callable[..., Moved]:
+        problem = self.problem
+
+        def steps(lam: Vector, w: Tensor) -> Moved:
+            theta = Moved.start(problem.layout.unravel(lam), self._rows, problem.part)
+            for _ in range(self._count):
+                slope = problem.objective.slope_of_one(lam, theta, samples._replace(w=w), self._rows)
+                theta = theta.stepped(self._lr, slope)
+            return theta
+
+        return steps
+
+    def _ends(self, samples: Samples) -> OfBoth:
+        problem, steps = self.problem, self._steps(samples)
+        return lambda lam, w: steps(lam, w).flat(problem.layout.unravel(lam), problem.part)
+
+    def sum_of_totals(self, weight: Tensor, value: OfOne, *given: Any) -> Tensor:
+        """By differentiating the sum, in which a wide weight's gradient is one product for all tasks."""
+        layout = self.problem.layout
+
+        def total(lam: Named) -> Tensor:
+            def one(samples: Samples, *given: Any) -> Tensor:
+                return value(lam, self._steps(samples)(lam, samples.w), *given)
+
+            return torch.dot(weight, vmap(one)(self.problem.samples, *given))
+
+        try:
+            with ElementaryNorms():  # what is mapped over tasks is differentiated here
+                return layout.ravel(grad(total)(layout.unravel(self.problem.lam)))
+        except LossStructureError:  # a normalisation that can't be recomposed
+            return super().sum_of_totals(weight, value, *given)
+
+    # With λ by name its flat vector is not put together for each use of one of its tensors.
+
+    def _push(self, function: OfBoth, at: Pair, v: Pair) -> Pair:
+        unravel = self.problem.layout.unravel
+        value, along, *_ = jvp(function, (unravel(at[0]), at[1]), (unravel(v[0]), v[1]))
+        return value, along
+
+    def _slopes(self, value: OfBoth, at: Pair) -> tuple[Pair, Tensor]:
+        layout = self.problem.layout
+        (by_lam, by_w), found = grad_and_value(value, argnums=(0, 1))(layout.unravel(at[0]), at[1])
+        return (layout.ravel(by_lam), by_w), found
+
+
+NARROW = 4
+"""How many times smaller the factors of a weight's move must be than the weight, to be worth their products."""
+
+
+def wide_layers(problem: InnerProblem, steps: int) -> dict[str, int]:
+    """The weights of linear layers through which few rows go beside their size, and how many rows these are."""
+    lam, theta = problem.layout.unravel(problem.lam), problem.part.unravel(problem.prior)
+    x, y = problem.samples.x[0], problem.samples.y[0]
+
+    def narrow(rows: int, weight: Tensor) -> bool:
+        return NARROW * steps * rows * sum(weight.shape) <= weight.numel()
+
+    layers = linear_layers(lambda theta: problem.objective.loss(lam, theta, x, y), theta, len(y), narrow)
+    if not layers or not _sees_all(problem, Moved.start(lam, layers, problem.part)):
+        return {}
+    return {name: layer.rows for name, layer in layers.items()}
+
+
+def _sees_all(problem: InnerProblem, theta: Moved) -> bool:
+    """Whether the outer loss, too, uses these weights where it is seen."""
+    return problem.outer is None or bool(problem.outer(theta).isfinite().all())

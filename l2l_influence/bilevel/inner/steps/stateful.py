@@ -1,0 +1,154 @@
+"""θ_i(λ) = K steps of an optimiser that keeps a state (momentum, Adam's moments), differentiated by ``higher``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import higher
+import torch
+from torch import Tensor
+from torch.autograd import functional
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+
+from ....errors import UncoveredParameterError
+from ...layout import Named
+from ...task import Samples
+from ..base import InnerKind, InnerProblem, OfOne
+from .steps import OfBoth, Pair, StepsMap
+
+LEFT_OUT = ("maximize", "decoupled_weight_decay")
+"""Settings of torch's optimisers that ``higher``'s versions would ignore without a word."""
+
+
+@dataclass(frozen=True)
+class UnrolledWith(InnerKind):
+    """K steps of an optimiser on Σ_j w_j ℓ(z_j; λ, θ), from θ_0 = λ_θ and a fresh state for each task.
+
+    The steps are those of ``higher``'s differentiable version of the optimiser, as in a loop under
+    ``higher.innerloop_ctx``. They are torch's own but for Adam's ε, which ``higher`` adds before the bias correction
+    (where it counts for 30 times as much in the first step) and torch after it.
+
+    Args:
+        optimizer: makes the optimiser from a list of tensors, such as ``partial(torch.optim.Adam, lr=0.01)``; one that
+            ``higher`` knows (Adadelta, Adagrad, Adam, Adamax, ASGD, RMSprop, Rprop and SGD, or registered with it).
+        steps: K ≥ 1.
+
+    Raises:
+        ValueError: ``higher`` has no such optimiser, or would leave out some of its settings.
+    """
+
+    optimizer: Callable[[list[Tensor]], Optimizer]
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"unrolling needs steps >= 1, got steps={self.steps}")
+        if not callable(self.optimizer):
+            raise TypeError(
+                "optimizer must make an optimiser for each task, as partial(torch.optim.Adam, lr=0.01) does, not be "
+                f"one: got {type(self.optimizer).__name__}"
+            )
+        _check_supported(self.optimizer([torch.zeros(1, requires_grad=True)]))
+
+    def solve(self, problem: InnerProblem) -> StatefulMap:
+        return StatefulMap(problem, self)
+
+
+def _check_supported(optimizer: Optimizer) -> None:
+    name, known = type(optimizer).__name__, higher.optim._opt_mapping
+    if type(optimizer) not in known:
+        names = ", ".join(sorted(supported.__name__ for supported in known))
+        raise ValueError(f"higher has no differentiable {name}: use one of {names}, or higher.register_optim")
+    ignored = [setting for setting in LEFT_OUT if optimizer.param_groups[0].get(setting)]
+    if ignored:
+        raise ValueError(f"higher's {name} leaves {' and '.join(ignored)} out, so it would take other steps: unset it")
+
+
+class StatefulMap(StepsMap):
+    """``higher`` needs plain autograd, so tasks are gone through one by one, and each derivative builds its own graph.
+
+    Raises:
+        UncoveredParameterError: a derivative is not finite.
+    """
+
+    def __init__(self, problem: InnerProblem, kind: UnrolledWith) -> None:
+        self._kind = kind
+        super().__init__(problem)
+
+    def along(self, function: OfOne, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+        value, along = super().along(function, v, *given)
+        self._require_finite({"what was asked for": along})
+        return value, along
+
+    def _along(self, v: Tensor, e: Tensor) -> Tensor:
+        moved = super()._along(v, e)
+        for row in moved:
+            self._require_finite(self.problem.part.unravel(row))
+        return moved
+
+    def _steps(self, samples: Samples) -> OfBoth:
+        def steps(lam: Tensor, w: Tensor) -> Tensor:
+            theta, problem = lam[self.problem.positions], self.problem
+            tracked, leaf = theta.requires_grad, theta.detach().requires_grad_()
+            optimizer = higher.get_diff_optim(self._kind.optimizer([leaf]), [leaf], track_higher_grads=tracked)
+            theta = theta if tracked else leaf
+            for _ in range(self._kind.steps):
+                with torch.enable_grad():
+                    loss = problem.objective.value_of_one(lam, theta, samples._replace(w=w))
+                    with _FlatRoots():
+                        (theta,) = optimizer.step(loss, params=[theta])
+            return theta
+
+        return steps
+
+    def _map(self, function: Callable[..., tuple[Any, ...]], *vectors: Any) -> tuple[Any, ...]:
+        tasks = zip(*map(_rows, (self.problem.samples, *vectors)), strict=True)
+        columns = zip(*(function(*task) for task in tasks), strict=True)
+        return tuple(torch.stack(column).detach() for column in columns)
+
+    def _push(self, function: OfBoth, at: Pair, v: Pair) -> Pair:
+        value, along = functional.jvp(function, at, v)
+        return value, along
+
+    def _slopes(self, value: OfBoth, at: Pair) -> tuple[Pair, Tensor]:
+        found, slopes = functional.vjp(value, at)
+        return self._finite(slopes), found
+
+    def _curve(self, value: OfBoth, at: Pair, v: Pair) -> Pair:
+        return self._finite(functional.vhp(value, at, v)[1])
+
+    def _finite(self, by_both: Pair) -> Pair:
+        by_lam, by_w = by_both
+        self._require_finite({**self.problem.layout.unravel(by_lam), "the support weights": by_w})
+        return by_both
+
+    def _require_finite(self, derivatives: Named) -> None:
+        counts = {name: int((~value.isfinite()).sum()) for name, value in derivatives.items()}
+        broken = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
+        if broken:
+            raise UncoveredParameterError(
+                f"the derivative through the inner optimiser's steps is not finite (entries: {broken}): the steps "
+                "diverge, or some inner gradient is so small that the optimiser's division by its size has no usable "
+                "derivative. Take a smaller lr, a larger eps, float64, or SGD"
+            )
+
+
+def _rows(batched: Samples | Tensor) -> Iterable[Samples | Tensor]:
+    return map(Samples, *batched) if isinstance(batched, Samples) else batched
+
+
+class _FlatRoots(TorchFunctionMode):
+    """Square roots with derivative 0 at 0, to any order.
+
+    Adam and its kin divide by √v + ε, and v is 0 wherever a gradient is (at a dead unit). ``higher`` drops the infinite
+    slope of the root there from first derivatives, which makes them right, but not from those by double backward.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.Tensor.sqrt:
+            return func(*args, **(kwargs or {}))
+        zero = args[0] == 0
+        return torch.where(zero, 0.0, torch.where(zero, 1.0, args[0]).sqrt())

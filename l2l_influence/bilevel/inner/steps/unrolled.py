@@ -1,0 +1,101 @@
+"""θ_i(λ) = the user's own K gradient steps from λ, differentiated through the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from ...task import Samples
+from ..base import InnerKind, InnerMap, InnerProblem
+from ..direct import Carried
+from .factored import InFactors, wide_layers
+from .rules import PlainSteps, StepRule
+from .steps import MappedSteps
+
+Slope = Callable[[Tensor], Tensor]
+"""A gradient of one task at its θ: ``[Q] -> [Q]``."""
+
+
+@dataclass(frozen=True)
+class Unrolled(InnerKind):
+    """θ_{k+1} = θ_k − lr ∂_θ Σ_j w_j ℓ(z_j; λ, θ_k), K times from θ_0 = λ_θ: what MAML's ``adapt`` does.
+
+    Args:
+        lr: step size; or another rule of the steps, such as :class:`LearnedRates`.
+        steps: K ≥ 1.
+        first_order: hold the steps' gradients fixed when λ moves, as first-order backwards do. For plain steps this
+            makes dθ/dλ = I on the adapted entries. θ is the same, and moves with w in full.
+    """
+
+    lr: float | StepRule
+    steps: int
+    first_order: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not (isinstance(self.lr, StepRule) or self.lr > 0):
+            raise ValueError(f"unrolling needs steps >= 1 and lr > 0, got steps={self.steps}, lr={self.lr}")
+
+    @property
+    def rule(self) -> StepRule:
+        """How a step is taken."""
+        return self.lr if isinstance(self.lr, StepRule) else PlainSteps(self.lr)
+
+    def work(self, forward: int, lam: int, rows: int) -> int:
+        """Second derivatives keep all steps."""
+        return (10 * self.steps + 6) * forward + 6 * (self.steps + 1) * lam
+
+    def written_out(self, problem: InnerProblem) -> int:
+        if self.first_order or not isinstance(self.rule, PlainSteps):
+            return super().written_out(problem)
+        apart = sum(prod(problem.layout.shapes[name]) for name in wide_layers(problem, self.steps))
+        return problem.lam.nbytes - apart * problem.lam.element_size()
+
+    def solve(self, problem: InnerProblem) -> InnerMap:
+        rule, steps = self.rule, self.steps
+        if not isinstance(rule, PlainSteps):
+            return UnrolledMap(problem, self)
+        wide = wide_layers(problem, steps)
+        plain = InFactors(problem, rule.lr, steps, wide) if wide else UnrolledMap(problem, Unrolled(rule, steps))
+        # Plain steps along fixed gradients move θ as far as λ_θ: that needs no differentiation.
+        return Carried(plain) if self.first_order else plain
+
+
+class UnrolledMap(MappedSteps):
+    """Steps along the gradient, all tasks at once."""
+
+    def __init__(self, problem: InnerProblem, kind: Unrolled) -> None:
+        self._kind = kind
+        super().__init__(problem)
+
+    def _steps(self, samples: Samples) -> Callable[..., Any]:
+        def steps(lam: Tensor, w: Tensor) -> Tensor:
+            return self._walk(lam, self._slope(lam, samples._replace(w=w)))
+
+        def along_fixed_gradients(lam: Tensor, w: Tensor) -> Tensor:
+            slope, slopes = self._slope(self.problem.lam, samples._replace(w=w)), []
+
+            def noted(theta: Tensor) -> Tensor:
+                slopes.append(slope(theta))
+                return slopes[-1]
+
+            self._walk(self.problem.lam, noted)
+            again = iter(slopes)
+            return self._walk(lam, lambda theta: next(again))
+
+        return along_fixed_gradients if self._kind.first_order else steps
+
+    def _walk(self, lam: Tensor, slope: Slope) -> Tensor:
+        """K steps from λ_θ by λ's rule, along what ``slope`` gives at each."""
+        problem = self.problem
+        theta, step = lam[problem.positions], self._kind.rule.first(problem.layout.unravel(lam), problem.part)
+        for _ in range(self._kind.steps):
+            theta, step = step(theta, slope(theta))
+        return theta
+
+    def _slope(self, lam: Tensor, samples: Samples) -> Slope:
+        """∂_θ of one task's inner loss."""
+        return lambda theta: self.problem.objective.gradient_theta_of_one(lam, theta, samples)

@@ -1,0 +1,331 @@
+"""A bilevel problem at one λ: its tasks, solved batch by batch, on flat vectors. What estimators are built on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..parallel.ranks import ALONE, Ranks
+from .factored import Theta
+from .inner import InnerKind, InnerMap, InnerProblem, SecondDerivative
+from .layout import Layout
+from .memory import DEFAULT, RECYCLED, made_by
+from .objective import Joint, Objective
+from .task import Samples, Task, TaskBatch, groups, stack
+
+VECTORS = 8
+"""Of λ's size, that a solver works with for each right-hand side; a kept inner solution takes no more."""
+
+
+DERIVATIVES = 3
+"""Of L_O, that are kept with a solution: by λ, by θ, and in total."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a :class:`LocalProblem` needs to know besides λ and the tasks.
+
+    Attributes:
+        inner, outer: the loss sums of L_I (without its proximal term) and L_O.
+        layout, part: of λ and of θ.
+        kind: how θ_i(λ) is defined.
+        memory: bytes: a half for what a Hessian keeps, a quarter each for kept inner solutions and a batch's work.
+        progress: whether a pass over the tasks shows a bar; None for only on a terminal.
+        ranks: the processes that share the tasks.
+    """
+
+    inner: Objective
+    outer: Objective
+    layout: Layout
+    part: Layout
+    kind: InnerKind
+    memory: int = DEFAULT
+    progress: bool | None = False
+    ranks: Ranks = ALONE
+
+    @property
+    def quarter(self) -> int:
+        """Bytes that kept inner solutions, or a batch's work, may take."""
+        return self.memory // 4
+
+    @property
+    def half(self) -> int:
+        """Bytes that a Hessian may keep."""
+        return self.memory // 2
+
+    def at_once(self, lam: Tensor) -> int:
+        """Right-hand sides of λ's size that a solver may work on together."""
+        return max(1, self.quarter // (VECTORS * lam.nbytes))
+
+
+@dataclass(frozen=True)
+class SolvedBatch:
+    """A batch of tasks with θ_i(λ), as ``kind`` defines it, and the chain rule through it: Z = [I; dθ/dλ].
+
+    ``few`` are as many tasks as vectors of λ's size may be made for at a time.
+    """
+
+    batch: TaskBatch
+    solution: InnerMap
+    kind: InnerKind
+    lam: Tensor
+    outer: Objective
+    few: int
+
+    @property
+    def pieces(self) -> list[SolvedBatch]:
+        """The same tasks, few at a time."""
+        return self._pieces or [self]
+
+    @cached_property
+    def _pieces(self) -> list[SolvedBatch]:
+        """Empty where it is small enough: a batch that held itself would stay in memory."""
+        count, problem = len(self.batch.index), self.solution.problem
+        spans = [slice(start, start + self.few) for start in range(0, count, self.few) if count > self.few]
+        return [
+            replace(self, batch=self.batch.some(span), solution=self.kind.solve(problem.some(span))) for span in spans
+        ]
+
+    def with_query(self, query: Samples) -> SolvedBatch:
+        """The same inner solutions under another outer loss sum."""
+        return replace(self, batch=replace(self.batch, query=query))
+
+    def with_support(self, support: Samples) -> SolvedBatch:
+        """The same tasks adapted anew to another support set (or other weights of it)."""
+        problem = replace(self.solution.problem, samples=support, start=self.solution.theta)
+        return replace(self, batch=replace(self.batch, support=support), solution=self.kind.solve(problem))
+
+    @cached_property
+    def outer_gradient(self) -> tuple[Tensor, Tensor]:
+        """``(∂_λ L_O, ∂_θ L_O)`` at θ_i(λ), ``[B, P]`` and ``[B, Q]``."""
+        return self.outer.gradient(self.lam, self.solution.theta, self.batch.query)
+
+    @cached_property
+    def gradient_and_loss(self) -> tuple[Tensor, Tensor]:
+        """g_i = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O (Thm 4.1), ``[B, P]``, and L_O, ``[B]``; without the task weights c_i."""
+        return self.solution.total(self.outer.value_of_one, self.batch.query)
+
+    @property
+    def total_gradient(self) -> Tensor:
+        """g_i, ``[B, P]``; without the task weights c_i."""
+        return self.gradient_and_loss[0]
+
+    def weighted_gradient(self) -> Tensor:
+        """c_i g_i, ``[B, P]``: the gradient of L_Total is their sum over tasks (plus δ_o λ)."""
+        return self.batch.weight.unsqueeze(-1) * self.total_gradient
+
+    def outer_loss(self) -> Tensor:
+        """L_O, ``[B]``; that which came with the gradient, once there is one."""
+        if "gradient_and_loss" in vars(self):
+            return self.gradient_and_loss[1]
+        return self.outer.value(self.lam, self.solution.point, self.batch.query)
+
+    def query_losses(self) -> Tensor:
+        """ℓ_j of each query sample, ``[B, n_q]``, without its weight."""
+        return self.outer.losses(self.lam, self.solution.point, self.batch.query)
+
+    def support_losses(self) -> Tensor:
+        """ℓ_j of each support sample after adaptation, ``[B, n_s]``, without its weight."""
+        return self.solution.problem.objective.losses(self.lam, self.solution.point, self.batch.support)
+
+    def each(self, v: Tensor) -> Tensor:
+        """One vector for all tasks, ``[P]``, as a row for each: ``[B, P]``."""
+        return v.expand(len(self.batch.index), -1)
+
+    def push_forward(self, v: Tensor) -> Tensor:
+        """The θ part of Z v, (dθ/dλ) v: ``[B, P] -> [B, Q]``."""
+        return self.solution.jvp(v)
+
+    def pull_back(self, by_lam: Tensor, by_theta: Tensor) -> Tensor:
+        """Zᵀ (by_λ, by_θ): ``[B, P]``, ``[B, Q] -> [B, P]``."""
+        return by_lam + self.solution.vjp(by_theta)
+
+    @cached_property
+    def second(self) -> SecondDerivative:
+        """The Hessian of L_O(λ, θ_i(λ, w)) by λ and the support weights w, as products."""
+        return self.solution.second(self.outer, self.batch.query)
+
+    def hessian(self, v: Tensor) -> Tensor:
+        """Zᵀ ∇²L_O Z v, which leaves θ's own second derivatives out: ``[B, P] -> [B, P]``."""
+        query = self.batch.query
+        moved = Joint(v, self.push_forward(v), torch.zeros_like(query.w))
+        curved = self.outer.hessian(self.lam, self.solution.theta, query, moved)
+        return self.pull_back(curved.lam, curved.theta)
+
+    def query_slopes(self, v: Tensor) -> Tensor:
+        """⟨D_λ w_j ℓ_j, v⟩ (Thm 4.5) of each query sample: ``[P] -> [B, n_q]``. Their sum over j is ⟨g_i, v⟩."""
+        return self.solution.along(self.outer.weighted_losses_of_one, v, self.batch.query)[1]
+
+    def support_slopes(self, v: Tensor) -> Tensor:
+        """w_j ∂⟨g_i, v⟩/∂w_j (Thm 4.6–4.8) of each support sample: ``[B, P] -> [B, n_s]``."""
+        weight = self.batch.support.w
+        return weight * self.second(v, torch.zeros_like(weight))[1]
+
+    def gradient_by_support(self, e: Tensor) -> Tensor:
+        """Σ_j e_j w_j ∂g_i/∂w_j (Thm 4.6–4.8): ``[B, n_s] -> [B, P]``."""
+        return self.second(torch.zeros(len(e), len(self.lam)).to(e), e * self.batch.support.w)[0]
+
+    @property
+    def nbytes(self) -> int:
+        parts = (*self.batch.support, *self.batch.query)
+        derivatives = DERIVATIVES * len(self.batch.index) * self.lam.nbytes
+        return self.solution.nbytes + derivatives + sum(part.nbytes for part in parts)
+
+
+class LocalProblem:
+    """The tasks of a bilevel problem, with θ_i solved at λ.
+
+    Tasks are loaded, stacked and solved in batches of equal shape. Solved batches are kept while they fit in the
+    memory budget and solved anew each time beyond it, so nothing but scores grows with the number of tasks.
+
+    Args:
+        settings: see :class:`Settings`.
+        lam: λ, ``[P]``.
+        tasks: any sequence; items are read when needed.
+        weights: c_i, one a task.
+    """
+
+    def __init__(self, settings: Settings, lam: Tensor, tasks: Sequence[Task], weights: list[float]) -> None:
+        self.settings, self.lam, self.tasks, self.weights = settings, lam, tasks, weights
+        self._kept: dict[int, SolvedBatch] = {}
+        self._kept_bytes = 0
+        self._plan: list[list[int]] | None = None
+
+    def solved(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
+        """This rank's tasks, a few at a time, in an order that is the same on each pass; ``purpose`` names its bar.
+
+        What is made of them has to be put together by the ``ranks`` of the settings. If a task cannot be read, or its
+        inner problem not be minimised, all of them learn of it.
+        """
+        for batch in self.batches(purpose):
+            yield from batch.pieces
+
+    def batches(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
+        """The same in batches that may be larger, for what makes no vectors of λ's size for each task."""
+        ranks, progress = self.settings.ranks, self.settings.progress
+        hidden = True if ranks.rank else None if progress is None else not progress
+        batches = self._batches()
+        with tqdm(total=len(self._share), desc=purpose, unit="task", leave=False, disable=hidden) as bar:
+            while True:
+                with ranks.guard():
+                    solved = next(batches, None)
+                if solved is None:
+                    return
+                yield solved
+                bar.update(len(solved.batch.index))
+
+    def _batches(self) -> Iterator[SolvedBatch]:
+        for number, (index, tasks) in enumerate(self._groups()):
+            yield self._kept.get(number) or self._solve_and_keep(number, index, tasks)
+
+    def alone(self) -> LocalProblem:
+        """The same problem with all tasks on this rank."""
+        if self.settings.ranks.size == 1:
+            return self
+        return LocalProblem(replace(self.settings, ranks=ALONE), self.lam, self.tasks, self.weights)
+
+    def subset(self, positions: list[int], weights: list[float] | None = None) -> LocalProblem:
+        """The same problem on some of its tasks, at their own weights unless others are given."""
+        own = [self.weights[i] for i in positions] if weights is None else weights
+        return self.with_tasks(_Chosen(self.tasks, positions), own)
+
+    def with_tasks(self, tasks: Sequence[Task], weights: list[float]) -> LocalProblem:
+        """The same problem on other tasks."""
+        return LocalProblem(self.settings, self.lam, tasks, weights)
+
+    def at(self, position: int) -> SolvedBatch:
+        """One task as a batch of one."""
+        return self._solve([position], [self.tasks[position]], 1)
+
+    def _groups(self) -> Iterator[tuple[list[int], list[Task]]]:
+        """Batches of tasks of equal shape; each task is read once a pass, but not where its solution is kept."""
+        if self._plan is None:
+            found = []
+            for group in groups(self.tasks, self._share, self._sizes[0]):
+                found.append(group[0])
+                yield group
+            self._plan = found
+        else:
+            for number, index in enumerate(self._plan):
+                yield index, [] if number in self._kept else [self.tasks[i] for i in index]
+
+    @cached_property
+    def _sizes(self) -> tuple[int, int]:
+        """How many tasks make a batch, and how many a piece of it, judged by the first."""
+        settings, task = self.settings, self.tasks[self.settings.ranks.rank % len(self.tasks)]
+        problem, batch = self._problem([0], [task])
+        forwards = [
+            made_by(lambda: objective.losses(self.lam, problem.start, samples))  # noqa: B023
+            for objective, samples in ((settings.inner, batch.support), (settings.outer, batch.query))
+        ]
+        total, largest = (max(sizes) for sizes in zip(*forwards, strict=True))
+        rows = len(task.support[0]) + len(task.query[0])
+
+        def fitting(vector: int) -> int:
+            size = min(len(self.tasks), settings.quarter // settings.kind.work(total, vector, rows))
+            if self.lam.device.type == "cpu":  # elsewhere torch keeps what was freed, whatever its size
+                size = min(size, RECYCLED // max(vector, largest))
+            return max(1, size)
+
+        few = fitting(self.lam.nbytes)
+        # A batch lives as long as any of its pieces, and so does all that these have been asked for.
+        most = settings.quarter // (DERIVATIVES * self.lam.nbytes)
+        return max(few, min(most, fitting(settings.kind.written_out(problem)))), few
+
+    @property
+    def _share(self) -> range:
+        return self.settings.ranks.share(len(self.tasks))
+
+    def _solve_and_keep(self, number: int, index: list[int], tasks: list[Task]) -> SolvedBatch:
+        solved = self._solve(index, tasks, self._sizes[1])
+        if self._kept_bytes + solved.nbytes <= self.settings.quarter:
+            self._kept[number] = solved
+            self._kept_bytes += solved.nbytes
+        return solved
+
+    def _solve(self, index: list[int], tasks: list[Task], few: int) -> SolvedBatch:
+        settings, (problem, batch) = self.settings, self._problem(index, tasks)
+        solution = settings.kind.solve(problem)
+        return SolvedBatch(batch, solution, settings.kind, self.lam, settings.outer, few)
+
+    def _problem(self, index: list[int], tasks: list[Task]) -> tuple[InnerProblem, TaskBatch]:
+        settings, batch = self.settings, stack(tasks, index, self.weights, self.lam)
+        first = Samples(*(part[0] for part in batch.query))
+        outer = partial(_losses_at, settings.outer, self.lam, first)
+        part, layout = settings.part, settings.layout
+        problem = InnerProblem(settings.inner, self.lam, batch.support, self._start(tasks), layout, part, outer)
+        return problem, batch
+
+    def _start(self, tasks: list[Task]) -> Tensor:
+        part = self.settings.part
+        if all(task.start is None for task in tasks):
+            return self._prior.expand(len(tasks), -1)
+        return torch.stack([self._prior if task.start is None else part.flatten(task.start) for task in tasks])
+
+    @cached_property
+    def _prior(self) -> Tensor:
+        """The entries of λ that θ starts from, ``[Q]``."""
+        return self.lam[self.settings.layout.positions(self.settings.part)]
+
+
+def _losses_at(outer: Objective, lam: Tensor, query: Samples, theta: Theta) -> Tensor:
+    return outer.weighted_losses_of_one(lam, theta, query)
+
+
+class _Chosen(Sequence[Task]):
+    """Some of a sequence's tasks, read when needed."""
+
+    def __init__(self, tasks: Sequence[Task], positions: list[int]) -> None:
+        self._tasks, self._positions = tasks, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._tasks[self._positions[i]]

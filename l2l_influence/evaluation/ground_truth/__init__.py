@@ -1,0 +1,1 @@
+"""Ground truth by retraining: remove items, train again, and compare."""

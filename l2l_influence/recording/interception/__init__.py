@@ -1,0 +1,1 @@
+"""Interception of learn2learn and torch calls while a loop is recorded."""

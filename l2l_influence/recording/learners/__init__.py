@@ -1,0 +1,1 @@
+"""The learners that can be recorded, one file each."""

@@ -1,0 +1,1 @@
+"""Studies: recordings as users hold, save, load and merge them."""

@@ -1,0 +1,1 @@
+"""The only code that writes files: atomic replacement, content fingerprints, manifests and tensor files."""
