@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from l2l_influence.analysis.estimators.outer import RELATIVE_DAMPING
-from l2l_influence.bilevel import TotalHessian
-from l2l_influence.bilevel.problem import LEVELS
+from l2l_influence.bilevel import HessianOperator
+from l2l_influence.bilevel.problem import ITEM_GRADIENTS
 from l2l_influence.bilevel.solvers.neumann import largest_eigenvalue
 from l2l_influence.errors import NegativeCurvatureError
 
@@ -34,22 +34,22 @@ def seconds(world: World, lam: Tensor, estimator: Estimator, gradient: Tensor) -
     return row | {"verdict": "measured", "seconds": time.process_time() - start + more}
 
 
-def _together(hessian: TotalHessian, gradient: Tensor) -> float:
+def _together(hessian: HessianOperator, gradient: Tensor) -> float:
     """One solve for all tasks."""
     values = hessian.solve_rows(gradient, damping=_damping(hessian, gradient), tolerance=TOLERANCE).value
-    for at in hessian.local.solved():
-        LEVELS["task"].pulls_along(hessian.curvature.seen(at), values)
+    for at in hessian.solved_tasks.solved():
+        ITEM_GRADIENTS["task"].gradients_along(hessian.curvature.linearised(at), values)
     return 0.0
 
 
-def _leaving_out(hessian: TotalHessian, gradient: Tensor) -> float:
+def _leaving_out(hessian: HessianOperator, gradient: Tensor) -> float:
     """A system a task, all alike: one is solved, and the time that the others would take is returned."""
     damping = _damping(hessian, gradient)
-    pulls = torch.cat([hessian.curvature.seen(at).weighted_gradient() for at in hessian.local.solved()])
+    pulls = torch.cat([hessian.curvature.linearised(at).weighted_gradient() for at in hessian.solved_tasks.solved()])
     start = time.process_time()
     hessian.solve_rows(pulls[:1], damping=damping, tolerance=TOLERANCE, without=[[0]])
     return (len(pulls) - 1) * (time.process_time() - start)
 
 
-def _damping(hessian: TotalHessian, like: Tensor) -> float:
+def _damping(hessian: HessianOperator, like: Tensor) -> float:
     return RELATIVE_DAMPING * float(largest_eigenvalue(hessian.operator, like, 8))

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2l_influence.analysis.estimators.outer import RELATIVE_DAMPING
-from l2l_influence.bilevel import Sketch, TotalHessian
+from l2l_influence.bilevel import HessianOperator, Sketch
 from l2l_influence.bilevel.hessians import Curvature, curvature
-from l2l_influence.bilevel.item_gradients import Level
-from l2l_influence.bilevel.problem import LEVELS, REMOVALS
-from l2l_influence.bilevel.solved_tasks import LocalProblem
+from l2l_influence.bilevel.item_gradients import ItemGradient
+from l2l_influence.bilevel.problem import ITEM_GRADIENTS, REMOVALS
+from l2l_influence.bilevel.solved_tasks import SolvedTasks
 from l2l_influence.errors import NegativeCurvatureError
 from l2l_influence.evaluation import lds, pearson, spearman
 
@@ -31,12 +31,12 @@ from .worlds import World
 DAMPINGS = (0.0, 1e-3, RELATIVE_DAMPING, 1e-1)
 """Relative to the largest eigenvalue of the estimator's own Hessian; the third is the hooks' default."""
 
-QUESTIONS: dict[str, tuple[str, Level]] = {
-    "task": ("task", LEVELS["task"]),
-    "query": ("query", LEVELS["query"]),
+QUESTIONS: dict[str, tuple[str, ItemGradient]] = {
+    "task": ("task", ITEM_GRADIENTS["task"]),
+    "query": ("query", ITEM_GRADIENTS["query"]),
     "support": ("support", REMOVALS["closed-form"]),
     "support, resolved": ("support", REMOVALS["resolve"]),
-    "half": ("half", LEVELS["task"]),
+    "half": ("half", ITEM_GRADIENTS["task"]),
 }
 """What is asked: which truth it is held against, and where the pull comes from."""
 
@@ -60,9 +60,9 @@ ESTIMATORS = (
     Estimator("hessian", "hessian"),
     Estimator("gauss-newton", "gauss-newton"),
     Estimator("gauss-newton, left out", "gauss-newton", leave_out=True),
-    Estimator("sketch, 4 draws", Sketch(draws=4)),
-    Estimator("sketch, 16 draws", Sketch(draws=16)),
-    Estimator("sketch, 64 draws", Sketch(draws=64)),
+    Estimator("sketch, 4 draws", Sketch(samples=4)),
+    Estimator("sketch, 16 draws", Sketch(samples=16)),
+    Estimator("sketch, 64 draws", Sketch(samples=64)),
     Estimator("gamma", "gamma"),
     Estimator("direct", "direct"),
     Estimator("direct-first-order", "direct-first-order"),
@@ -133,7 +133,7 @@ class Linearised:
 
     def __init__(self, world: World, lam: Tensor) -> None:
         problem, named = world.problem(), world.layout.unravel(lam)
-        self.local = problem.at(named, world.train.listed())
+        self.solved_tasks = problem.at(named, world.train.listed())
         self.test_gradients = total_gradients(problem.at(named, world.test.listed()))
         self._l2 = world.l2
         self._pulls: dict[Any, Tensor] = {}
@@ -158,8 +158,8 @@ class Linearised:
         """The total Hessian without δ_o, ``[P, P]``."""
         if estimator.kind in TASK_BY_TASK:
             return self._of_tasks(estimator).sum(0)
-        operator = total_hessian(self.local, self._l2, estimator).operator
-        return operator.matvec(torch.eye(self.local.lam.numel(), dtype=torch.float64))
+        operator = total_hessian(self.solved_tasks, self._l2, estimator).operator
+        return operator.matvec(torch.eye(self.solved_tasks.lam.numel(), dtype=torch.float64))
 
     def _system(self, estimator: Estimator, without: tuple[int, ...]) -> System:
         if (estimator.kind, without) not in self._systems:
@@ -170,7 +170,7 @@ class Linearised:
     def _of_tasks(self, estimator: Estimator) -> Tensor:
         """Each task's own matrix, ``[N, P, P]``."""
         if estimator.kind not in self._matrices:
-            self._matrices[estimator.kind] = task_matrices(total_hessian(self.local, self._l2, estimator))
+            self._matrices[estimator.kind] = task_matrices(total_hessian(self.solved_tasks, self._l2, estimator))
         return self._matrices[estimator.kind]
 
     def _pull(self, estimator: Estimator, question: str, removal: Removal) -> Tensor:
@@ -183,35 +183,35 @@ class Linearised:
         seen = curvature(estimator.kind).seen
         key = seen.__func__, question, j  # kinds that see the tasks alike share them
         if key not in self._pulls:
-            pulls = self.local.lam.new_empty(len(self.local.tasks), self.local.lam.numel())
-            for at in self.local.solved():
-                pulls[at.batch.index] = QUESTIONS[question][1].pull(seen(at), j)
+            pulls = self.solved_tasks.lam.new_empty(len(self.solved_tasks.tasks), self.solved_tasks.lam.numel())
+            for at in self.solved_tasks.solved():
+                pulls[at.batch.index] = QUESTIONS[question][1].gradient(seen(at), j)
             self._pulls[key] = pulls
         return self._pulls[key]
 
 
-def total_hessian(local: LocalProblem, l2: float, estimator: Estimator) -> TotalHessian:
+def total_hessian(solved_tasks: SolvedTasks, l2: float, estimator: Estimator) -> HessianOperator:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "direct" says that it is zero where it is; so do the tables
-        return TotalHessian(local, l2, estimator.kind)
+        return HessianOperator(solved_tasks, l2, estimator.kind)
 
 
-def task_matrices(hessian: TotalHessian) -> Tensor:
+def task_matrices(hessian: HessianOperator) -> Tensor:
     """The parts c_i H_i of a total Hessian, ``[N, P, P]``, column by column."""
-    local = hessian.local
-    size = local.lam.numel()
-    matrices = local.lam.new_empty(len(local.tasks), size, size)
-    for at in local.solved():
+    solved_tasks = hessian.solved_tasks
+    size = solved_tasks.lam.numel()
+    matrices = solved_tasks.lam.new_empty(len(solved_tasks.tasks), size, size)
+    for at in solved_tasks.solved():
         for column, e in enumerate(torch.eye(size, dtype=torch.float64)):
             product = hessian.curvature.product(at, e)
             matrices[at.batch.index, :, column] = at.batch.weight.unsqueeze(-1) * product
     return matrices
 
 
-def total_gradients(local: LocalProblem) -> Tensor:
+def total_gradients(solved_tasks: SolvedTasks) -> Tensor:
     """D_λ L_O of each task, ``[N, P]``."""
-    gradients = local.lam.new_empty(len(local.tasks), local.lam.numel())
-    for at in local.solved():
+    gradients = solved_tasks.lam.new_empty(len(solved_tasks.tasks), solved_tasks.lam.numel())
+    for at in solved_tasks.solved():
         gradients[at.batch.index] = at.total_gradient
     return gradients
 

@@ -56,6 +56,6 @@ def _find(world: World, lam: Tensor, inverse: str) -> Found:
     gradients = total_gradients(problem.at(named, world.train.listed()))
     took = time.process_time() - start
     tests = total_gradients(problem.at(named, world.test.listed()))
-    hessian = problem.total_hessian(named, world.train.listed(), Sketch(draws=16))
+    hessian = problem.total_hessian(named, world.train.listed(), Sketch(samples=16))
     damping = RELATIVE_DAMPING * float(largest_eigenvalue(hessian.operator, tests[:1], 8))
     return Found(gradients, -gradients @ hessian.solve_rows(tests, damping=damping).value.T, took)

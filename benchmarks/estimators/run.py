@@ -62,13 +62,13 @@ def study(world: World, size: Size, seed: int) -> Iterator[Row]:
 
 def _described(world: World, retraining: Retraining, linearised: Linearised, hessian: Tensor) -> Row:
     """λ* and its surroundings; ``hessian`` is by finite differences, with δ_o."""
-    lam, values = linearised.local.lam, torch.linalg.eigvalsh(hessian)
+    lam, values = linearised.solved_tasks.lam, torch.linalg.eigvalsh(hessian)
     by_package = linearised.matrix(ESTIMATORS[0]) + world.l2 * torch.eye(len(lam)).to(lam)
     return {
         "table": "worlds",
         "parameters": len(lam),
         "tasks": len(world.train),
-        "stationarity": stationarity(linearised.local, world.l2).tasks,
+        "stationarity": stationarity(linearised.solved_tasks, world.l2).tasks,
         "smallest": float(values[0]),
         "largest": float(values[-1]),
         "exact": float((by_package - hessian).norm() / hessian.norm()),

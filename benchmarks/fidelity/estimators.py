@@ -61,7 +61,7 @@ def with_other_inner_kind(
 
 def from_a_quarter(study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> CurvedHook:
     """A sketch of a quarter of the tasks, drawn at random."""
-    some = Subsample(Sketch(draws=16), tasks=max(1, len(study.training_tasks()) // 4))
+    some = Subsample(Sketch(samples=16), tasks=max(1, len(study.training_tasks()) // 4))
     return influence(study, tasks, loss, level=level, hessian=some, **options)
 
 
@@ -144,11 +144,11 @@ DAMPINGS = (1.0, 0.0, 0.1, 10.0, 100.0)
 DEFAULT = "sketch, 16 draws"
 
 _HOOKS = (
-    Estimator(DEFAULT, options={"hessian": Sketch(draws=16)}, dampings=DAMPINGS),
-    Estimator("sketch, 4 draws", options={"hessian": Sketch(draws=4)}, dampings=(1.0, 10.0, 100.0)),
-    Estimator("sketch, 1 draw", options={"hessian": Sketch(draws=1)}),
+    Estimator(DEFAULT, options={"hessian": Sketch(samples=16)}, dampings=DAMPINGS),
+    Estimator("sketch, 4 draws", options={"hessian": Sketch(samples=4)}, dampings=(1.0, 10.0, 100.0)),
+    Estimator("sketch, 1 draw", options={"hessian": Sketch(samples=1)}),
     Estimator("sketch, a quarter of the tasks", from_a_quarter),
-    Estimator("sketch, 64 draws", options={"hessian": Sketch(draws=64)}, dampings=DAMPINGS, dear=True),
+    Estimator("sketch, 64 draws", options={"hessian": Sketch(samples=64)}, dampings=DAMPINGS, dear=True),
     Estimator(
         "gauss-newton",
         options={"hessian": "gauss-newton"},
@@ -161,11 +161,11 @@ _HOOKS = (
     Estimator(
         "the other inner kind",
         with_other_inner_kind,
-        {"hessian": Sketch(draws=16)},
+        {"hessian": Sketch(samples=16)},
         levels=("task", "query"),
         resolves=True,
     ),
-    Estimator("closed form", closed_form, {"hessian": Sketch(draws=16)}, levels=("support",)),
+    Estimator("closed form", closed_form, {"hessian": Sketch(samples=16)}, levels=("support",)),
 )
 """The first is the hooks' default, of which the last two differ in one thing."""
 

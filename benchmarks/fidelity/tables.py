@@ -12,7 +12,7 @@ from .estimators import ESTIMATORS
 from .rows import Rows
 from .truths import HALVES, TENTHS
 
-LEVELS = {"task": "tasks", "query": "query samples", "support": "support samples"}
+ITEM_GRADIENTS = {"task": "tasks", "query": "query samples", "support": "support samples"}
 SCALE_NAMES = {0.0: "0", 0.1: "a tenth", 1.0: "its own", 10.0: "ten times", 100.0: "a hundred times"}
 
 Cell = Callable[[Row], str]
@@ -27,7 +27,7 @@ def page_tables(measured: Mapping[str, Any]) -> dict[str, str]:
         "aims": ("Aims", aims(rows)),
         "worlds": ("The learners, and what their ground truths are worth", _worlds(rows)),
     }
-    for level, name in LEVELS.items():
+    for level, name in ITEM_GRADIENTS.items():
         asked = [world for world in rows.worlds if rows.of(world=world, level=level)]
         if asked:
             table = _by_world(rows, asked, level, _lds("warm"), best=True)
@@ -122,7 +122,7 @@ def _cost(row: Row) -> str:
 
 def _singles(rows: Rows) -> Table:
     table = [["items", "estimator", *rows.titles]]
-    for level, what in LEVELS.items():
+    for level, what in ITEM_GRADIENTS.items():
         for name in _names(rows, level):
             cells = [_at_best(rows.of(world=world, level=level, estimator=name)) for world in rows.worlds]
             table.append([what, name, *cells])

@@ -22,20 +22,23 @@ OURS = "l2l_influence"
 PRODUCTS, CHECKS = "Hessian products", "residual checks"
 
 STEPS = {
-    "size of a batch": [("bilevel.memory", "made_by")],
-    "tasks stacked": [("bilevel.task", "stack"), ("bilevel.local", "LocalProblem._start")],
-    "wide layers": [("bilevel.inner.in_factors", "wide_layers")],
-    "linearising": [("bilevel.inner.inverse", "InnerHessian.for_many_products")],
-    PRODUCTS: [("bilevel.inner.inverse", "InnerHessian.matvec"), ("bilevel.inner.inverse", "_Linearised.matvec")],
+    "size of a batch": [("bilevel.memory", "bytes_made_by")],
+    "tasks stacked": [("bilevel.task", "stack"), ("bilevel.solved_tasks", "SolvedTasks._start")],
+    "wide layers": [("bilevel.inner.steps.factored", "wide_layers")],
+    "linearising": [("bilevel.inner.inverses.inverse", "InnerHessian.for_many_products")],
+    PRODUCTS: [
+        ("bilevel.inner.inverses.inverse", "InnerHessian.matvec"),
+        ("bilevel.inner.inverses.inverse", "_Linearised.matvec"),
+    ],
     "vectors of CG": [("bilevel.solvers.cg", "CG._conjugate_gradients")],
     CHECKS: [("bilevel.solvers.base", "LinearSolver.solve")],
     "rows, EK-FAC": [("bilevel.inner.proximal", "ProximalMap.__init__")],
     "Gram matrix and factor": [("bilevel.solvers.gram", "LowRankPlusIdentity.__init__")],
     "closed form applied": [
         ("bilevel.solvers.gram", "LowRankPlusIdentity.inverse"),
-        ("bilevel.inner.ekfac", "EKFACPlusIdentity.inverse"),
+        ("bilevel.inner.inverses.ekfac", "EKFACPlusIdentity.inverse"),
     ],
-    "gradient": [("bilevel.inner.base", "InnerMap.total"), ("bilevel.inner.steps", "StepsMap.total")],
+    "gradient": [("bilevel.inner.base", "InnerMap.total"), ("bilevel.inner.steps.steps", "StepsMap.total")],
 }
 """Each without what is inside it. A product right inside a solve is that of its check: the others are inside CG."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from l2l_influence.bilevel import Sketch
-from l2l_influence.bilevel.solved_tasks import LocalProblem
+from l2l_influence.bilevel.solved_tasks import SolvedTasks
 from l2l_influence.bilevel.solvers import LowRank
 
 from ..journal import Row
@@ -37,20 +37,22 @@ def composed(trained: Trained, tests: int) -> Row:
     question = mean("sketch", tests)
     peak = measured(lambda: question(make))[1]["mebibytes"]
     outer = asked[0]._outer()
-    operator, local = outer.hessian.operator, outer.study.local
-    at_once = len(next(local.solved()).batch.index)
+    operator, solved_tasks = outer.hessian.operator, outer.study.solved_tasks
+    at_once = len(next(solved_tasks.solved()).batch.index)
     return {
         "peak": peak,
         "drawn": len(operator.rows),
         "at once": at_once,
         "rows": operator.rows.nbytes / 2**20,
-        "solutions": local._kept_bytes / 2**20,
+        "solutions": solved_tasks._kept_bytes / 2**20,
         "gram": measured(lambda: LowRank(operator.rows).plus_identity(outer.damping))[1]["mebibytes"],
-        "batch": _drawing(local.subset(list(range(at_once))), max(1, len(operator.rows) // len(local.tasks))),
+        "batch": _drawing(
+            solved_tasks.subset(list(range(at_once))), max(1, len(operator.rows) // len(solved_tasks.tasks))
+        ),
     }
 
 
-def _drawing(batch: LocalProblem, draws: int) -> float | None:
+def _drawing(batch: SolvedTasks, draws: int) -> float | None:
     """What it takes to make a batch's rows, beside these and the inner solutions that are kept."""
     made, cost = measured(lambda: Sketch(draws).weighted_rows(batch))
     if cost["mebibytes"] is None:

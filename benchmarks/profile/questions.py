@@ -14,15 +14,18 @@ from .size import Size
 from .stopwatch import Steps, outermost, shares, spent
 
 STEPS = {
-    "test gradients": [("influence.scoring", "each_test"), ("influence.scoring", "mean_test_gradient")],
+    "test gradients": [
+        ("analysis.estimators.scoring", "each_test"),
+        ("analysis.estimators.scoring", "mean_test_gradient"),
+    ],
     "rows of the sketch": [("bilevel.hessians.sketch", "Sketch.weighted_rows")],
     "Gram matrix, its eigenvalues and factor": [
         ("bilevel.solvers.gram", "LowRankPlusIdentity.__init__"),
         ("bilevel.solvers.gram", "FewRows.largest_eigenvalue"),
-        ("bilevel.hessians.sketch", "SampledRows.acts_as"),
+        ("bilevel.hessians.sketch", "SampledRows.effective_damping"),
     ],
     "outer solves": [("bilevel.solvers.base", "LinearSolver.solve")],
-    "scores": [("influence.scoring", "_walk")],
+    "scores": [("analysis.estimators.scoring", "_walk")],
 }
 
 PRODUCTS: Steps = {"products": [("bilevel.hessians.base", "OverTasks.matvec")]}

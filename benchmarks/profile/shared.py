@@ -17,18 +17,18 @@ from .size import Size
 from .stopwatch import innermost, shares, spent
 
 STEPS = {
-    "waiting": [("bilevel.ranks", "Group._meet"), ("bilevel.ranks", "Group._gathered")],
+    "waiting": [("parallel.ranks", "Group._meet"), ("parallel.ranks", "Group._gathered")],
     "exchanging": [
-        ("bilevel.ranks", f"Group.{name}") for name in ("sum", "joined", "columns", "maximum", "first", "require_same")
+        ("parallel.ranks", f"Group.{name}") for name in ("sum", "joined", "columns", "maximum", "first", "require_same")
     ]
-    + [("bilevel.ranks", "Ranks.gather")],
+    + [("parallel.ranks", "Ranks.gather")],
     "for itself": [
-        ("bilevel.memory", "made_by"),
-        ("bilevel.ranks", "digest"),
+        ("bilevel.memory", "bytes_made_by"),
+        ("parallel.ranks", "digest"),
         ("bilevel.solvers.gram", "_shifted_factor"),
-        ("influence.hook", "Hook._study"),
-        ("influence.inner_notes", "_inner_notes"),
-        ("influence.snapshot", "Snapshot.test_problem"),
+        ("hooks.hook", "Hook._study"),
+        ("analysis.problem.inner_notes", "_inner_notes"),
+        ("analysis.problem.snapshot", "Snapshot.test_problem"),
     ],
 }
 """Each without what is inside it: whether all have come, then what they tell each other, and what is not shared out.

@@ -1,1 +1,1 @@
-"""Analysis of a recorded run: the bilevel problem at a given λ, its items, estimators of their influence, and results."""
+"""Analysis of a recorded run: its bilevel problem at a given λ, items, estimators of their influence, and results."""

@@ -5,10 +5,11 @@ from .hessians import Sketch, Subsample
 from .inner import EKFAC, LearnedRates, LearnedTransforms, PlainSteps, Proximal, StepRule, Unrolled, UnrolledWith
 from .layout import Layout
 from .loss import ModelLoss
-from .problem import BilevelProblem, InnerSolution, TotalHessian
+from .problem import BilevelProblem, InnerSolution
 from .solvers import CG, MINRES, Dense, Neumann, Policy, Solution, SolveReport
 from .stationarity import Stationarity
 from .task import Task
+from .total_hessian import HessianOperator
 
 __all__ = [
     "BilevelProblem",
@@ -16,6 +17,7 @@ __all__ = [
     "Dense",
     "EKFAC",
     "FunctionalModel",
+    "HessianOperator",
     "InnerSolution",
     "Layout",
     "LearnedRates",
@@ -33,7 +35,6 @@ __all__ = [
     "StepRule",
     "Subsample",
     "Task",
-    "TotalHessian",
     "Unrolled",
     "UnrolledWith",
 ]

@@ -21,7 +21,7 @@ from .kfac.layers import LAYERS, Call, Watch, stand_in, tensors
 from .layout import Layout, Named
 
 
-class Moved(NamedTuple):
+class FactoredParameters(NamedTuple):
     """One task's θ (a batch's with a leading ``B``), or a gradient by it.
 
     Attributes:
@@ -35,16 +35,16 @@ class Moved(NamedTuple):
     inputs: dict[str, Tensor]
 
     @classmethod
-    def start(cls, lam: Named, names: Collection[str], part: Layout) -> Moved:
+    def start(cls, lam: Named, names: Collection[str], part: Layout) -> FactoredParameters:
         """θ = λ_θ, with the weights of these names in factors."""
         own = {name: lam[name] for name in part.shapes if name not in names}
         by_outputs = {name: lam[name].new_zeros(0, lam[name].shape[0]) for name in names}
         inputs = {name: lam[name].new_zeros(0, lam[name].shape[1]) for name in names}
         return cls(own, by_outputs, inputs)
 
-    def stepped(self, lr: float, slope: Moved) -> Moved:
+    def stepped(self, lr: float, slope: FactoredParameters) -> FactoredParameters:
         """θ − lr·slope."""
-        return Moved(
+        return FactoredParameters(
             {name: value - lr * slope.own[name] for name, value in self.own.items()},
             {name: torch.cat([value, lr * slope.by_outputs[name]]) for name, value in self.by_outputs.items()},
             {name: torch.cat([value, slope.inputs[name]]) for name, value in self.inputs.items()},
@@ -75,7 +75,7 @@ class Moved(NamedTuple):
             yield {**self.own, **stand_ins}, work.inputs
 
 
-Theta = Tensor | Moved
+Theta = Tensor | FactoredParameters
 """θ of one task, ``[Q]`` (a batch's, ``[B, Q]``), or in factors."""
 
 
@@ -85,7 +85,7 @@ class _AtWork(Watch):
     Where a loss uses one in a way that is not seen here, what comes of it is NaN, and not what λ's weight gives.
     """
 
-    def __init__(self, theta: Moved, lam: Named, stand_ins: Named, taps: Named | None) -> None:
+    def __init__(self, theta: FactoredParameters, lam: Named, stand_ins: Named, taps: Named | None) -> None:
         super().__init__(stand_ins)
         self._theta, self._lam, self._taps = theta, lam, taps
         self.inputs: dict[str, Tensor] = {}

@@ -17,7 +17,7 @@ from .solved_tasks import SolvedBatch
 from .task import Samples
 
 
-class Level(ABC):
+class ItemGradient(ABC):
     """Items of one kind; task i has ``count`` of them, numbered j.
 
     Attributes:
@@ -29,113 +29,113 @@ class Level(ABC):
     sign: ClassVar[float] = -1.0
 
     @abstractmethod
-    def count(self, at: SolvedBatch) -> int:
+    def count(self, solved: SolvedBatch) -> int:
         """How many items each task of the batch has."""
 
     @abstractmethod
-    def pull(self, at: SolvedBatch, j: int) -> Tensor:
+    def gradient(self, solved: SolvedBatch, j: int) -> Tensor:
         """D_λ ∂L_Total/∂ε of item ``j`` of each task, ``[B, P]``."""
 
     @abstractmethod
-    def own(self, at: SolvedBatch, j: int) -> SolvedBatch:
+    def own(self, solved: SolvedBatch, j: int) -> SolvedBatch:
         """The batch with item ``j``'s own loss as the outer loss; a sample's without its weight."""
 
     @abstractmethod
-    def losses(self, at: SolvedBatch) -> Tensor:
+    def losses(self, solved: SolvedBatch) -> Tensor:
         """Each item's own loss after adaptation, ``[B, count]``; a sample's without its weight."""
 
-    def pulls_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
+    def gradients_along(self, solved: SolvedBatch, v: Tensor) -> Tensor:
         """⟨pull, v⟩ of all items for each row of ``v``: ``[R, P] -> [B, count, R]``."""
-        return torch.stack([self.pull(at, j) @ v.T for j in range(self.count(at))], dim=1)
+        return torch.stack([self.gradient(solved, j) @ v.T for j in range(self.count(solved))], dim=1)
 
-    def influence(self, solved_pull: Tensor) -> Tensor:
+    def influence(self, solved_gradient: Tensor) -> Tensor:
         """The paper's influence function from ``(δ_o I + H)⁻¹ pull``."""
-        return self.sign * solved_pull
+        return self.sign * solved_gradient
 
 
-class WholeTask(Level):
+class TaskGradient(ItemGradient):
     """task-IF (Thm 4.3): the pull is c_i g_i."""
 
     what = "task"
 
-    def count(self, at: SolvedBatch) -> int:
+    def count(self, solved: SolvedBatch) -> int:
         return 1
 
-    def pull(self, at: SolvedBatch, j: int) -> Tensor:
-        return at.weighted_gradient()
+    def gradient(self, solved: SolvedBatch, j: int) -> Tensor:
+        return solved.weighted_gradient()
 
-    def own(self, at: SolvedBatch, j: int) -> SolvedBatch:
-        return at
+    def own(self, solved: SolvedBatch, j: int) -> SolvedBatch:
+        return solved
 
-    def losses(self, at: SolvedBatch) -> Tensor:
-        return at.outer_loss().unsqueeze(-1)
+    def losses(self, solved: SolvedBatch) -> Tensor:
+        return solved.outer_loss().unsqueeze(-1)
 
-    def pulls_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        return (at.batch.weight.unsqueeze(-1) * (at.total_gradient @ v.T)).unsqueeze(1)
+    def gradients_along(self, solved: SolvedBatch, v: Tensor) -> Tensor:
+        return (solved.batch.weight.unsqueeze(-1) * (solved.total_gradient @ v.T)).unsqueeze(1)
 
 
-class QuerySample(Level):
+class QueryGradient(ItemGradient):
     """instance-IF of validation data (Thm 4.5, with the total derivative as Alg. 5 has it): c_i D_λ w_j ℓ_j."""
 
     what = "query sample"
 
-    def count(self, at: SolvedBatch) -> int:
-        return at.batch.query.w.shape[1]
+    def count(self, solved: SolvedBatch) -> int:
+        return solved.batch.query.w.shape[1]
 
-    def pull(self, at: SolvedBatch, j: int) -> Tensor:
-        query = at.batch.query
-        return at.with_query(query._replace(w=query.w * _indicator(query.w, j))).weighted_gradient()
+    def gradient(self, solved: SolvedBatch, j: int) -> Tensor:
+        query = solved.batch.query
+        return solved.with_query(query._replace(w=query.w * _indicator(query.w, j))).weighted_gradient()
 
-    def own(self, at: SolvedBatch, j: int) -> SolvedBatch:
-        return at.with_query(_only(at.batch.query, j))
+    def own(self, solved: SolvedBatch, j: int) -> SolvedBatch:
+        return solved.with_query(_only(solved.batch.query, j))
 
-    def losses(self, at: SolvedBatch) -> Tensor:
-        return at.query_losses()
+    def losses(self, solved: SolvedBatch) -> Tensor:
+        return solved.query_losses()
 
-    def pulls_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
+    def gradients_along(self, solved: SolvedBatch, v: Tensor) -> Tensor:
         """One forward derivative a row, for all samples at once."""
-        slopes = torch.stack([at.query_slopes(row) for row in v], dim=2)
-        return at.batch.weight.view(-1, 1, 1) * slopes
+        slopes = torch.stack([solved.query_slopes(row) for row in v], dim=2)
+        return solved.batch.weight.view(-1, 1, 1) * slopes
 
 
-class SupportSample(Level):
+class SupportGradient(ItemGradient):
     """instance-IF of training data (Thm 4.6–4.8, Alg. 6): c_i w_j ∂g_i/∂w_j = −c_i D_λ P, P being the first-order
     change of the task's outer loss without the sample. The paper's sign is that of P, so removal adds it."""
 
     what = "support sample"
     sign = 1.0
 
-    def count(self, at: SolvedBatch) -> int:
-        return at.batch.support.w.shape[1]
+    def count(self, solved: SolvedBatch) -> int:
+        return solved.batch.support.w.shape[1]
 
-    def pull(self, at: SolvedBatch, j: int) -> Tensor:
-        return at.batch.weight.unsqueeze(-1) * at.gradient_by_support(_indicator(at.batch.support.w, j))
+    def gradient(self, solved: SolvedBatch, j: int) -> Tensor:
+        return solved.batch.weight.unsqueeze(-1) * solved.gradient_by_support(_indicator(solved.batch.support.w, j))
 
-    def own(self, at: SolvedBatch, j: int) -> SolvedBatch:
-        return at.with_query(_only(at.batch.support, j))
+    def own(self, solved: SolvedBatch, j: int) -> SolvedBatch:
+        return solved.with_query(_only(solved.batch.support, j))
 
-    def losses(self, at: SolvedBatch) -> Tensor:
-        return at.support_losses()
+    def losses(self, solved: SolvedBatch) -> Tensor:
+        return solved.support_losses()
 
-    def pulls_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
+    def gradients_along(self, solved: SolvedBatch, v: Tensor) -> Tensor:
         """One second derivative a row, for all samples at once."""
-        slopes = torch.stack([at.support_slopes(row.expand(len(at.batch.weight), -1)) for row in v], dim=2)
-        return at.batch.weight.view(-1, 1, 1) * slopes
+        slopes = torch.stack([solved.support_slopes(row.expand(len(solved.batch.weight), -1)) for row in v], dim=2)
+        return solved.batch.weight.view(-1, 1, 1) * slopes
 
 
-class ResolvedSupportSample(SupportSample):
+class ResolvedSupportGradient(SupportGradient):
     """The same by difference: the change of c_i g_i when the task is adapted anew without the sample, sign reversed.
 
     One more inner solve a sample; on small support sets much closer to what removal does.
     """
 
-    def pull(self, at: SolvedBatch, j: int) -> Tensor:
-        support = at.batch.support
+    def gradient(self, solved: SolvedBatch, j: int) -> Tensor:
+        support = solved.batch.support
         without = support._replace(w=support.w * (1 - _indicator(support.w, j)))
-        return at.weighted_gradient() - at.with_support(without).weighted_gradient()
+        return solved.weighted_gradient() - solved.with_support(without).weighted_gradient()
 
-    def pulls_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        return Level.pulls_along(self, at, v)
+    def gradients_along(self, solved: SolvedBatch, v: Tensor) -> Tensor:
+        return ItemGradient.gradients_along(self, solved, v)
 
 
 def _only(samples: Samples, j: int) -> Samples:

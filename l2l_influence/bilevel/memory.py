@@ -44,7 +44,7 @@ def in_bytes(memory: Memory) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def made_by(function: Callable[[], Any]) -> Made:
+def bytes_made_by(function: Callable[[], Any]) -> Made:
     """What a call computes on the way."""
     with _Counting() as counting:
         function()

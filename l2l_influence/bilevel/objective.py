@@ -17,7 +17,7 @@ from torch.func import grad, jvp, vjp, vmap
 
 from ..errors import LossStructureError, TaskShapeError
 from .elementary import ElementaryNorms
-from .factored import Moved, Theta
+from .factored import FactoredParameters, Theta
 from .layout import Layout, Named, Vector
 from .loss import ModelLoss, PerSampleLoss, criterion_of, outputs_of
 from .task import Samples
@@ -92,7 +92,9 @@ class Objective:
         by_theta: Tensor = grad(self._value, argnums=1)(lam, theta, *z)
         return by_theta
 
-    def slope_of_one(self, lam: Vector, theta: Moved, z: Samples, rows: Mapping[str, int]) -> Moved:
+    def slope_of_one(
+        self, lam: Vector, theta: FactoredParameters, z: Samples, rows: Mapping[str, int]
+    ) -> FactoredParameters:
         """∂_θ L of one task for a θ in factors, in factors as well; ``rows`` go through each layer whose weight is."""
         by_name = self._lam_layout.unravel(lam)
 
@@ -103,7 +105,7 @@ class Objective:
 
         taps = {name: by_name[name].new_zeros(rows[name], len(by_name[name])) for name in rows}
         (by_own, by_outputs), inputs = grad(value, argnums=(0, 1), has_aux=True)(theta.own, taps)
-        return Moved(by_own, by_outputs, inputs)
+        return FactoredParameters(by_own, by_outputs, inputs)
 
     def losses_along(self, lam: Tensor, theta: Tensor, z: Samples, v_theta: Tensor) -> Tensor:
         """⟨∂_θ w_j ℓ_j, v_θ⟩ of each sample: shape ``[B, n]``."""

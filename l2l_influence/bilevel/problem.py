@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from ..errors import TaskShapeError
 from ..parallel.ranks import ALONE, Ranks
-from .hessians import Curvature, Groups, curvature
+from .hessians import Curvature
 from .inner import InnerKind, InnerMap, Inverse, Proximal
-from .item_gradients import Level, QuerySample, ResolvedSupportSample, SupportSample, WholeTask
+from .item_gradients import ItemGradient, QueryGradient, ResolvedSupportGradient, SupportGradient, TaskGradient
 from .layout import Layout, Named, Vector
 from .loss import PerSampleLoss
 from .memory import DEFAULT, Memory, in_bytes
 from .objective import Objective
-from .solved_tasks import LocalProblem, Settings, SolvedBatch
+from .solved_tasks import ProblemSettings, SolvedTasks
 from .solvers import (
-    CG,
-    BlockCG,
-    Invertible,
-    LinearOperator,
-    LinearSolver,
     OnIndefinite,
     OnUnconverged,
     Policy,
-    Solution,
-    solver_for,
 )
 from .stationarity import Stationarity, stationarity
 from .task import Task, check_weights
+from .total_hessian import HessianOperator
 
 Weights = Sequence[float] | Tensor | None
 
-LEVELS: dict[str, Level] = {"task": WholeTask(), "query": QuerySample(), "support": SupportSample()}
-REMOVALS: dict[str, Level] = {"closed-form": LEVELS["support"], "resolve": ResolvedSupportSample()}
+ITEM_GRADIENTS: dict[str, ItemGradient] = {
+    "task": TaskGradient(),
+    "query": QueryGradient(),
+    "support": SupportGradient(),
+}
+REMOVALS: dict[str, ItemGradient] = {"closed-form": ITEM_GRADIENTS["support"], "resolve": ResolvedSupportGradient()}
 
 
 class BilevelProblem:
@@ -92,30 +88,30 @@ class BilevelProblem:
 
     # ---- pieces -----------------------------------------------------------------------------------------------
 
-    def at(self, lam: Named, tasks: Sequence[Task], weights: Weights = None) -> LocalProblem:
+    def at(self, lam: Named, tasks: Sequence[Task], weights: Weights = None) -> SolvedTasks:
         """This problem at λ on these tasks, as the flat, batched object that estimators work on."""
         if len(tasks) == 0:
             raise TaskShapeError("there are no tasks")
-        settings = self._settings(lam)
+        settings = self._problem_settings(lam)
         flat, checked = settings.layout.flatten(lam), check_weights(weights, len(tasks))
         self.ranks.require_same("λ, the number of tasks or their weights", (flat, checked))
-        return LocalProblem(settings, flat, tasks, checked)
+        return SolvedTasks(settings, flat, tasks, checked)
 
     def solve_inner(self, lam: Named, task: Task) -> InnerSolution:
         """θ(λ) of one task, with its residual and Jacobian products."""
-        local = self.at(lam, [task])
-        return InnerSolution(local.at(0).solution, local.settings.layout, local.settings.part)
+        solved_tasks = self.at(lam, [task])
+        return InnerSolution(solved_tasks.one(0).solution, solved_tasks.settings.layout, solved_tasks.settings.part)
 
     def total_gradient(self, lam: Named, task: Task) -> dict[str, Tensor]:
         """g = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O of one task (Thm 4.1), a dict like ``lam``."""
-        local = self.at(lam, [task])
-        return local.settings.layout.unravel(local.at(0).total_gradient[0])
+        solved_tasks = self.at(lam, [task])
+        return solved_tasks.settings.layout.unravel(solved_tasks.one(0).total_gradient[0])
 
     def total_hessian(
         self, lam: Named, tasks: Sequence[Task], kind: str | Curvature = "gauss-newton", weights: Weights = None
-    ) -> TotalHessian:
+    ) -> HessianOperator:
         """Σ_i c_i D²_λ L_O^i (Def. 4.2) in the given approximation, without the outer l2."""
-        return TotalHessian(self.at(lam, tasks, weights), self.l2, kind, self.policy)
+        return HessianOperator(self.at(lam, tasks, weights), self.l2, kind, self.policy)
 
     def stationarity(self, lam: Named, tasks: Sequence[Task], weights: Weights = None) -> Stationarity:
         """How close ``lam`` is to a minimum: D_λ L_Total, and how large it is beside its terms."""
@@ -139,7 +135,7 @@ class BilevelProblem:
         closer to removal where the problem is convex, and may be indefinite where it is not.
         """
         hessian = self.total_hessian(lam, tasks, kind, weights)
-        return hessian.influence(LEVELS["task"], k, leave_one_out=leave_one_out)
+        return hessian.influence(ITEM_GRADIENTS["task"], k, leave_one_out=leave_one_out)
 
     def query_influence(
         self,
@@ -151,7 +147,7 @@ class BilevelProblem:
         weights: Weights = None,
     ) -> dict[str, Tensor]:
         """instance-IF of query sample ``j`` of task ``k`` (Thm 4.5 with the total derivative, as Alg. 5 has it)."""
-        return self.total_hessian(lam, tasks, kind, weights).influence(LEVELS["query"], k, j)
+        return self.total_hessian(lam, tasks, kind, weights).influence(ITEM_GRADIENTS["query"], k, j)
 
     def support_influence(
         self,
@@ -176,17 +172,17 @@ class BilevelProblem:
 
     def remove(self, lam: Named, influence: Vector, level: str = "task") -> dict[str, Tensor]:
         """λ after removal, to first order: ``λ − IF``, but ``λ + IF`` for a support sample (Prop. 4.8, corrected)."""
-        if level not in LEVELS:
-            raise ValueError(f"level must be one of {sorted(LEVELS)}, not {level!r}")
+        if level not in ITEM_GRADIENTS:
+            raise ValueError(f"level must be one of {sorted(ITEM_GRADIENTS)}, not {level!r}")
         layout = Layout(lam)
-        return layout.unravel(layout.flatten(lam) + LEVELS[level].sign * layout.flatten(influence))
+        return layout.unravel(layout.flatten(lam) + ITEM_GRADIENTS[level].sign * layout.flatten(influence))
 
-    def _settings(self, lam: Named) -> Settings:
+    def _problem_settings(self, lam: Named) -> ProblemSettings:
         layout = Layout(lam)
         part = layout.keep(self.theta_keys or layout.shapes)
         inner = Objective(self.inner_loss, layout, part)
         outer = Objective(self.outer_loss, layout, part)
-        return Settings(inner, outer, layout, part, self.kind, self.memory, self.progress, self.ranks)
+        return ProblemSettings(inner, outer, layout, part, self.kind, self.memory, self.progress, self.ranks)
 
 
 class InnerSolution:
@@ -209,112 +205,3 @@ class InnerSolution:
     def vjp(self, u: Vector) -> Vector:
         """(dθ/dλ)ᵀ u: ``u`` like θ, the result like λ."""
         return self._layout.like(self._solution.vjp(self._part.flatten(u).unsqueeze(0))[0], u)
-
-
-class TotalHessian:
-    """H as an operator: ``H @ v``, and ``H.solve(v)`` for (l2·I + H) x = v. Vectors are dicts like λ, or flat."""
-
-    def __init__(self, local: LocalProblem, l2: float, kind: str | Curvature, policy: Policy | None = None) -> None:
-        self.local, self.l2, self.kind = local, l2, kind
-        self.policy = policy or Policy()
-        self.curvature = curvature(kind)
-        self.operator = self.curvature.operator(local)
-        self._layout = local.settings.layout
-        self._systems: dict[float, LinearOperator] = {}
-
-    def __matmul__(self, v: Vector) -> Vector:
-        return self._layout.like(self.operator.matvec(self._layout.flatten(v).unsqueeze(0))[0], v)
-
-    def solve(
-        self,
-        v: Vector,
-        solver: LinearSolver | None = None,
-        *,
-        damping: float = 0.0,
-        tolerance: float | None = None,
-    ) -> Solution[Vector]:
-        """x with ((l2 + damping)·I + H) x = v, and the report of the solve.
-
-        Args:
-            v: the right-hand side.
-            solver: conjugate gradients unless given; the ``sketch`` kind is solved exactly through its own columns.
-            damping: added to l2.
-            tolerance: relative residual for the default solver; from the dtype unless given.
-
-        Raises:
-            NegativeCurvatureError, NotConvergedError: the solve cannot be trusted.
-        """
-        rows = self._layout.flatten(v).unsqueeze(0)
-        solution = self.solve_rows(rows, solver, damping=damping, tolerance=tolerance)
-        return Solution(self._layout.like(solution.value[0], v), solution.report)
-
-    def solve_rows(
-        self,
-        rows: Tensor,
-        solver: LinearSolver | None = None,
-        *,
-        damping: float = 0.0,
-        tolerance: float | None = None,
-        without: Groups | None = None,
-    ) -> Solution[Tensor]:
-        """As :meth:`solve`, for right-hand sides ``[R, P]`` at once.
-
-        Args:
-            without: for each row, positions of tasks whose part is left out of H (leave-one-out correction).
-        """
-        tolerance, shift = tolerance or torch.finfo(rows.dtype).eps ** 0.6, self.l2 + damping
-        if without is None:
-            system, default = self._system(shift), self._solver(shift, tolerance)
-        else:
-            system = self.operator.without(without).plus_identity(shift)
-            # The whole Hessian's inverse, where it is known, leaves little to do: a few tasks make the difference.
-            default = CG(tolerance, preconditioner=self._preconditioner(shift))
-        what = f"the outer system (l2·I + H) x = v with the {self.kind} Hessian"
-        return self.policy.solve(system, solver or default, rows, what)
-
-    def seen(self, position: int) -> SolvedBatch:
-        """One task as a batch of one, differentiated as this kind of Hessian does."""
-        return self.curvature.seen(self.local.at(position))
-
-    def influence(self, level: Level, k: int, j: int = 0, *, leave_one_out: bool = False) -> dict[str, Tensor]:
-        """The influence function of item ``j`` of task ``k``, as named tensors."""
-        position = _position(k, len(self.local.tasks), "task")
-        at = self.seen(position)
-        pull = level.pull(at, _position(j, level.count(at), level.what))
-        solution = self.solve_rows(pull, without=[[position]] if leave_one_out else None)
-        return self._layout.unravel(level.influence(solution.value[0]))
-
-    def _system(self, shift: float) -> LinearOperator:
-        """``H + shift·I``, kept: a sketch's holds a factorisation, which further right-hand sides can use."""
-        if shift not in self._systems:
-            self._systems[shift] = self.operator.plus_identity(shift)
-        return self._systems[shift]
-
-    def _solver(self, shift: float, tolerance: float) -> LinearSolver:
-        """Of systems with all of ``H + shift·I``."""
-        if self._near is None:
-            return solver_for(self._system(shift), tolerance)
-        return BlockCG(tolerance, preconditioner=self._preconditioner(shift))
-
-    def _preconditioner(self, shift: float) -> Invertible | None:
-        """``H + shift·I``, or what is near to it, if that knows its own inverse."""
-        system = self._system(shift)
-        if self._near is not None and shift > 0:
-            system = self._near._system(self._near.operator.acts_as(shift))
-        return system if isinstance(system, Invertible) else None
-
-    def largest_eigenvalue(self, iterations: int) -> float:
-        """An estimate of H's, from below; of what is near to H, where products with that cost next to nothing."""
-        operator = self.operator if self._near is None else self._near.operator
-        return float(operator.largest_eigenvalue(self.local.lam.unsqueeze(0), iterations))
-
-    @cached_property
-    def _near(self) -> TotalHessian | None:
-        near = self.curvature.near
-        return None if near is None else TotalHessian(self.local, self.l2, near, self.policy)
-
-
-def _position(k: int, count: int, what: str) -> int:
-    if not -count <= k < count:
-        raise IndexError(f"there is no {what} {k}: there are {count}")
-    return k % count

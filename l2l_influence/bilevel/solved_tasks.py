@@ -15,9 +15,9 @@ from ..parallel.ranks import ALONE, Ranks
 from .factored import Theta
 from .inner import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .layout import Layout
-from .memory import DEFAULT, RECYCLED, made_by
+from .memory import DEFAULT, RECYCLED, bytes_made_by
 from .objective import Joint, Objective
-from .task import Samples, Task, TaskBatch, groups, stack
+from .task import Samples, Task, TaskBatch, equal_shape_batches, stack
 
 VECTORS = 8
 """Of λ's size, that a solver works with for each right-hand side; a kept inner solution takes no more."""
@@ -28,7 +28,7 @@ DERIVATIVES = 3
 
 
 @dataclass(frozen=True)
-class Settings:
+class ProblemSettings:
     """What a :class:`LocalProblem` needs to know besides λ and the tasks.
 
     Attributes:
@@ -178,20 +178,20 @@ class SolvedBatch:
         return self.solution.nbytes + derivatives + sum(part.nbytes for part in parts)
 
 
-class LocalProblem:
+class SolvedTasks:
     """The tasks of a bilevel problem, with θ_i solved at λ.
 
     Tasks are loaded, stacked and solved in batches of equal shape. Solved batches are kept while they fit in the
     memory budget and solved anew each time beyond it, so nothing but scores grows with the number of tasks.
 
     Args:
-        settings: see :class:`Settings`.
+        settings: see :class:`ProblemSettings`.
         lam: λ, ``[P]``.
         tasks: any sequence; items are read when needed.
         weights: c_i, one a task.
     """
 
-    def __init__(self, settings: Settings, lam: Tensor, tasks: Sequence[Task], weights: list[float]) -> None:
+    def __init__(self, settings: ProblemSettings, lam: Tensor, tasks: Sequence[Task], weights: list[float]) -> None:
         self.settings, self.lam, self.tasks, self.weights = settings, lam, tasks, weights
         self._kept: dict[int, SolvedBatch] = {}
         self._kept_bytes = 0
@@ -224,22 +224,22 @@ class LocalProblem:
         for number, (index, tasks) in enumerate(self._groups()):
             yield self._kept.get(number) or self._solve_and_keep(number, index, tasks)
 
-    def alone(self) -> LocalProblem:
+    def alone(self) -> SolvedTasks:
         """The same problem with all tasks on this rank."""
         if self.settings.ranks.size == 1:
             return self
-        return LocalProblem(replace(self.settings, ranks=ALONE), self.lam, self.tasks, self.weights)
+        return SolvedTasks(replace(self.settings, ranks=ALONE), self.lam, self.tasks, self.weights)
 
-    def subset(self, positions: list[int], weights: list[float] | None = None) -> LocalProblem:
+    def subset(self, positions: list[int], weights: list[float] | None = None) -> SolvedTasks:
         """The same problem on some of its tasks, at their own weights unless others are given."""
         own = [self.weights[i] for i in positions] if weights is None else weights
         return self.with_tasks(_Chosen(self.tasks, positions), own)
 
-    def with_tasks(self, tasks: Sequence[Task], weights: list[float]) -> LocalProblem:
+    def with_tasks(self, tasks: Sequence[Task], weights: list[float]) -> SolvedTasks:
         """The same problem on other tasks."""
-        return LocalProblem(self.settings, self.lam, tasks, weights)
+        return SolvedTasks(self.settings, self.lam, tasks, weights)
 
-    def at(self, position: int) -> SolvedBatch:
+    def one(self, position: int) -> SolvedBatch:
         """One task as a batch of one."""
         return self._solve([position], [self.tasks[position]], 1)
 
@@ -247,7 +247,7 @@ class LocalProblem:
         """Batches of tasks of equal shape; each task is read once a pass, but not where its solution is kept."""
         if self._plan is None:
             found = []
-            for group in groups(self.tasks, self._share, self._sizes[0]):
+            for group in equal_shape_batches(self.tasks, self._share, self._sizes[0]):
                 found.append(group[0])
                 yield group
             self._plan = found
@@ -261,7 +261,7 @@ class LocalProblem:
         settings, task = self.settings, self.tasks[self.settings.ranks.rank % len(self.tasks)]
         problem, batch = self._problem([0], [task])
         forwards = [
-            made_by(lambda: objective.losses(self.lam, problem.start, samples))  # noqa: B023
+            bytes_made_by(lambda: objective.losses(self.lam, problem.start, samples))  # noqa: B023
             for objective, samples in ((settings.inner, batch.support), (settings.outer, batch.query))
         ]
         total, largest = (max(sizes) for sizes in zip(*forwards, strict=True))

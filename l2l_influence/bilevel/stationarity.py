@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .solved_tasks import LocalProblem, SolvedBatch
+from .solved_tasks import SolvedBatch, SolvedTasks
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Stationarity:
         )
 
 
-class Balance:
+class StationaritySum:
     """Adds up a :class:`Stationarity` batch by batch, and over the ranks of the problem."""
 
-    def __init__(self, local: LocalProblem, l2: float) -> None:
-        self._local, self._decay = local, l2 * local.lam.double()
+    def __init__(self, solved_tasks: SolvedTasks, l2: float) -> None:
+        self._solved_tasks, self._decay = solved_tasks, l2 * solved_tasks.lam.double()
         self._gradient = torch.zeros_like(self._decay)
         self._tasks = 0.0
 
@@ -68,21 +68,23 @@ class Balance:
         """What has been added up so far, on the CPU, for another process to go on from."""
         return {"gradient": self._gradient.cpu(), "tasks": torch.tensor(self._tasks, dtype=torch.float64)}
 
-    def go_on_from(self, tensors: Mapping[str, Tensor]) -> None:
+    def resume_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`tensors` gave."""
         self._gradient = tensors["gradient"].to(self._gradient)
         self._tasks = float(tensors["tasks"])
 
     def result(self) -> Stationarity:
         both = torch.cat([self._gradient, self._gradient.new_tensor([self._tasks])])
-        *gradient, tasks = self._local.settings.ranks.sum(both).split([len(self._decay), 1])
+        *gradient, tasks = self._solved_tasks.settings.ranks.sum(both).split([len(self._decay), 1])
         size = float(tasks)
-        return Stationarity(gradient[0] + self._decay, size + float(self._decay.norm()), size / len(self._local.tasks))
+        return Stationarity(
+            gradient[0] + self._decay, size + float(self._decay.norm()), size / len(self._solved_tasks.tasks)
+        )
 
 
-def stationarity(local: LocalProblem, l2: float) -> Stationarity:
+def stationarity(solved_tasks: SolvedTasks, l2: float) -> Stationarity:
     """By one pass over the tasks."""
-    balance = Balance(local, l2)
-    for solved in local.solved("stationarity"):
+    balance = StationaritySum(solved_tasks, l2)
+    for solved in solved_tasks.solved("stationarity"):
         balance.add(solved)
     return balance.result()

@@ -120,7 +120,9 @@ def _inputs(task: Task, own: Pair, other: Pair) -> Tensor:
     return torch.cat([own[0], other[0]]) if task.together else own[0]
 
 
-def groups(tasks: Sequence[Task], positions: Iterable[int], size: int) -> Iterator[tuple[list[int], list[Task]]]:
+def equal_shape_batches(
+    tasks: Sequence[Task], positions: Iterable[int], size: int
+) -> Iterator[tuple[list[int], list[Task]]]:
     """Batches of at most ``size`` of the tasks at ``positions``, of equal shape, as they fill up; reads each task once.
 
     A batch comes with its positions.

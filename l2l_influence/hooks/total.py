@@ -22,13 +22,15 @@ class TotalGradient(Hook):
 
     def of(self, task: int) -> dict[str, Tensor]:
         """g_i of the task with that id, without its weight c_i."""
-        local = self._study().local
-        return local.settings.layout.unravel(local.at(self._study().position(task)).total_gradient[0])
+        solved_tasks = self._study().solved_tasks
+        return solved_tasks.settings.layout.unravel(solved_tasks.one(self._study().position(task)).total_gradient[0])
 
     def total(self) -> dict[str, Tensor]:
         """D_λ L_Total = Σ_i c_i g_i + δ_o λ, which is 0 at a minimum; see :meth:`stationarity`."""
         study = self._study()
-        return study.local.settings.layout.unravel(study.stationarity.gradient.to(study.local.lam, copy=True))
+        return study.solved_tasks.settings.layout.unravel(
+            study.stationarity.gradient.to(study.solved_tasks.lam, copy=True)
+        )
 
 
 class TotalHessian(CurvedHook):

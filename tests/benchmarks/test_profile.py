@@ -19,7 +19,7 @@ from benchmarks.profile.run import PARTS, run, tables
 from benchmarks.profile.size import Size
 from benchmarks.profile.stopwatch import Steps, Stopwatch, innermost, outermost, places, shares, spent
 from benchmarks.scale import Trained
-from l2l_influence.bilevel import solved_tasks as local
+from l2l_influence.bilevel import solved_tasks as solved_tasks
 from l2l_influence.bilevel import task
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -137,7 +137,7 @@ def test_functions_that_are_named_exist(steps: Steps) -> None:
 
 def test_a_function_that_is_gone_is_an_error() -> None:
     with pytest.raises(LookupError):
-        spent(lambda: None, {"step": [("bilevel.local", "LocalProblem.no_such_method")]}, float)
+        spent(lambda: None, {"step": [("bilevel.solved_tasks", "SolvedTasks.no_such_method")]}, float)
 
 
 def test_time_is_that_of_the_steps_that_it_is_inside_of() -> None:
@@ -174,11 +174,11 @@ def test_functions_are_timed_wherever_they_are_called_by_name_and_put_back(monke
     monkeypatch.setattr(task, "Kept", Kept, raising=False)
     before, seen = task.stack, []
     found = spent(
-        lambda: seen.extend((task.stack, local.stack, Kept().value)),
+        lambda: seen.extend((task.stack, solved_tasks.stack, Kept().value)),
         {"stack": [("bilevel.task", "stack")], "value": [("bilevel.task", "Kept.value")]},
         count().__next__,
     )
-    assert seen[0].__wrapped__ is seen[1].__wrapped__ is before and task.stack is local.stack is before
+    assert seen[0].__wrapped__ is seen[1].__wrapped__ is before and task.stack is solved_tasks.stack is before
     assert found[("value",)] == 1 and Kept().value == 1
 
 

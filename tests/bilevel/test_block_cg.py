@@ -134,8 +134,8 @@ def test_directions_are_orthonormal_and_span_the_rows(dtype):
 def sampled(h, count, seed):
     """``SᵀS`` of so many rows with mean H."""
     rows = randn(seed, count, len(h)) @ torch.linalg.cholesky(h).mT / count**0.5
-    local = SimpleNamespace(settings=SimpleNamespace(ranks=ALONE), lam=rows[0])
-    return SampledRows(rows, torch.arange(count), local, count, "")
+    solved_tasks = SimpleNamespace(settings=SimpleNamespace(ranks=ALONE), lam=rows[0])
+    return SampledRows(rows, torch.arange(count), solved_tasks, count, "")
 
 
 @pytest.mark.parametrize("count", [40, 80, 400])
@@ -146,7 +146,7 @@ def test_a_sample_acts_as_if_more_had_been_added(count):
     eye = torch.eye(size, dtype=torch.float64)
     samples = [sampled(h, count, seed) for seed in range(200)]
     mean = torch.stack([shift * torch.linalg.inv(s.rows.mT @ s.rows + shift * eye) for s in samples]).mean(0)
-    kappa = sum(s.acts_as(shift) for s in samples) / len(samples)
+    kappa = sum(s.effective_damping(shift) for s in samples) / len(samples)
     told = kappa * torch.linalg.inv(h + kappa * eye)
     untold = shift * torch.linalg.inv(h + shift * eye)
     assert kappa > shift
@@ -163,11 +163,11 @@ def test_it_preconditions_as_what_it_acts_as():
     def iterations(added):
         return CG(1e-4, preconditioner=LowRankPlusIdentity(few, added)).solve(Shared(system), b).report.iterations
 
-    assert iterations(few.acts_as(shift)) < 0.7 * iterations(shift)
+    assert iterations(few.effective_damping(shift)) < 0.7 * iterations(shift)
 
 
 def test_a_sum_that_is_no_sample_acts_as_what_it_is():
     problem = BilevelProblem(classification, classification, Unrolled(0.1, 2), l2=0.5)
     hessian = problem.total_hessian(parameters(), classification_tasks(2), "gauss-newton")
-    assert hessian.operator.acts_as(0.3) == 0.3
-    assert hessian.solve(randn(0, len(hessian.local.lam))).report.solver == "preconditioned block cg"
+    assert hessian.operator.effective_damping(0.3) == 0.3
+    assert hessian.solve(randn(0, len(hessian.solved_tasks.lam))).report.solver == "preconditioned block cg"

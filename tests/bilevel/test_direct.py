@@ -56,11 +56,11 @@ class Case:
         """∇_(λ, θ) L_O."""
         return torch.cat(jacrev(self.reference.outer(task), (0, 1))(self.reference.lam, theta))
 
-    def influence(self, tangent: Tensor, k: int, pull: Tensor) -> Tensor:
+    def influence(self, tangent: Tensor, k: int, gradient: Tensor) -> Tensor:
         """−(l2 I + Σ c_i Tᵀ∇²L_O T)⁻¹ c_k Tᵀ pull for T = [I; a reading of dθ/dλ]."""
         curved = [self.reference.joint_hessian(task, theta) for task, theta in zip(TASKS, self.thetas, strict=True)]
         hessian = sum(c * tangent.T @ one @ tangent for c, one in zip(C, curved, strict=True))
-        return -torch.linalg.solve(L2 * EYE + hessian, C[k] * tangent.T @ pull)
+        return -torch.linalg.solve(L2 * EYE + hessian, C[k] * tangent.T @ gradient)
 
     def found(self, level: str, *item: int, kind: str) -> Tensor:
         influence = getattr(self.problem, f"{level}_influence")(LAM, TASKS, *item, kind, C)
@@ -112,8 +112,8 @@ def test_task_and_query_influences_are_dense_algebra_at_fixed_theta(case, kind, 
     only = torch.zeros(7, dtype=torch.float64)
     only[j] = TASKS[k].query_weights[j]
     pulls = case.slope(TASKS[k], case.thetas[k]), case.slope(replace(TASKS[k], query_weights=only), case.thetas[k])
-    for pull, item in zip(pulls, [("task", k), ("query", k, j)], strict=True):
-        expected = case.influence(tangent(case), k, pull)
+    for gradient, item in zip(pulls, [("task", k), ("query", k, j)], strict=True):
+        expected = case.influence(tangent(case), k, gradient)
         torch.testing.assert_close(case.found(*item, kind=kind), expected, rtol=1e-7, atol=1e-9)
 
 
@@ -122,8 +122,8 @@ def test_first_order_support_influence_moves_theta_by_the_samples_weight(case):
     k, j, task = 2, 3, TASKS[2]
     by_weight = central_difference(lambda w: case.adapt(replace(task, support_weights=w)), task.support_weights)[:, j]
     moved = torch.cat([torch.zeros(SIZE, dtype=torch.float64), task.support_weights[j] * by_weight])
-    pull = case.reference.joint_hessian(task, case.thetas[k]) @ moved
-    expected = -case.influence(carried(case), k, pull)  # the paper's sign: removal adds it
+    gradient = case.reference.joint_hessian(task, case.thetas[k]) @ moved
+    expected = -case.influence(carried(case), k, gradient)  # the paper's sign: removal adds it
     assert relative(case.found("support", k, j, kind="direct-first-order"), expected) < 1e-7
 
 
@@ -136,7 +136,7 @@ def test_the_literal_direct_influence_is_nothing_in_maml_and_says_so(inner):
     with pytest.warns(UserWarning, match="identically zero.*direct-first-order"):
         hessian = problem.total_hessian(LAM, TASKS, "direct", C)
     assert not (hessian @ randn(0, SIZE)).any()
-    assert not hessian.seen(1).total_gradient.any()
+    assert not hessian.linearised(1).total_gradient.any()
     for level, *item in [("task", 1), ("query", 1, 2), ("support", 1, 2)]:
         with pytest.warns(UserWarning, match="identically zero"):
             found = getattr(problem, f"{level}_influence")(LAM, TASKS, *item, "direct", C)

@@ -431,7 +431,7 @@ def test_sampling_tends_to_the_true_fisher_at_the_monte_carlo_rate(build):
 @pytest.mark.parametrize("fisher", ["true", "mc", "empirical"])
 def test_a_batch_of_tasks_is_its_tasks_one_by_one(fisher):
     case = Case(cnn, count=3)
-    inverse = EKFAC(fisher, draws=2, seed=5)
+    inverse = EKFAC(fisher, samples=2, seed=5)
     v = randn(3, 3, case.part.size)
     together = case.operator(inverse)
     for i in range(3):
@@ -555,7 +555,7 @@ def test_settings_are_checked():
     with pytest.raises(ValueError, match="fisher"):
         EKFAC("type-2")
     with pytest.raises(ValueError, match="draws"):
-        EKFAC("mc", draws=0)
+        EKFAC("mc", samples=0)
     with pytest.raises(ValueError, match="positive"):
         case = Case(mlp)
         EKFAC()(case.problem(), case.problem().start, 0.0, 1e-8)

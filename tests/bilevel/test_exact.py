@@ -166,7 +166,7 @@ def test_products_on_networks_are_derivatives_of_total_gradients(net, kind, stat
     v = randn(3, layout.size) / layout.size**0.5
     slope, curved = along(problem, lam, tasks, v)
     hessian = problem.total_hessian(lam, tasks, "exact", WEIGHTS[:2])
-    gradient = sum(at.weighted_gradient().sum(0) for at in hessian.local.solved())
+    gradient = sum(at.weighted_gradient().sum(0) for at in hessian.solved_tasks.solved())
     assert abs(gradient @ v - slope) < 1e-6 * abs(slope)
     assert relative(hessian @ v, curved) < 1e-6
 

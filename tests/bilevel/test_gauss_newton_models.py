@@ -14,7 +14,7 @@ from l2l_influence.bilevel import BilevelProblem, FunctionalModel, Layout, Model
 from l2l_influence.bilevel.inner import InnerProblem
 from l2l_influence.bilevel.inner.inverses.inverse import GRAM_LIMIT, INVERSES
 from l2l_influence.bilevel.objective import Objective
-from l2l_influence.bilevel.solved_tasks import LocalProblem
+from l2l_influence.bilevel.solved_tasks import SolvedTasks
 from l2l_influence.bilevel.task import stack
 from l2l_influence.errors import LossStructureError
 
@@ -158,7 +158,7 @@ def test_auto_picks_gram_for_few_outputs_and_cg_otherwise():
     def picked(solver, loss=None, task=case.tasks[0]):
         loss = loss or case.loss
         problem = BilevelProblem(loss, loss, 1000.0, 0.5, inner_solver=solver, inner_tolerance=0.9)
-        return problem.at(case.lam, [task]).at(0).solution.note
+        return problem.at(case.lam, [task]).one(0).solution.note
 
     rows = GRAM_LIMIT // WAYS + 1
     large = Task((randn(0, rows, 16), torch.arange(rows) % WAYS), case.tasks[0].query)
@@ -248,10 +248,10 @@ def test_curvature_that_is_not_finite_is_refused():
 
 def test_the_factor_is_the_gauss_newton_matrix():
     case = Case(fc, 2)
-    local: LocalProblem = case.problem().at(case.lam, case.tasks)
-    (solved,) = local.solved()
+    solved_tasks: SolvedTasks = case.problem().at(case.lam, case.tasks)
+    (solved,) = solved_tasks.solved()
     theta, z = solved.solution.theta, solved.batch.support
-    rows = gauss_newton_factor(solved.outer, local.lam, theta, z)
+    rows = gauss_newton_factor(solved.outer, solved_tasks.lam, theta, z)
     for i, task in enumerate(case.tasks):
         expected = case.curvature(case.layout.unravel(theta[i]), task.support[0])
         assert relative(rows[i].T @ rows[i], expected) < 1e-10

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from l2l_influence.bilevel.inner.steps.steps.factored import InFactors, wide_layers
 from torch import nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, Layout, ModelLoss, Task, Unrolled
 from l2l_influence.bilevel import solved_tasks as local_module
+from l2l_influence.bilevel.inner.steps.factored import InFactors, wide_layers
 from l2l_influence.bilevel.inner.steps.steps import factored as in_factors
 from l2l_influence.errors import LossStructureError
 
@@ -237,7 +237,7 @@ def test_hessians_are_those_without_factors(kind, few, monkeypatch):
         monkeypatch.setattr(local_module, "RECYCLED", 2 * len(v) * 8)
     hessian = problem.total_hessian(lam, mean_tasks(4), kind)
     if few:
-        (batch,) = hessian.local.batches()
+        (batch,) = hessian.solved_tasks.batches()
         assert [len(piece.batch.index) for piece in batch.pieces] == [2, 1]
     # A sketch takes square roots of curvatures, and of the rounding of those that are zero.
     assert relative(hessian @ v, dense) < (1e-7 if kind == "sketch" else 1e-10)

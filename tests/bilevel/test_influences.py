@@ -187,7 +187,7 @@ def test_one_solve_scores_all_items(world):
     v = randn(8, SIZE)
     hessian = world.problem.total_hessian(world.lam, world.tasks, "exact", WEIGHTS.task)
     x = hessian.solve(v).value.expand(TASKS, -1)
-    (at,) = hessian.local.solved()
+    (at,) = hessian.solved_tasks.solved()
     weight = at.batch.weight.unsqueeze(-1)
     found = [
         at.weighted_gradient() @ x[0],
@@ -214,7 +214,7 @@ def test_query_samples_sum_to_their_task(world):
 
 def of_task(world, k):
     """The package's solution of one task, and the task."""
-    return world.problem.at(world.lam, world.tasks, WEIGHTS.task).at(k), world.tasks[k]
+    return world.problem.at(world.lam, world.tasks, WEIGHTS.task).one(k), world.tasks[k]
 
 
 def reweighted(task, support=None, query=None):
@@ -338,13 +338,13 @@ def test_leave_one_out_leaves_the_tasks_own_hessian_out(kind):
     problem = BilevelProblem(classification, classification, DELTA, l2, theta_keys, inner_solver="dense")
     reference = MappedReference(classification, lam, theta_keys, DELTA)
     if kind == "sketch":
-        parts = from_rows(problem.total_hessian(lam, tasks, Sketch(draws=4), WEIGHTS.task).operator)
+        parts = from_rows(problem.total_hessian(lam, tasks, Sketch(samples=4), WEIGHTS.task).operator)
     else:
         parts = [c * DENSE[kind](reference, task) for c, task in zip(WEIGHTS.task, tasks, strict=True)]
-    pull = WEIGHTS.task[k] * reference.total_gradient(tasks[k])
+    gradient = WEIGHTS.task[k] * reference.total_gradient(tasks[k])
     for leave_one_out, hessian in ((True, sum(parts) - parts[k]), (False, sum(parts))):
         found = problem.task_influence(
-            lam, tasks, k, Sketch(draws=4) if kind == "sketch" else kind, WEIGHTS.task, leave_one_out=leave_one_out
+            lam, tasks, k, Sketch(samples=4) if kind == "sketch" else kind, WEIGHTS.task, leave_one_out=leave_one_out
         )
-        expected = -torch.linalg.solve(l2 * EYE + hessian, pull)
+        expected = -torch.linalg.solve(l2 * EYE + hessian, gradient)
         assert relative(reference.layout.ravel(found), expected) < 1e-7

@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task, Unrolled
-from l2l_influence.bilevel.item_gradients import Level, QuerySample, ResolvedSupportSample, SupportSample, WholeTask
+from l2l_influence.bilevel.item_gradients import (
+    ItemGradient,
+    QueryGradient,
+    ResolvedSupportGradient,
+    SupportGradient,
+    TaskGradient,
+)
 from l2l_influence.bilevel.solved_tasks import SolvedBatch
 
 from .toys import (
@@ -27,7 +33,7 @@ from .toys import (
 
 DELTA, LR, STEPS = 6.0, 0.1, 3
 TASK_WEIGHTS = [1.5, 0.5]
-LEVELS = [WholeTask(), QuerySample(), SupportSample(), ResolvedSupportSample()]
+ITEM_GRADIENTS = [TaskGradient(), QueryGradient(), SupportGradient(), ResolvedSupportGradient()]
 
 
 def weighted_tasks() -> list[Task]:
@@ -50,15 +56,15 @@ class World:
         problem = BilevelProblem(classification, classification, kind, 0.5, theta_keys, inner_tolerance=1e-12)
         (self.at,) = problem.at(lam, self.tasks, TASK_WEIGHTS).solved()
 
-    def gradient(self, i: int, level: Level, j: int, scale: float) -> torch.Tensor:
+    def gradient(self, i: int, level: ItemGradient, j: int, scale: float) -> torch.Tensor:
         """c_i g_i with item j's weight times ``scale``."""
         return TASK_WEIGHTS[i] * self.reference.total_gradient(scaled(self.tasks[i], level, j, scale))
 
 
-def scaled(task: Task, level: Level, j: int, scale: float) -> Task:
-    if isinstance(level, WholeTask):
+def scaled(task: Task, level: ItemGradient, j: int, scale: float) -> Task:
+    if isinstance(level, TaskGradient):
         return replace(task, query_weights=scale * task.query_weights)
-    name = "query_weights" if isinstance(level, QuerySample) else "support_weights"
+    name = "query_weights" if isinstance(level, QueryGradient) else "support_weights"
     weights = getattr(task, name).clone()
     weights[j] *= scale
     return replace(task, **{name: weights})
@@ -72,47 +78,47 @@ def world(request) -> World:
     return World(*request.param)
 
 
-@pytest.mark.parametrize("level", LEVELS, ids=lambda level: type(level).__name__)
+@pytest.mark.parametrize("level", ITEM_GRADIENTS, ids=lambda level: type(level).__name__)
 def test_pulls_are_derivatives_of_the_total_gradient_by_the_items_weight(world, level):
     """By relative weight, and for an item that is adapted without, the difference that its weight makes."""
     last = level.count(world.at) - 1
     assert last == {"task": 0, "query sample": 6, "support sample": 5}[level.what]
     for j in {0, last}:
-        pull = level.pull(world.at, j)
+        gradient = level.gradient(world.at, j)
         for i in range(2):
-            if isinstance(level, ResolvedSupportSample):
+            if isinstance(level, ResolvedSupportGradient):
                 expected = world.gradient(i, level, j, 1) - world.gradient(i, level, j, 0)
             else:
                 expected = (world.gradient(i, level, j, 1 + 1e-5) - world.gradient(i, level, j, 1 - 1e-5)) / 2e-5
-            assert relative(pull[i], expected) < 1e-7
+            assert relative(gradient[i], expected) < 1e-7
 
 
-@pytest.mark.parametrize("level", LEVELS, ids=lambda level: type(level).__name__)
+@pytest.mark.parametrize("level", ITEM_GRADIENTS, ids=lambda level: type(level).__name__)
 def test_products_with_all_pulls_at_once(world, level):
     v = randn(1, 3, SIZE)
-    found = level.pulls_along(world.at, v)
+    found = level.gradients_along(world.at, v)
     assert found.shape == (2, level.count(world.at), 3)
     for j in range(level.count(world.at)):
-        assert torch.allclose(found[:, j], level.pull(world.at, j) @ v.T, rtol=1e-7, atol=1e-10)
+        assert torch.allclose(found[:, j], level.gradient(world.at, j) @ v.T, rtol=1e-7, atol=1e-10)
 
 
 def test_query_samples_pull_together_as_their_task(world):
-    together = sum(QuerySample().pull(world.at, j) for j in range(7))
-    assert relative(together, WholeTask().pull(world.at, 0)) < 1e-10
+    together = sum(QueryGradient().gradient(world.at, j) for j in range(7))
+    assert relative(together, TaskGradient().gradient(world.at, 0)) < 1e-10
 
 
 def test_adapting_anew_and_the_derivative_part_ways_with_the_samples_weight(world):
     """They are one for a sample that hardly counts, and are not for one that does."""
-    closed, anew = SupportSample().pull(world.at, 2), ResolvedSupportSample().pull(world.at, 2)
+    closed, anew = SupportGradient().gradient(world.at, 2), ResolvedSupportGradient().gradient(world.at, 2)
     assert relative(closed, anew) > 0.01
     support = world.at.batch.support
     light = support.w.clone()
     light[:, 2] *= 1e-4
     at = world.at.with_support(support._replace(w=light))
-    assert relative(SupportSample().pull(at, 2), ResolvedSupportSample().pull(at, 2)) < 1e-3
+    assert relative(SupportGradient().gradient(at, 2), ResolvedSupportGradient().gradient(at, 2)) < 1e-3
 
 
-@pytest.mark.parametrize("level", LEVELS, ids=lambda level: type(level).__name__)
+@pytest.mark.parametrize("level", ITEM_GRADIENTS, ids=lambda level: type(level).__name__)
 def test_an_items_own_loss_has_no_weight_of_its_own(world, level):
     """Its value after adaptation, and its total gradient; a task's is the whole of its outer loss."""
     losses = level.losses(world.at)
@@ -120,23 +126,27 @@ def test_an_items_own_loss_has_no_weight_of_its_own(world, level):
     for i, task in enumerate(world.tasks):
         theta = world.reference.solve(world.reference.lam, task)
         for j in {0, level.count(world.at) - 1}:
-            own = task if isinstance(level, WholeTask) else replace(task, query=one(task, level, j), query_weights=None)
+            own = (
+                task
+                if isinstance(level, TaskGradient)
+                else replace(task, query=one(task, level, j), query_weights=None)
+            )
             expected = world.reference.outer(own)(world.reference.lam, theta)
             assert float(losses[i, j]) == pytest.approx(float(expected), rel=1e-9)
             assert relative(level.own(world.at, j).total_gradient[i], world.reference.total_gradient(own)) < 1e-7
 
 
-def one(task: Task, level: Level, j: int) -> tuple[torch.Tensor, torch.Tensor]:
-    x, y = task.query if isinstance(level, QuerySample) else task.support
+def one(task: Task, level: ItemGradient, j: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = task.query if isinstance(level, QueryGradient) else task.support
     return x[j : j + 1], y[j : j + 1]
 
 
 def test_the_batch_is_left_as_it_is(world):
     before = [part.clone() for part in (*world.at.batch.support, *world.at.batch.query)]
-    for level in LEVELS:
-        level.pull(world.at, 0)
+    for level in ITEM_GRADIENTS:
+        level.gradient(world.at, 0)
         level.own(world.at, 0)
-        level.pulls_along(world.at, randn(1, 1, SIZE))
+        level.gradients_along(world.at, randn(1, 1, SIZE))
     after = (*world.at.batch.support, *world.at.batch.query)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -148,8 +158,8 @@ def test_samples_without_weight_pull_nothing_and_have_a_loss():
     ]
     problem = BilevelProblem(classification, classification, DELTA, 0.5, inner_tolerance=1e-12)
     (at,) = problem.at(parameters(), tasks).solved()
-    for level in LEVELS[1:]:
-        assert level.pull(at, 0).norm() < 1e-12 < level.pull(at, 1).norm()
+    for level in ITEM_GRADIENTS[1:]:
+        assert level.gradient(at, 0).norm() < 1e-12 < level.gradient(at, 1).norm()
         assert (level.losses(at) > 0).all() and level.own(at, 0).total_gradient.norm() > 0
 
 
@@ -161,7 +171,7 @@ def test_the_papers_functions_carry_its_signs():
     """What removal adds for a support sample, it subtracts for the others."""
     solved = randn(0, 1, 4)
     signs = [-1, -1, 1, 1]
-    for level, sign in zip(LEVELS, signs, strict=True):
+    for level, sign in zip(ITEM_GRADIENTS, signs, strict=True):
         assert torch.equal(level.influence(solved), sign * solved)
 
 
@@ -183,17 +193,17 @@ def together() -> SolvedBatch:
 
 def test_only_rows_with_a_loss_are_items(together):
     assert together.batch.query.x.shape[1] == together.batch.support.x.shape[1] == 13
-    for level, count in zip(LEVELS, (1, 7, 6, 6), strict=True):
+    for level, count in zip(ITEM_GRADIENTS, (1, 7, 6, 6), strict=True):
         assert level.count(together) == count and level.losses(together).shape == (2, count)
-        assert level.pulls_along(together, torch.ones_like(together.lam).unsqueeze(0)).shape == (2, count, 1)
+        assert level.gradients_along(together, torch.ones_like(together.lam).unsqueeze(0)).shape == (2, count, 1)
 
 
 def test_a_sample_leaves_the_loss_and_stays_in_the_statistics(together):
     """The others' features are as they were: c_i g_i is the sum over query samples, and linear in their weights."""
-    whole = WholeTask().pull(together, 0)
-    assert relative(sum(QuerySample().pull(together, j) for j in range(7)), whole) < 1e-10
+    whole = TaskGradient().gradient(together, 0)
+    assert relative(sum(QueryGradient().gradient(together, j) for j in range(7)), whole) < 1e-10
     query = together.batch.query
     half = query.w.clone()
     half[:, 3] = 0.5
     without_half = together.with_query(query._replace(w=half)).weighted_gradient()
-    assert relative(2 * (whole - without_half), QuerySample().pull(together, 3)) < 1e-10
+    assert relative(2 * (whole - without_half), QueryGradient().gradient(together, 3)) < 1e-10

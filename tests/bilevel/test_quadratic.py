@@ -137,17 +137,17 @@ def test_influences(world, kind):
     k, given = 1, (world.lam, world.tasks, 1)
     formulas = world.formulas[k]
 
-    def expected(pull: Tensor) -> Tensor:
-        return -torch.linalg.solve(world.matrix, C[k] * pull)
+    def expected(gradient: Tensor) -> Tensor:
+        return -torch.linalg.solve(world.matrix, C[k] * gradient)
 
     found = world.problem.task_influence(*given, kind, C)
     assert relative(world.layout.ravel(found), expected(formulas.gradient)) < 1e-8
     for j in (0, 4):
         found = world.problem.query_influence(*given, j, kind, C)
         assert relative(world.layout.ravel(found), expected(formulas.query_gradient(j))) < 1e-8
-        pull = world.tasks[k].support_weights[j] * formulas.gradient_by_support(j)
+        gradient = world.tasks[k].support_weights[j] * formulas.gradient_by_support(j)
         found = world.problem.support_influence(*given, j, kind, C)
-        assert relative(world.layout.ravel(found), -expected(pull)) < 1e-8  # the paper's sign: removal adds it
+        assert relative(world.layout.ravel(found), -expected(gradient)) < 1e-8  # the paper's sign: removal adds it
 
 
 def test_resolved_support_influence(world):

@@ -148,7 +148,7 @@ TASKS = classification_tasks(3)
 @SECOND_AND_FIRST
 @ALL
 def test_theta_and_its_jacobians(case: Case, first_order: bool) -> None:
-    solution = problem(case, first_order).at(case.lam, TASKS[:1]).at(0).solution
+    solution = problem(case, first_order).at(case.lam, TASKS[:1]).one(0).solution
     reference = Reference(case, TASKS[0], first_order)
     at = reference.lam, reference.w
     by_lam, by_w = (jacrev(reference.theta, argnums=i)(*at) for i in (0, 1))
@@ -165,7 +165,7 @@ def test_theta_and_its_jacobians(case: Case, first_order: bool) -> None:
 
 @ALL
 def test_the_jacobian_is_the_finite_difference_of_the_steps(case: Case) -> None:
-    local = problem(case).at(case.lam, TASKS[:1])
+    solved_tasks = problem(case).at(case.lam, TASKS[:1])
     layout, step = Layout(case.lam), 1e-5
     v = randn(3, 1, layout.size)
     ends = [
@@ -173,14 +173,14 @@ def test_the_jacobian_is_the_finite_difference_of_the_steps(case: Case) -> None:
         for sign in (1, -1)
     ]
     slope = torch.cat([((ends[0][key] - ends[1][key]) / (2 * step)).flatten() for key in ends[0]])
-    assert relative(local.at(0).solution.jvp(v)[0], slope) < 1e-8
+    assert relative(solved_tasks.one(0).solution.jvp(v)[0], slope) < 1e-8
 
 
 @SECOND_AND_FIRST
 @ALL
 def test_total_gradients_and_their_derivatives_by_lambda_and_support_weights(case: Case, first_order: bool) -> None:
     """For first order the derivative by λ is at the gradients that are held fixed, that by the weights is in full."""
-    at = problem(case, first_order).at(case.lam, TASKS[:1]).at(0)
+    at = problem(case, first_order).at(case.lam, TASKS[:1]).one(0)
     reference = Reference(case, TASKS[0], first_order)
     both = reference.lam, reference.w
     (by_lam, _), (across, _) = hessian(reference.outer, argnums=(0, 1))(*both)
@@ -234,7 +234,7 @@ def dense(reference: Reference, kind: str) -> Tensor:
 
 def test_the_rows_of_a_sketch_are_derivatives_of_outputs_through_the_steps() -> None:
     case = CASES["rates"]
-    rows = Sketch(draws=3).operator(problem(case).at(case.lam, TASKS[:1])).rows
+    rows = Sketch(samples=3).operator(problem(case).at(case.lam, TASKS[:1])).rows
     reference = Reference(case, TASKS[0])
 
     def outputs(lam: Tensor) -> Tensor:

@@ -40,23 +40,23 @@ def test_its_mean_tends_to_gauss_newton_at_the_monte_carlo_rate(loss, reduce, th
     problem = BilevelProblem(loss, loss, UNROLLED, 0.5, theta_keys)
     tasks = reduce(classification_tasks(2))
     exact = matrix(problem, tasks, "gauss-newton")
-    few = [relative(matrix(problem, tasks, Sketch(draws=4, seed=s)), exact) for s in range(8)]
+    few = [relative(matrix(problem, tasks, Sketch(samples=4, seed=s)), exact) for s in range(8)]
     expected = sum(few) / len(few) * (4 / 256) ** 0.5
-    many = [relative(matrix(problem, tasks, Sketch(draws=256, seed=s)), exact) for s in (0, 1)]
+    many = [relative(matrix(problem, tasks, Sketch(samples=256, seed=s)), exact) for s in (0, 1)]
     assert 0.6 * expected < sum(many) / 2 < 1.6 * expected
 
 
 def test_its_solve_equals_the_dense_solve():
     problem = BilevelProblem(classification, classification, UNROLLED, l2=0.3)
     tasks, v = classification_tasks(4), randn(0, SIZE)
-    hessian = problem.total_hessian(LAM, tasks, Sketch(draws=3))
+    hessian = problem.total_hessian(LAM, tasks, Sketch(samples=3))
     dense = hessian.operator.matvec(EYE) + (0.3 + 0.1) * EYE
     solution = hessian.solve(v, damping=0.1)
     assert relative(solution.value, torch.linalg.solve(dense, v)) < 1e-10
     assert solution.report.solver == "closed form" and bool(solution.report.converged.all())
 
 
-@pytest.mark.parametrize("kind", [Sketch(draws=3), Subsample(Sketch(draws=3), tasks=2)], ids=["all", "some"])
+@pytest.mark.parametrize("kind", [Sketch(samples=3), Subsample(Sketch(samples=3), tasks=2)], ids=["all", "some"])
 @pytest.mark.parametrize("iterations", [1, 2, 8])
 def test_its_largest_eigenvalue_is_what_power_iteration_finds(kind, iterations):
     operator = BilevelProblem(classification, classification, UNROLLED, 0.5).total_hessian(LAM, TASKS, kind).operator
@@ -83,7 +83,7 @@ def test_what_preconditions_is_looked_at_once(monkeypatch):
 def test_its_gram_matrix_is_made_once(monkeypatch):
     made = []
     monkeypatch.setattr(LowRank, "gram", lambda self, gram=LowRank.gram: made.append(1) or gram(self))
-    hessian = BilevelProblem(classification, classification, UNROLLED, 0.5).total_hessian(LAM, TASKS, Sketch(draws=3))
+    hessian = BilevelProblem(classification, classification, UNROLLED, 0.5).total_hessian(LAM, TASKS, Sketch(samples=3))
     hessian.largest_eigenvalue(8)
     for damping in (0.1, 1.0, 10.0):
         hessian.solve(randn(0, SIZE), damping=damping)
@@ -106,9 +106,9 @@ def test_beyond_its_memory_it_takes_fewer_draws_then_fewer_tasks(monkeypatch):
     problem = BilevelProblem(classification, classification, UNROLLED, 0.5)
     tasks = classification_tasks(4)
     monkeypatch.setattr(sketch, "MOST_ROWS", 8)
-    assert len(problem.total_hessian(LAM, tasks, Sketch(draws=16)).operator.rows) == 8
+    assert len(problem.total_hessian(LAM, tasks, Sketch(samples=16)).operator.rows) == 8
     monkeypatch.setattr(sketch, "MOST_ROWS", 2)
-    chosen = [problem.total_hessian(LAM, tasks, Sketch(draws=16, seed=s)).operator for s in range(200)]
+    chosen = [problem.total_hessian(LAM, tasks, Sketch(samples=16, seed=s)).operator for s in range(200)]
     assert all(len(operator.rows) == 2 for operator in chosen)
     # Over many choices of tasks the mean is still the Gauss–Newton matrix of all of them.
     exact = problem.total_hessian(LAM, tasks, "gauss-newton").operator.matvec(EYE)
@@ -125,5 +125,5 @@ def test_any_convex_criterion_will_do():
     problem = BilevelProblem(loss, loss, UNROLLED, 0.5)
     tasks = classification_tasks(1)
     exact = matrix(problem, tasks, "gauss-newton")
-    few = [relative(matrix(problem, tasks, Sketch(draws=4, seed=s)), exact) for s in range(8)]
-    assert relative(matrix(problem, tasks, Sketch(draws=256)), exact) < 1.6 * sum(few) / len(few) * (4 / 256) ** 0.5
+    few = [relative(matrix(problem, tasks, Sketch(samples=4, seed=s)), exact) for s in range(8)]
+    assert relative(matrix(problem, tasks, Sketch(samples=256)), exact) < 1.6 * sum(few) / len(few) * (4 / 256) ** 0.5

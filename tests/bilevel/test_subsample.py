@@ -87,10 +87,10 @@ def left_of(hessian, groups: list[list[int]]) -> torch.Tensor:
 def samples(problem: BilevelProblem, wanted: int, **settings) -> dict[tuple[int, ...], torch.Tensor]:
     """The estimate for each of the ``wanted`` possible sets of drawn tasks, from as many seeds as show them all."""
     found: dict[tuple[int, ...], torch.Tensor] = {}
-    local = problem.at(LAM, TASKS, WEIGHTS)
+    solved_tasks = problem.at(LAM, TASKS, WEIGHTS)
     for seed in range(1000):
         kind = Subsample(seed=seed, **settings)
-        drawn = tuple(kind.draw(local).positions)
+        drawn = tuple(kind.draw(solved_tasks).positions)
         if drawn not in found:
             found[drawn] = products(total(problem, kind))
         if len(found) == wanted:
@@ -120,10 +120,10 @@ def test_the_mean_over_all_draws_by_a_score_is_the_dense_hessian(by, dense, scor
 @SCORED
 def test_several_draws_are_the_mean_of_single_ones(by, dense, scores):
     p = documented(C, scores[by])
-    local = PROXIMAL.at(LAM, TASKS, WEIGHTS)
+    solved_tasks = PROXIMAL.at(LAM, TASKS, WEIGHTS)
     several = [Subsample("hessian", 4, by, seed) for seed in range(8)]
-    repeated = next(kind for kind in several if len(kind.draw(local).positions) == 2)
-    positions, weights = repeated.draw(local)
+    repeated = next(kind for kind in several if len(kind.draw(solved_tasks).positions) == 2)
+    positions, weights = repeated.draw(solved_tasks)
     times = torch.tensor(weights, dtype=torch.float64) * 4 * p[positions] / C[positions]
     assert torch.allclose(times, times.round(), atol=1e-8)
     assert times.sum().round() == 4
@@ -137,8 +137,8 @@ def test_several_draws_are_the_mean_of_single_ones(by, dense, scores):
 @pytest.mark.filterwarnings("ignore:the direct total Hessian")
 def test_the_mean_over_all_draws_is_the_full_operator_of_every_kind(kind, theta_keys):
     problem = BilevelProblem(LOSS, LOSS, Unrolled(lr=0.1, steps=2), 0.5, theta_keys)
-    local = problem.at(LAM, TASKS, WEIGHTS)
-    losses = torch.cat([local.at(i).outer_loss() for i in range(COUNT)])
+    solved_tasks = problem.at(LAM, TASKS, WEIGHTS)
+    losses = torch.cat([solved_tasks.one(i).outer_loss() for i in range(COUNT)])
     p = documented(C, losses)
     found = samples(problem, COUNT, kind=kind, tasks=1, by="difficulty")
     mean = sum(p[i] * found[i,] for i in range(COUNT))
@@ -148,7 +148,7 @@ def test_the_mean_over_all_draws_is_the_full_operator_of_every_kind(kind, theta_
 
 def test_the_mean_over_all_draws_is_the_sum_of_the_sketches_of_single_tasks(scores):
     # Samples are drawn by seed and position, and a task that is drawn alone has the first.
-    kind = Sketch(draws=3, seed=2)
+    kind = Sketch(samples=3, seed=2)
     found = samples(PROXIMAL, COUNT, kind=kind, tasks=1, by="uncertainty")
     p = documented(C, scores["uncertainty"])
     mean = sum(p[i] * found[i,] for i in range(COUNT))
@@ -188,8 +188,8 @@ def test_negative_losses_count_from_the_least():
         return classification(lam, theta, x, y) - 10.0
 
     plain, lower = (QUICK, BilevelProblem(classification, shifted, QUICK.kind, 0.5, ["head"]))
-    local = plain.at(LAM, TASKS, WEIGHTS)
-    losses = torch.cat([local.at(i).outer_loss() for i in range(COUNT)])
+    solved_tasks = plain.at(LAM, TASKS, WEIGHTS)
+    losses = torch.cat([solved_tasks.one(i).outer_loss() for i in range(COUNT)])
     p = documented(C, losses - losses.min())
     ((position,), (weight,)) = Subsample("hessian", 1, "difficulty").draw(lower.at(LAM, TASKS, WEIGHTS))
     assert weight == pytest.approx(float(C[position] / p[position]), rel=1e-10)
@@ -197,12 +197,12 @@ def test_negative_losses_count_from_the_least():
 
 @pytest.mark.parametrize("by", ["random", "difficulty", "uncertainty"])
 def test_tasks_are_drawn_as_often_as_documented(by, scores):
-    local = PROXIMAL.at(LAM, TASKS, WEIGHTS)
+    solved_tasks = PROXIMAL.at(LAM, TASKS, WEIGHTS)
     expected = torch.full((COUNT,), 1 / COUNT).double() if by == "random" else documented(C, scores[by])
     draws, seeds = COUNT - 1, 400
     times = torch.zeros(COUNT, dtype=torch.float64)
     for seed in range(seeds):
-        positions, weights = Subsample("hessian", draws, by, seed).draw(local)
+        positions, weights = Subsample("hessian", draws, by, seed).draw(solved_tasks)
         times[positions] += torch.tensor(weights, dtype=torch.float64) * draws * expected[positions] / C[positions]
     assert times.sum() == pytest.approx(draws * seeds)
     # Four standard deviations of independent draws; draws without replacement spread less.
@@ -211,8 +211,8 @@ def test_tasks_are_drawn_as_often_as_documented(by, scores):
 
 
 def test_all_pairs_are_drawn_equally_often_at_random():
-    local = QUICK.at(LAM, TASKS, WEIGHTS)
-    pairs = Counter(tuple(Subsample("hessian", 2, seed=seed).draw(local).positions) for seed in range(2000))
+    solved_tasks = QUICK.at(LAM, TASKS, WEIGHTS)
+    pairs = Counter(tuple(Subsample("hessian", 2, seed=seed).draw(solved_tasks).positions) for seed in range(2000))
     assert len(pairs) == 10
     assert all(abs(times - 200) < 4 * (2000 * 0.1 * 0.9) ** 0.5 for times in pairs.values())
 
@@ -223,12 +223,12 @@ def test_hard_and_uncertain_tasks_are_drawn_more_often():
     loss = ModelLoss(lambda p, x: x + 0 * p["b"], lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"))
     problem = BilevelProblem(loss, loss, Unrolled(lr=0.1, steps=1), 0.5)
     tasks = [Task((x, y), (outputs, y)) for outputs in (sure, unsure, wrong)]
-    local = problem.at({"b": torch.zeros(3).double()}, tasks)
+    solved_tasks = problem.at({"b": torch.zeros(3).double()}, tasks)
 
     def p_of_drawn(by: str) -> list[float]:
         p = {}
         for seed in range(100):
-            (position,), (weight,) = Subsample("hessian", 1, by, seed).draw(local)
+            (position,), (weight,) = Subsample("hessian", 1, by, seed).draw(solved_tasks)
             p[position] = 1 / weight
         return [p[i] for i in range(3)]
 
@@ -256,9 +256,9 @@ def test_the_same_seed_draws_the_same_tasks_whatever_the_batches(by):
 
 
 def test_a_sketch_with_the_same_seed_draws_independently():
-    local, kinds = QUICK.at(LAM, TASKS, WEIGHTS), [Subsample("sketch", 2, seed=seed) for seed in range(200)]
+    solved_tasks, kinds = QUICK.at(LAM, TASKS, WEIGHTS), [Subsample("sketch", 2, seed=seed) for seed in range(200)]
     as_the_sketch = [torch.randperm(COUNT, generator=generator(kind.seed))[:2].sort().values.tolist() for kind in kinds]
-    same = sum(kind.draw(local).positions == other for kind, other in zip(kinds, as_the_sketch, strict=True))
+    same = sum(kind.draw(solved_tasks).positions == other for kind, other in zip(kinds, as_the_sketch, strict=True))
     # One of ten pairs: 20 of 200 by chance.
     assert same < 20 + 4 * (200 * 0.1 * 0.9) ** 0.5
 
@@ -285,7 +285,7 @@ def test_with_all_tasks_their_inner_solutions_are_shared():
         tasks = Counted(TASKS)
         hessian = total(QUICK, kind, tasks)
         products(hessian)
-        list(hessian.local.solved())
+        list(hessian.solved_tasks.solved())
         return tasks.reads
 
     assert reads(Subsample("hessian", COUNT)) == reads("hessian")
@@ -306,7 +306,7 @@ def test_its_note_says_what_was_drawn():
 
 
 def test_a_sketch_is_still_solved_through_its_own_columns():
-    hessian, v = total(QUICK, Subsample(Sketch(draws=2), 3)), randn(0, SIZE)
+    hessian, v = total(QUICK, Subsample(Sketch(samples=2), 3)), randn(0, SIZE)
     eye = torch.eye(SIZE, dtype=torch.float64)
     whole = hessian.operator.matvec(eye) + (0.5 + 0.1) * eye
     solution = hessian.solve(v, damping=0.1)
@@ -319,7 +319,7 @@ def test_without_tasks_what_they_add_is_dropped_row_by_row(by, dense, scores):
     kind = Subsample("hessian", 3, by, seed=1)
     hessian = total(PROXIMAL, kind)
     added = torch.zeros_like(dense)
-    positions, weights = kind.draw(hessian.local)
+    positions, weights = kind.draw(hessian.solved_tasks)
     added[positions] = torch.tensor(weights, dtype=torch.float64).view(-1, 1, 1) * dense[positions]
     assert 0 < len(positions) < COUNT
     for groups in ([[0], [1], [2]], [[3], [4], []], [[0, 4], [-1], list(range(COUNT))]):
@@ -332,9 +332,9 @@ def test_without_tasks_what_they_add_is_dropped_row_by_row(by, dense, scores):
 @SCORED
 def test_without_a_task_the_mean_is_the_dense_hessian_of_the_others(by, dense, scores):
     p, k, mean = documented(C, scores[by]), 4, torch.zeros_like(ROWS)
-    local = PROXIMAL.at(LAM, TASKS, WEIGHTS)
+    solved_tasks = PROXIMAL.at(LAM, TASKS, WEIGHTS)
     for i in range(COUNT):
-        seed = next(s for s in range(1000) if Subsample("hessian", 1, by, s).draw(local).positions == [i])
+        seed = next(s for s in range(1000) if Subsample("hessian", 1, by, s).draw(solved_tasks).positions == [i])
         mean += p[i] * left_of(total(PROXIMAL, Subsample("hessian", 1, by, seed)), [[k]] * len(ROWS))
     assert relative(mean, torch.einsum("i,ijk->jk", C[:k], dense[:k])) < 1e-8
 
@@ -343,7 +343,7 @@ def test_without_a_task_the_mean_is_the_dense_hessian_of_the_others(by, dense, s
 def test_without_works_through_every_form_of_sum(kind):
     sampled = Subsample(kind, 2)
     hessian = total(QUICK_MAML if kind == "gamma" else QUICK, sampled)
-    first, second = sampled.draw(hessian.local).positions
+    first, second = sampled.draw(hessian.solved_tasks).positions
     missing = next(k for k in range(COUNT) if k not in (first, second))
     assert relative(left_of(hessian, [[missing]] * 3), products(hessian)) < 1e-14
     parts = [products(hessian) - left_of(hessian, [[k]] * 3) for k in (first, second)]
@@ -355,8 +355,8 @@ def test_without_works_through_every_form_of_sum(kind):
 
 def test_gradients_are_those_of_the_kind_that_is_estimated():
     direct, sampled = total(QUICK, "direct-first-order"), total(QUICK, Subsample("direct-first-order", 2))
-    assert torch.equal(sampled.seen(1).total_gradient, direct.seen(1).total_gradient)
-    assert not torch.equal(direct.seen(1).total_gradient, total(QUICK, "hessian").seen(1).total_gradient)
+    assert torch.equal(sampled.linearised(1).total_gradient, direct.linearised(1).total_gradient)
+    assert not torch.equal(direct.linearised(1).total_gradient, total(QUICK, "hessian").linearised(1).total_gradient)
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------

@@ -165,4 +165,4 @@ def test_first_order_gradient_by_support_weight(theta_keys):
         return gradients(module, [replace(task, support_weights=weights)], problem.kind, theta_keys)
 
     expected = (gradient(1e-5) - gradient(-1e-5)) / 2e-5
-    assert relative(problem.at(lam, [task]).at(0).gradient_by_support(e), expected) < 1e-6
+    assert relative(problem.at(lam, [task]).one(0).gradient_by_support(e), expected) < 1e-6

@@ -31,7 +31,7 @@ KINDS: dict[str, Any] = {
     "gamma": "gamma",
     "identity": "identity",
     "direct-first-order": "direct-first-order",
-    "sketch": Sketch(draws=2),
+    "sketch": Sketch(samples=2),
     "some rows": Subsample("sketch", 3),
     "difficulty": Subsample("gauss-newton", 3, "difficulty"),
     "uncertainty": Subsample("hessian", 4, "uncertainty"),

@@ -33,7 +33,7 @@ from ..influence.runs import ListedTasks, everything, labelled_batches, pairs, t
 LR, STEPS = 0.3, 2
 ORDER = [*range(5), 2, 2]  # task 2 is drawn three times
 WEIGHTS = torch.tensor([1, 1, 3, 1, 1], dtype=torch.float64) * 5 / 7
-LEVELS = ["task", "query", "support"]
+ITEM_GRADIENTS = ["task", "query", "support"]
 LOSS = nn.CrossEntropyLoss()
 
 
@@ -132,7 +132,7 @@ def close(found, expected, rtol=1e-9):
     return torch.allclose(found, expected, rtol=rtol, atol=1e-13)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ITEM_GRADIENTS)
 def test_similarity_is_the_product_of_gradients(run, level):
     pulls, tests = run.all_pulls(level), run.test_gradients()
     assert close(matrix(run, GradientSimilarity, level), -pulls @ tests.T)
@@ -148,13 +148,13 @@ def test_the_cosine_with_no_gradient_is_none():
     assert found[0, 0] == pytest.approx(-1) and found.flatten()[1:].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ITEM_GRADIENTS)
 def test_the_norm_is_that_of_the_pull(run, level):
     expected = run.all_pulls(level).norm(dim=1, keepdim=True).expand(-1, 3)
     assert close(matrix(run, GradientNorm, level), expected)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ITEM_GRADIENTS)
 def test_query_loss_is_the_items_own_after_adaptation(run, level):
     expected = []
     for support, query in run.train:
@@ -165,7 +165,7 @@ def test_query_loss_is_the_items_own_after_adaptation(run, level):
     assert close(matrix(run, QueryLoss, level), torch.cat(expected).unsqueeze(1).expand(-1, 3))
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ITEM_GRADIENTS)
 def test_tracin_adds_up_over_checkpoints(run, level):
     others = [small_model(seed) for seed in (1, 2)]
     checkpoints = [(MAML(other, lr=0.1).state_dict(), lr) for other, lr in zip(others, (0.5, 0.2), strict=True)]
@@ -176,7 +176,7 @@ def test_tracin_adds_up_over_checkpoints(run, level):
     assert close(matrix(run, TracIn, level, checkpoints=checkpoints), expected)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ITEM_GRADIENTS)
 def test_ascent_climbs_on_the_item_alone(run, level):
     found = matrix(run, AscentSteps, level, steps=2, lr=0.4)
     for task, j in ((0, 0), (2, 3)):  # the second was drawn three times
@@ -187,7 +187,7 @@ def test_ascent_climbs_on_the_item_alone(run, level):
         assert close(found[item], run.test_losses(run.lam) - run.test_losses(lam))
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ITEM_GRADIENTS)
 def test_projected_gradients_use_the_items_own_kernel(run, level):
     draw = torch.Generator().manual_seed(3)
     signs = torch.randint(0, 2, (len(run.lam), 7), generator=draw, dtype=torch.int8) * 2.0 - 1
@@ -279,12 +279,12 @@ def test_single_level_ekfac_is_that_of_one_model_on_all_samples(normed):
         curvature = dense_ekfac(run, model, normed, WEIGHTS * share)
         for damping, value in ((0.05, 0.05), ("auto", 0.1 * float(curvature.trace()) / len(curvature))):
             inverse = torch.linalg.inv(curvature + (0.3 + value) * torch.eye(len(curvature)).double())
-            for level in LEVELS:
+            for level in ITEM_GRADIENTS:
                 found = matrix(run, SingleLevelEKFAC, level, damping=damping, l2=0.3, **options)
                 assert close(found, -torch.cat(parts[level]) @ inverse @ tests.T, rtol=1e-8)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ITEM_GRADIENTS)
 def test_single_level_ekfac_does_not_care_which_parameters_are_adapted(level):
     body, head, batches = nn.Linear(3, 4).double(), nn.Linear(4, 2).double(), labelled_batches(4, seed=70)
     anil, maml = l2l.algorithms.MAML(head, lr=LR), l2l.algorithms.MAML(nn.Sequential(body, head), lr=LR)
@@ -330,7 +330,7 @@ def make(name, run, level="task", **options):
 @pytest.mark.parametrize("name", BASELINES)
 def test_all_answer_as_hooks_do_and_leave_everything_as_it_was(run, name):
     before = everything(run.maml)
-    for level in LEVELS:
+    for level in ITEM_GRADIENTS:
         scorer = make(name, run, level)
         names, found = scorer.score_matrix(run.test)
         scores = scorer.scores(run.test)
@@ -342,7 +342,7 @@ def test_all_answer_as_hooks_do_and_leave_everything_as_it_was(run, name):
     assert everything(run.maml) == before
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ITEM_GRADIENTS)
 def test_rows_say_what_the_hooks_rows_say(run, level):
     hook = BASELINES["gamma"](run.maml, run.tasks, LOSS, level=level).scores(run.test)
     rows = make("gradient-similarity", run, level).scores(run.test)

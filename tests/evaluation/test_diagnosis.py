@@ -184,7 +184,7 @@ def test_the_solvers_error_is_that_against_dense_algebra(run):
 
 def test_two_draws_tell_the_noise_of_a_sketch(run):
     few, many = (
-        run.hook(TaskInfluence, hessian=Sketch(draws=draws), damping=0.0).diagnose(run.test.tasks, spot_checks=0)[
+        run.hook(TaskInfluence, hessian=Sketch(samples=draws), damping=0.0).diagnose(run.test.tasks, spot_checks=0)[
             "sampling"
         ]
         for draws in (1, 100)

@@ -7,7 +7,7 @@ import torch
 
 from l2l_influence import TaskInfluence
 from l2l_influence.analysis.estimators import collected
-from l2l_influence.analysis.estimators.collected import Collected
+from l2l_influence.analysis.estimators.collected import PackedTensors
 from l2l_influence.analysis.estimators.scoring import score
 
 from .retraining import optimal_run
@@ -16,7 +16,7 @@ from .retraining import optimal_run
 @pytest.mark.parametrize("piece", [1, 5, 7, 12, 10_000])
 def test_each_tensor_comes_back_at_its_place(piece, monkeypatch):
     monkeypatch.setattr(collected, "PIECE", piece)
-    found, put = Collected(7), {}
+    found, put = PackedTensors(7), {}
     for positions, shape in (([4, 0], (2, 3)), ([5], (1, 3)), ([2, 1], (1, 1)), ([6], (0, 2))):
         values = torch.randn(len(positions), *shape)
         found.put(positions, values)
@@ -30,15 +30,15 @@ def test_each_tensor_comes_back_at_its_place(piece, monkeypatch):
 def test_as_many_rows_as_tasks():
     for rows in (1, 3):
         with pytest.raises(ValueError, match="zip"):
-            Collected(4).put([0, 1], torch.ones(rows, 2))
+            PackedTensors(4).put([0, 1], torch.ones(rows, 2))
 
 
 def test_nothing_was_found():
-    assert [part.shape for part in Collected(2).each()] == [(0,), (0,)]
+    assert [part.shape for part in PackedTensors(2).each()] == [(0,), (0,)]
 
 
 def test_many_small_ones_share_their_memory():
-    found = Collected(3000)
+    found = PackedTensors(3000)
     for position in range(3000):
         found.put([position], torch.ones(1, 2, 30))
     pieces = {part.untyped_storage().data_ptr() for part in found.each()}
@@ -46,7 +46,7 @@ def test_many_small_ones_share_their_memory():
 
 
 def test_what_was_found_later_does_not_touch_what_was_found_before():
-    found = Collected(2)
+    found = PackedTensors(2)
     found.put([0], torch.zeros(1, 4))
     first = found.each()[0]
     found.put([1], torch.ones(1, 4))
@@ -56,6 +56,6 @@ def test_what_was_found_later_does_not_touch_what_was_found_before():
 def test_a_pass_over_the_tasks_leaves_one_piece_of_scores_and_one_of_losses():
     hook = optimal_run("unrolled").hook(TaskInfluence)
     outer = hook._outer()
-    found = score(outer, hook._level, outer.study.local.lam.expand(2, -1))
+    found = score(outer, hook._level, outer.study.solved_tasks.lam.expand(2, -1))
     for parts in (found.scores, found.losses):
         assert len(parts) == 5 and len({part.untyped_storage().data_ptr() for part in parts}) == 1

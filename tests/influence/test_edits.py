@@ -14,7 +14,7 @@ from .retraining import L2, LR, ORDER, STEPS, Retraining, Run, changes, flat, op
 from .runs import ListedTasks, labelled_batches, pairs, regression_batches, train
 
 HOOKS = {"task": TaskInfluence, "query": QueryInfluence, "support": SupportInfluence}
-LEVELS = pytest.mark.parametrize("level", list(HOOKS))
+ITEM_GRADIENTS = pytest.mark.parametrize("level", list(HOOKS))
 SOME = {"task": [0, 3], "query": [(1, 2), (1, 3), (4, 0)], "support": [(1, 2), (1, 3), (4, 0)]}
 """Items to ask about, by their tasks' keys."""
 
@@ -31,7 +31,7 @@ def names(run: Run, items):
 # ---- influences and removals ------------------------------------------------------------------------------------
 
 
-@LEVELS
+@ITEM_GRADIENTS
 def test_a_group_is_the_sum_of_its_members(level):
     run = optimal_run("unrolled")
     hook, group = run.hook(HOOKS[level]), names(run, SOME[level])
@@ -41,7 +41,7 @@ def test_a_group_is_the_sum_of_its_members(level):
     assert not torch.allclose(alone[0], alone[1])
 
 
-@LEVELS
+@ITEM_GRADIENTS
 def test_removal_subtracts_influences_but_adds_those_of_support_samples(level):
     run = optimal_run("unrolled")
     hook, group = run.hook(HOOKS[level]), names(run, SOME[level])
@@ -101,7 +101,7 @@ def test_leaving_out_with_the_residual_is_exact_on_quadratic_problems(quadratic,
         assert relative(changes(hook.remove(ids, **option), run.maml), end) > 0.01
 
 
-@LEVELS
+@ITEM_GRADIENTS
 def test_the_residual_is_a_step_to_the_minimum(quadratic, level):
     run, items = quadratic, SOME[level]
     hook, ids = run.hook(HOOKS[level]), names(quadratic, items)
@@ -121,8 +121,8 @@ def test_scores_leaving_out_equal_dense_algebra(run):
     reference, found = run.reference, run.hook(TaskInfluence).scores(run.test.tasks, leave_one_out=True).values
     for key in range(5):
         rest = reference.without("task", [key])
-        pull = reference.gradient(run.lam) - reference.gradient(run.lam, rest)
-        solved = torch.linalg.solve(reference.hessian(run.lam, rest), pull)
+        gradient = reference.gradient(run.lam) - reference.gradient(run.lam, rest)
+        solved = torch.linalg.solve(reference.hessian(run.lam, rest), gradient)
         assert found[run.ids[key]] == pytest.approx(-float(run.test_gradient @ solved), rel=1e-8)
     plain = run.hook(TaskInfluence).scores(run.test.tasks).values
     assert plain != pytest.approx(found, rel=0.01)
@@ -207,7 +207,7 @@ def test_targets_are_relabelled_like_classes(quadratic):
 # ---- refusals ---------------------------------------------------------------------------------------------------
 
 
-@LEVELS
+@ITEM_GRADIENTS
 def test_items_that_are_not_there_are_refused(level):
     run = optimal_run("unrolled")
     hook = run.hook(HOOKS[level])
@@ -269,7 +269,7 @@ def test_labels_that_do_not_fit_are_refused():
         run.hook(SupportInfluence).relabel({(0, 4): 1})
 
 
-@LEVELS
+@ITEM_GRADIENTS
 def test_nothing_to_relabel_or_remove_is_refused(level):
     hook = optimal_run("unrolled").hook(HOOKS[level])
     with pytest.raises(ItemsError, match=f"at least one {HOOKS[level]._level.what}, with its new label"):

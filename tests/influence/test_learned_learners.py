@@ -10,7 +10,6 @@ from typing import Any
 import learn2learn as l2l
 import pytest
 import torch
-from l2l_influence.recording.learners.base.rules import learned_rule
 from learn2learn.nn import KroneckerLinear
 from learn2learn.optim import KroneckerTransform
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from l2l_influence import (
     record,
 )
 from l2l_influence.errors import InfluenceError, RecordingError, UncoveredParameterError
+from l2l_influence.recording.learners.rules import learned_rule
 
 from .learned import (
     LOSS,

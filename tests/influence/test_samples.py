@@ -24,7 +24,7 @@ ITEMS = [(key, j) for key in range(5) for j in range(4)]
 """All samples of the run, by their tasks' keys."""
 
 HOOKS = {"query": QueryInfluence, "support": SupportInfluence}
-LEVELS = pytest.mark.parametrize("level", list(HOOKS))
+ITEM_GRADIENTS = pytest.mark.parametrize("level", list(HOOKS))
 
 
 @pytest.fixture(scope="module", params=["unrolled", "proximal"])
@@ -56,7 +56,7 @@ def adapted_loss(module, support, query, steps=STEPS) -> float:
     return loss(learner(query[0]), query[1]).item()
 
 
-@LEVELS
+@ITEM_GRADIENTS
 def test_scores_are_derivatives_of_the_retrained_test_loss(run, level):
     """Positive = harmful: the test loss rises with the sample's weight."""
     more, less = run.reference.around(run.lam, level, ITEMS)
@@ -73,7 +73,7 @@ def test_scores_are_derivatives_of_the_retrained_test_loss(run, level):
         assert relative(influence, sign * (more[at] - less[at]) / 2e-4) < 1e-6
 
 
-@LEVELS
+@ITEM_GRADIENTS
 def test_the_mean_of_a_row_of_the_matrix_is_the_score(run, level):
     hook = run.hook(HOOKS[level], hessian="gauss-newton")
     names, matrix = hook.score_matrix(run.test.tasks)

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from l2l_influence.bilevel.inner.steps.steps.unrolled import Unrolled
 from torch import nn
 
 from l2l_influence import QueryInfluence, ScoreMatrix, SupportInfluence, TaskInfluence
 from l2l_influence.bilevel.inner import InnerKind
+from l2l_influence.bilevel.inner.steps.unrolled import Unrolled
 from l2l_influence.bilevel.solvers import LinearSolver
 from l2l_influence.errors import ForeignMatrixError, ItemsError, UnfinishedMatrixError
 
 from .runs import classification_batches, pairs, train
 
 TASKS, TESTS = 11, 7
-LEVELS = {"task": TaskInfluence, "query sample": QueryInfluence, "support sample": SupportInfluence}
+ITEM_GRADIENTS = {"task": TaskInfluence, "query sample": QueryInfluence, "support sample": SupportInfluence}
 ROOMY, TIGHT = 2**30, 4 * 3 * 8 * 35 * 4
 """Bytes for all test vectors at once, and for three of them."""
 
@@ -62,9 +62,9 @@ class Counts:
 
 
 @pytest.mark.parametrize("memory", [ROOMY, TIGHT])
-@pytest.mark.parametrize("what", sorted(LEVELS))
+@pytest.mark.parametrize("what", sorted(ITEM_GRADIENTS))
 def test_the_numbers_are_those_of_score_matrix(tmp_path, what, memory):
-    hook = study(LEVELS[what], memory=memory)
+    hook = study(ITEM_GRADIENTS[what], memory=memory)
     items, expected = hook.score_matrix(TEST)
     matrix = hook.score_matrix_to(tmp_path / "scores", TEST, shard=4)
     assert matrix.what == what and matrix.items == items and matrix.shape == tuple(expected.shape)

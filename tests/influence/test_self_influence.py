@@ -17,7 +17,7 @@ def run(request) -> Run:
     return optimal_run(request.param)
 
 
-def pull(run: Run, level: str, item) -> torch.Tensor:
+def gradient(run: Run, level: str, item) -> torch.Tensor:
     """The derivative of D_λ L_Total by an item's relative weight: it is linear in those of tasks and query samples."""
     more, less = (run.reference.without(level, [item], scale) for scale in (1 + 1e-4, 1 - 1e-4))
     return (run.reference.gradient(run.lam, more) - run.reference.gradient(run.lam, less)) / 2e-4
@@ -52,7 +52,7 @@ def test_samples(run, level):
         support, query = run.reference.tasks[key]
         x, y = {"query": query, "support": support}[level]
         own = own_gradient(run, support, (x[j, None], y[j, None]))
-        expected = -float(own @ torch.linalg.solve(run.hessian, pull(run, level, (key, j))))
+        expected = -float(own @ torch.linalg.solve(run.hessian, gradient(run, level, (key, j))))
         assert found.values[run.ids[key], j] == pytest.approx(expected, rel=1e-6)
 
 

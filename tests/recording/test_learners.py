@@ -11,13 +11,13 @@ from typing import Any
 import learn2learn as l2l
 import pytest
 import torch
-from l2l_influence.recording.learners.base.base import known_step
 from learn2learn.nn import PrototypicalClassifier
 from torch import Tensor, nn
 
 from l2l_influence import Study, TaskInfluence
 from l2l_influence.errors import RecordingError, UncoveredParameterError
 from l2l_influence.recording import GBML, MAML, MetaSGD, TaskDataset, recording_of
+from l2l_influence.recording.learners.base import known_step
 
 from .loops import network
 from .omniglot_loop import fast_adapt, images, taskset

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from l2l_influence.recording.study.study.merging import merged
 from torch import Tensor, nn
 
 from l2l_influence import MAML, Study, TaskInfluence, TotalGradient, record
 from l2l_influence.errors import BatchNormError
 from l2l_influence.recording import recording_of
+from l2l_influence.recording.study.merging import merged
 
 from .loops import DROP_INS, PLAIN, Kit
 from .test_hazards import Block, cross_entropy, each_way, gradients_agree, in_double, normalised, step

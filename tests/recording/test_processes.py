@@ -12,11 +12,11 @@ from typing import Any
 import learn2learn as l2l
 import pytest
 import torch
-from l2l_influence.recording.study.study.merging import merged
 from torch import nn
 
 from l2l_influence import MAML, Study, record
 from l2l_influence.errors import NothingRecordedError, RanksDisagreeError, RecordingError
+from l2l_influence.recording.study.merging import merged
 from l2l_influence.recording.study.study import storage
 
 from ..influence.runs import ListedTasks

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from l2l_influence.recording.study.study.saver import Saver
 from torch import nn
 
 from l2l_influence import Study, record
 from l2l_influence.errors import RecordingError
+from l2l_influence.recording.study.saver import Saver
 from l2l_influence.recording.study.study import saver as module
 
 from .loops import DROP_INS, LOOPS, PLAIN, network

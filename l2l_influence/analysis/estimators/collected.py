@@ -11,7 +11,7 @@ PIECE = 2**17
 """Numbers, for which memory is taken at a time: a MiB."""
 
 
-class Collected:
+class PackedTensors:
     """A tensor for each of ``count`` tasks, in float64 on the CPU.
 
     They are side by side in large pieces of memory. A small tensor that outlives the large ones around it cuts up what

@@ -34,7 +34,7 @@ class CurvedHook(Hook):
         hessian: kind of total Hessian: ``"sketch"`` (a sampled Gauss–Newton matrix; the default), ``"gauss-newton"``,
             ``"exact"``, ``"hessian"``, ``"gamma"`` (the paper's), ``"direct"``, ``"direct-first-order"`` or
             ``"identity"``; or one with settings of its own from ``l2l_influence.bilevel``, such as
-            ``Sketch(draws=…, seed=…)`` or ``Subsample("gauss-newton", tasks=…)``.
+            ``Sketch(samples=…, seed=…)`` or ``Subsample("gauss-newton", tasks=…)``.
         damping: added to l2 when solving; ``"auto"`` is a hundredth of the largest eigenvalue of the Hessian (of its
             sketch, for ``"gauss-newton"``).
         tolerance: relative residual of the outer solve, for the default solver.
@@ -77,7 +77,7 @@ class CurvedHook(Hook):
             reduction=reduction,
             inner=inner,
             proximal=proximal,
-            inner_solver="cg" if inner_solver == "auto" and curvature(kind).exact else inner_solver,
+            inner_solver="cg" if inner_solver == "auto" and curvature(kind).needs_exact_inverse else inner_solver,
             inner_tolerance=inner_tolerance,
             l2=l2,
             batch_norm=batch_norm,

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...bilevel import TotalHessian
-from ...bilevel.hessians import Curvature, Groups, curvature
-from ...bilevel.item_gradients import Level
+from ...bilevel import HessianOperator
+from ...bilevel.hessians import Curvature, Subsets, curvature
+from ...bilevel.item_gradients import ItemGradient
 from ...bilevel.solvers import LinearSolver, Solution, SolveReport
 from ..problem.snapshot import Snapshot
 
@@ -56,8 +56,10 @@ class Outer:
         return curvature(self.how.hessian)
 
     @cached_property
-    def hessian(self) -> TotalHessian:
-        return TotalHessian(self.study.local, self.study.problem.l2, self.how.hessian, self.study.problem.policy)
+    def hessian(self) -> HessianOperator:
+        return HessianOperator(
+            self.study.solved_tasks, self.study.problem.l2, self.how.hessian, self.study.problem.policy
+        )
 
     @cached_property
     def damping(self) -> float:
@@ -75,25 +77,25 @@ class Outer:
         """The same system, with this one's damping, under another Hessian."""
         return Outer(self.study, replace(self.how, hessian=kind, damping=self.damping))
 
-    def solve(self, rows: Tensor, without: Groups | None = None) -> Tensor:
+    def solve(self, rows: Tensor, without: Subsets | None = None) -> Tensor:
         """(δ_o I + H)⁻¹ of each row, ``[R, P]``; without some tasks' part of H where these are given for each row.
 
         As many rows are solved together as the memory allows.
         """
-        size = len(rows) if without is not None else self.study.local.settings.at_once(rows[0])
+        size = len(rows) if without is not None else self.study.solved_tasks.settings.at_once(rows[0])
         solutions = [self._solve(some, without) for some in rows.split(size)]
         self.report = SolveReport.of_all([each.report for each in solutions])
         return torch.cat([each.value for each in solutions])
 
-    def _solve(self, rows: Tensor, without: Groups | None) -> Solution[Tensor]:
+    def _solve(self, rows: Tensor, without: Subsets | None) -> Solution[Tensor]:
         how = self.how
         return self.hessian.solve_rows(rows, how.solver, damping=self.damping, tolerance=how.tolerance, without=without)
 
-    def pull(self, level: Level, items: Sequence[tuple[int, int]]) -> Tensor:
+    def gradient(self, level: ItemGradient, items: Sequence[tuple[int, int]]) -> Tensor:
         """The pulls of items (position of the task, j), added up: ``[1, P]``."""
-        total = self.study.local.lam.new_zeros(1, self.study.local.lam.numel())
+        total = self.study.solved_tasks.lam.new_zeros(1, self.study.solved_tasks.lam.numel())
         for position, j in items:
-            total += level.pull(self.hessian.seen(position), j)
+            total += level.gradient(self.hessian.linearised(position), j)
         return total
 
     def note(self) -> str:

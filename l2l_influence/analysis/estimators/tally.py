@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...bilevel.solved_tasks import LocalProblem, SolvedBatch
-from ...bilevel.stationarity import Balance, Stationarity
+from ...bilevel.solved_tasks import SolvedBatch, SolvedTasks
+from ...bilevel.stationarity import Stationarity, StationaritySum
 
 
 class Tally:
@@ -18,8 +18,8 @@ class Tally:
         residual: largest inner residual met.
     """
 
-    def __init__(self, local: LocalProblem, l2: float) -> None:
-        self._balance, self.residual = Balance(local, l2), 0.0
+    def __init__(self, solved_tasks: SolvedTasks, l2: float) -> None:
+        self._balance, self.residual = StationaritySum(solved_tasks, l2), 0.0
 
     def add(self, solved: SolvedBatch) -> None:
         self._balance.add(solved)
@@ -33,7 +33,7 @@ class Tally:
         residual = torch.tensor(self.residual, dtype=torch.float64)
         return {**self._balance.tensors(), "residual": residual}
 
-    def go_on_from(self, tensors: Mapping[str, Tensor]) -> None:
+    def resume_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`tensors` gave."""
-        self._balance.go_on_from(tensors)
+        self._balance.resume_from(tensors)
         self.residual = float(tensors["residual"])

@@ -11,9 +11,9 @@ import torch
 from learn2learn.data import Taskset
 from torch import Tensor
 
-from ...bilevel.hessians import Groups
-from ...bilevel.item_gradients import Level
-from ...bilevel.solved_tasks import LocalProblem
+from ...bilevel.hessians import Subsets
+from ...bilevel.item_gradients import ItemGradient
+from ...bilevel.solved_tasks import SolvedTasks
 from ...bilevel.task import Samples
 from ...errors import ItemsError, NotSharedError, TaskShapeError
 from ...recording import RecordedTask
@@ -38,7 +38,7 @@ Result = TypeVar("Result", bound=Scores[Any])
 Labels = Mapping[int, Any]
 """New labels by position in a support or query set."""
 
-Finder = Callable[[Outer, Level, Tensor], Found]
+Finder = Callable[[Outer, ItemGradient, Tensor], Found]
 
 SELF_READING = (
     "score = the item's own loss now − predicted loss after it is removed and λ retrained; the most negative first: λ "
@@ -49,7 +49,7 @@ SELF_READING = (
 class ItemInfluence(CurvedHook, Generic[Ref, Result]):
     """Scores, influences and edits for the items of one :class:`~l2l_influence.bilevel.item_gradients.Level`."""
 
-    _level: Level
+    _level: ItemGradient
 
     # ---- what a subclass says ---------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         """The paper's influence function of an item, or of a group (its members' sum): named tensors like
         ``maml.module``'s parameters, and like the learned rates and transforms as ``maml.state_dict()`` calls them."""
         outer = self._outer()
-        return self._unravel(outer, self._level.influence(self._solved_pull(outer, self._level, items)))
+        return self._unravel(outer, self._level.influence(self._solved_gradient(outer, self._level, items)))
 
     def remove(self, items: Ref | Iterable[Ref], *, correct_residual: bool = False) -> dict[str, Tensor]:
         """The learner's state_dict with λ* moved to where training without these items is predicted to end.
@@ -188,8 +188,8 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
                 (see :meth:`stationarity`); the edit is then to be compared with training to the end.
         """
         outer = self._outer()
-        pull = outer.pull(self._level, self._located(outer.study, items))
-        return self._moved(outer, -pull, correct_residual)
+        gradient = outer.gradient(self._level, self._located(outer.study, items))
+        return self._moved(outer, -gradient, correct_residual)
 
     def diagnose(
         self,
@@ -235,7 +235,7 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
     def _scores(
         self,
         find: Finder,
-        level: Level,
+        level: ItemGradient,
         test_tasks: Taskset | Sequence[Any],
         num_tasks: int | None,
         split: Split | None,
@@ -252,8 +252,8 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         notes = [*self._notes(outer.study, [outer.note()], found.residual), note]
         return self._result(outer.study, found, order, test_loss, notes)
 
-    def _solved_pull(self, outer: Outer, level: Level, items: Ref | Iterable[Ref]) -> Tensor:
-        return outer.solve(outer.pull(level, self._located(outer.study, items)))[0]
+    def _solved_gradient(self, outer: Outer, level: ItemGradient, items: Ref | Iterable[Ref]) -> Tensor:
+        return outer.solve(outer.gradient(level, self._located(outer.study, items)))[0]
 
     def _located(self, study: Snapshot, items: Ref | Iterable[Ref]) -> list[tuple[int, int]]:
         refs = self._listed(items)
@@ -271,25 +271,25 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         """One item, or several, as a list."""
 
     def _moved(
-        self, outer: Outer, change: Tensor, correct_residual: bool = False, without: Groups | None = None
+        self, outer: Outer, change: Tensor, correct_residual: bool = False, without: Subsets | None = None
     ) -> dict[str, Tensor]:
         """The edited state_dict when D_λ L_Total changes by ``change``, ``[1, P]``."""
         study = outer.study
         if correct_residual:
             change = change + study.stationarity.gradient.to(change)
-        edited = self._unravel(outer, study.local.lam - outer.solve(change, without)[0])
+        edited = self._unravel(outer, study.solved_tasks.lam - outer.solve(change, without)[0])
         return edited_state(self._run.owner, self._run.parameters, edited)
 
     def _relabelled(self, outer: Outer, position: int, support: Labels, query: Labels) -> Tensor:
         """The change of c_i g_i when samples of a task get other labels, ``[1, P]``."""
-        at, outputs = outer.hessian.seen(position), outer.study.output_shape
-        anew = at.with_query(_with_labels(at.batch.query, query, outputs))
+        solved, outputs = outer.hessian.linearised(position), outer.study.output_shape
+        anew = solved.with_query(_with_labels(solved.batch.query, query, outputs))
         if support:
-            anew = anew.with_support(_with_labels(at.batch.support, support, outputs))
-        return anew.weighted_gradient() - at.weighted_gradient()
+            anew = anew.with_support(_with_labels(solved.batch.support, support, outputs))
+        return anew.weighted_gradient() - solved.weighted_gradient()
 
     def _unravel(self, outer: Outer, flat: Tensor) -> dict[str, Tensor]:
-        return outer.study.local.settings.layout.unravel(flat)
+        return outer.study.solved_tasks.settings.layout.unravel(flat)
 
     def _all_refs(self, study: Snapshot, found: Found) -> list[Ref]:
         return [ref for position, losses in enumerate(found.losses) for ref in self._refs(study, position, len(losses))]
@@ -333,5 +333,5 @@ def _classes(label: Tensor, outputs: torch.Size) -> int:
     return outputs[0] if numbered else 0
 
 
-def _test_note(test: LocalProblem, exact: bool) -> str:
+def _test_note(test: SolvedTasks, exact: bool) -> str:
     return f"test tasks: {len(test.tasks)}" + ("" if exact else "; their gradient is ∂_θ L_O, without dθ/dλ")

@@ -12,7 +12,7 @@ import torch
 from learn2learn.data import Taskset
 from torch import Tensor
 
-from ...bilevel.item_gradients import Level, QuerySample
+from ...bilevel.item_gradients import ItemGradient, QueryGradient
 from ...bilevel.problem import REMOVALS
 from ...bilevel.task import Pair
 from ...errors import InfluenceError
@@ -59,7 +59,7 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
         for sample, label in labels.items():
             position, j = self._locate(outer.study, sample)
             by_task.setdefault(position, {})[j] = label
-        change = torch.zeros_like(outer.study.local.lam).unsqueeze(0)
+        change = torch.zeros_like(outer.study.solved_tasks.lam).unsqueeze(0)
         for position, some in by_task.items():
             change += self._relabelled_set(outer, position, some)
         return self._moved(outer, change)
@@ -107,7 +107,7 @@ class QueryInfluence(SampleInfluence):
     weights, and in batch statistics the sample stays.
     """
 
-    _level = QuerySample()
+    _level = QueryGradient()
 
     def _rows(self, task: RecordedTask) -> tuple[int, ...]:
         return task.query_rows
@@ -150,15 +150,15 @@ class SupportInfluence(SampleInfluence):
     def influence(self, items: Sample | Iterable[Sample], *, inner: str = "closed-form") -> dict[str, Tensor]:
         """The paper's influence function of a sample or a group: removal **adds** it (Prop. 4.8, corrected)."""
         outer = self._outer()
-        return self._unravel(outer, self._level.influence(self._solved_pull(outer, _removal(inner), items)))
+        return self._unravel(outer, self._level.influence(self._solved_gradient(outer, _removal(inner), items)))
 
     def remove(
         self, items: Sample | Iterable[Sample], *, correct_residual: bool = False, inner: str = "closed-form"
     ) -> dict[str, Tensor]:
         """The learner's state_dict with λ* + Σ IF; see :meth:`TaskInfluence.remove`."""
         outer = self._outer()
-        pull = outer.pull(_removal(inner), self._located(outer.study, items))
-        return self._moved(outer, -pull, correct_residual)
+        gradient = outer.gradient(_removal(inner), self._located(outer.study, items))
+        return self._moved(outer, -gradient, correct_residual)
 
     def _rows(self, task: RecordedTask) -> tuple[int, ...]:
         return task.support_rows
@@ -170,7 +170,7 @@ class SupportInfluence(SampleInfluence):
         return self._relabelled(outer, position, labels, {})
 
 
-def _removal(inner: str) -> Level:
+def _removal(inner: str) -> ItemGradient:
     if inner not in REMOVALS:
         raise ValueError(f"inner must be one of {sorted(REMOVALS)}, not {inner!r}")
     return REMOVALS[inner]

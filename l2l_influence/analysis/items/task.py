@@ -9,7 +9,7 @@ import torch
 from learn2learn.data import Taskset
 from torch import Tensor
 
-from ...bilevel.item_gradients import WholeTask
+from ...bilevel.item_gradients import TaskGradient
 from ...errors import TaskShapeError
 from ...recording import RecordedTask
 from ..estimators.scoring import Found, score, score_leaving_out
@@ -26,7 +26,7 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
     :class:`~l2l_influence.analysis.estimators.curved.CurvedHook` for the arguments.
     """
 
-    _level = WholeTask()
+    _level = TaskGradient()
 
     def scores(
         self,
@@ -71,7 +71,7 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
         outer = self._outer()
         located = self._located(outer.study, items)
         without = [[position for position, _ in located]] if leave_one_out else None
-        return self._moved(outer, -outer.pull(self._level, located), correct_residual, without)
+        return self._moved(outer, -outer.gradient(self._level, located), correct_residual, without)
 
     def add(
         self, tasks: Taskset | Sequence[Any], num_tasks: int | None = None, *, split: Split | None = None, seed: int = 0
@@ -84,7 +84,7 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
         new = outer.study.test_problem(tasks, num_tasks, split, seed)
         change = new.lam.new_zeros(1, new.lam.numel())
         for solved in new.solved("new tasks"):
-            change += outer.hessian.curvature.seen(solved).weighted_gradient().sum(0)
+            change += outer.hessian.curvature.linearised(solved).weighted_gradient().sum(0)
         return self._moved(outer, new.settings.ranks.sum(change))
 
     def relabel(self, labels: Mapping[int, Tensor]) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
         """
         self._require_labels(labels)
         outer = self._outer()
-        change = torch.zeros_like(outer.study.local.lam).unsqueeze(0)
+        change = torch.zeros_like(outer.study.solved_tasks.lam).unsqueeze(0)
         for task, y in labels.items():
             position = outer.study.position(task)
             recorded = outer.study.recorded[position]

@@ -30,22 +30,22 @@ def _inner_notes(study: Snapshot, residual: float) -> list[str]:
 
 
 def _proximal_notes(study: Snapshot, kind: Proximal, residual: float) -> list[str]:
-    at = next(study.local.solved())
+    solved = next(study.solved_tasks.solved())
     first = (
         f"inner: proximal, δ = {kind.delta:.4g}{study.choice.strength_note}; largest relative residual {residual:.1e}"
     )
-    return [first, *_inverse_note(at), *_distance_note(study, at.solution)]
+    return [first, *_inverse_note(solved), *_distance_note(study, solved.solution)]
 
 
-def _inverse_note(at: SolvedBatch) -> list[str]:
+def _inverse_note(solved: SolvedBatch) -> list[str]:
     """Of ∂_θ L_O, which total gradients put through it."""
-    if not isinstance(at.solution, ProximalMap):
+    if not isinstance(solved.solution, ProximalMap):
         return []
-    note = f"inner inverse: {at.solution.note}"
-    agreement = at.solution.agreement(at.outer_gradient[1])
+    note = f"inner inverse: {solved.solution.note}"
+    agreement = solved.solution.agreement(solved.outer_gradient[1])
     if agreement is None:
         return [note]
-    return [f"{note}; held against all of H_in: {agreement} (median of {len(at.batch.index)} tasks)"]
+    return [f"{note}; held against all of H_in: {agreement} (median of {len(solved.batch.index)} tasks)"]
 
 
 def _distance_note(study: Snapshot, solution: InnerMap) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...bilevel import BilevelProblem, FunctionalModel, ModelLoss
 from ...bilevel.inner import Proximal
-from ...bilevel.solved_tasks import LocalProblem
+from ...bilevel.solved_tasks import SolvedTasks
 from ...bilevel.stationarity import Stationarity, stationarity
 from ...errors import InfluenceError, LossStructureError
 from ...parallel.ranks import ranks_of
@@ -58,7 +58,7 @@ class Snapshot:
         self.problem.ranks.require_same("recorded tasks", ((task.id, task.key, task.trained) for task in recorded))
         start = adapted if isinstance(kind, Proximal) else None
         tasks = RecordedTasks(self.recorded, self.losses, self._like, start)
-        self.local = self.problem.at(self.lam, tasks, self._weights())
+        self.solved_tasks = self.problem.at(self.lam, tasks, self._weights())
         outputs = self._outputs(model)
         self._require_same_loss(outputs)
         self.output_shape = outputs.shape[1:]
@@ -78,7 +78,7 @@ class Snapshot:
     def stationarity(self) -> Stationarity:
         """How close λ* is to a minimum, at the cost of a pass over the tasks unless one has left it here."""
         if self._stationarity is None:
-            self._stationarity = stationarity(self.local, self.problem.l2)
+            self._stationarity = stationarity(self.solved_tasks, self.problem.l2)
         return self._stationarity
 
     @stationarity.setter
@@ -87,7 +87,7 @@ class Snapshot:
 
     def test_problem(
         self, source: Taskset | Sequence[Any], num_tasks: int | None, split: Split | None, seed: int
-    ) -> LocalProblem:
+    ) -> SolvedTasks:
         """Test tasks at λ*, under the same losses and inner kind."""
         tasks = read_test_tasks(source, num_tasks, split, self.recorded, self.losses, self._like, seed)
         if not len(tasks):
@@ -104,11 +104,11 @@ class Snapshot:
     def _outputs(self, model: FunctionalModel) -> Tensor:
         """Of the first task's support set, without adaptation."""
         with torch.no_grad():
-            return model(model.parameters, self.local.tasks[0].support[0].to(self._like.device))
+            return model(model.parameters, self.solved_tasks.tasks[0].support[0].to(self._like.device))
 
     def _require_same_loss(self, outputs: Tensor) -> None:
         """On a recorded task, the loss taken apart must be the loss that was given."""
-        y, parts = self.local.tasks[0].support[1], self.losses.inner
+        y, parts = self.solved_tasks.tasks[0].support[1], self.losses.inner
         with torch.no_grad():
             whole = parts.scale * parts.whole(outputs, y.to(outputs.device))
             samples = parts.criterion(outputs, y.to(outputs.device))

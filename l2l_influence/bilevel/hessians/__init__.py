@@ -1,8 +1,8 @@
 """Kinds of total Hessian D²_λ L_Total (Def. 4.2), one a file, by the name that a user gives."""
 
-from .base import Curvature, Groups, TaskSum
+from .base import Curvature, Subsets, TaskSum
 from .kinds import CURVATURES, curvature
 from .sketch import Sketch
 from .subsample import Subsample
 
-__all__ = ["CURVATURES", "Curvature", "Groups", "Sketch", "Subsample", "TaskSum", "curvature"]
+__all__ = ["CURVATURES", "Curvature", "Sketch", "Subsample", "Subsets", "TaskSum", "curvature"]

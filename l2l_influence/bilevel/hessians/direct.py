@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..inner import Carried, Constant, Reading, Simplified
-from ..solved_tasks import LocalProblem, SolvedBatch
+from ..solved_tasks import SolvedBatch, SolvedTasks
 from .base import PerTask, ScaledIdentity, TaskSum
 
 
@@ -19,41 +19,41 @@ class Direct(PerTask):
     In plain MAML L_O has no direct λ: both are identically zero, and a warning says so.
     """
 
-    def seen(self, at: SolvedBatch) -> SolvedBatch:
-        return _read(at, Constant)
+    def linearised(self, solved: SolvedBatch) -> SolvedBatch:
+        return _read(solved, Constant)
 
-    def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        return self.seen(at).hessian(at.each(v))
+    def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
+        return self.linearised(solved).hessian(solved.each(v))
 
-    def operator(self, local: LocalProblem) -> TaskSum:
-        if _any_of_its_own(local):
-            return super().operator(local)
+    def operator(self, solved_tasks: SolvedTasks) -> TaskSum:
+        if _any_of_its_own(solved_tasks):
+            return super().operator(solved_tasks)
         warnings.warn(
             "the direct total Hessian and gradient (Eq. 6, 7) are identically zero: every parameter is adapted, so the "
             "outer loss has no λ of its own. 'direct-first-order' is the reading that says something",
             stacklevel=2,
         )
-        return ScaledIdentity(torch.zeros(len(local.tasks)))
+        return ScaledIdentity(torch.zeros(len(solved_tasks.tasks)))
 
 
-def _any_of_its_own(local: LocalProblem) -> bool:
+def _any_of_its_own(solved_tasks: SolvedTasks) -> bool:
     """Whether L_O depends on λ at fixed θ, in any task. Where all of λ is adapted, its gradient tells."""
-    settings = local.settings
+    settings = solved_tasks.settings
     if not settings.outer.direct or settings.part.size < settings.layout.size:
         return settings.outer.direct
-    own = any(bool(at.outer_gradient[0].any()) for at in local.solved("direct gradient"))
+    own = any(bool(solved.outer_gradient[0].any()) for solved in solved_tasks.solved("direct gradient"))
     return bool(settings.ranks.maximum(own))
 
 
 class DirectFirstOrder(PerTask):
     """∂_θθ L_O and ∂_θ L_O at θ_i in the place of λ's (dθ/dλ ≈ I), with the ∂_λ terms where there are any."""
 
-    def seen(self, at: SolvedBatch) -> SolvedBatch:
-        return _read(at, Carried)
+    def linearised(self, solved: SolvedBatch) -> SolvedBatch:
+        return _read(solved, Carried)
 
-    def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        return self.seen(at).hessian(at.each(v))
+    def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
+        return self.linearised(solved).hessian(solved.each(v))
 
 
-def _read(at: SolvedBatch, reading: type[Reading]) -> SolvedBatch:
-    return replace(at, solution=reading(at.solution), kind=Simplified(at.kind, reading))
+def _read(solved: SolvedBatch, reading: type[Reading]) -> SolvedBatch:
+    return replace(solved, solution=reading(solved.solution), kind=Simplified(solved.kind, reading))

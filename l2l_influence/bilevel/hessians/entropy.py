@@ -11,20 +11,20 @@ from ..loss import criterion_of, outputs_of
 from ..solved_tasks import SolvedBatch
 
 
-def predictive_entropy(at: SolvedBatch) -> Tensor:
+def predictive_entropy(solved: SolvedBatch) -> Tensor:
     """Σ_j w_j × the entropy of softmax(outputs_j) over a task's query samples, in nats, ``[B]``.
 
     Raises:
         LossStructureError: the outputs are not class scores.
     """
-    entropy = torch.special.entr(_class_scores(at).softmax(-1)).sum(-1)
-    return (at.batch.query.w * entropy).sum(-1)
+    entropy = torch.special.entr(_class_scores(solved).softmax(-1)).sum(-1)
+    return (solved.batch.query.w * entropy).sum(-1)
 
 
-def _class_scores(at: SolvedBatch) -> Tensor:
+def _class_scores(solved: SolvedBatch) -> Tensor:
     """The outputs of the query samples, ``[B, n, C]``, once the loss has shown that it is taken of their softmax."""
-    loss, problem, query = at.outer.loss, at.solution.problem, at.batch.query
-    lam = problem.layout.unravel(at.lam)
+    loss, problem, query = solved.outer.loss, solved.solution.problem, solved.batch.query
+    lam = problem.layout.unravel(solved.lam)
 
     def raised(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         task = (loss, lam, problem.part.unravel(theta), x, y)
@@ -32,7 +32,7 @@ def _class_scores(at: SolvedBatch) -> Tensor:
         return outputs, criterion(outputs), criterion(outputs + 1)
 
     try:
-        outputs, before, after = vmap(raised)(at.solution.theta, query.x, query.y)
+        outputs, before, after = vmap(raised)(solved.solution.theta, query.x, query.y)
     except LossStructureError as error:
         raise _no_scores("they could not be found in this loss") from error
     if outputs.dim() != 3:

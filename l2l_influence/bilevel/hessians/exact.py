@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..inner import Proximal
-from ..solved_tasks import LocalProblem, SolvedBatch
+from ..solved_tasks import SolvedBatch, SolvedTasks
 from .base import PerTask, TaskSum
 
 APPROXIMATE = ("auto", "gram", "ekfac", "identity")
@@ -22,25 +22,25 @@ class Exact(PerTask):
     """
 
     @property
-    def exact(self) -> bool:
+    def needs_exact_inverse(self) -> bool:
         return True
 
-    def operator(self, local: LocalProblem) -> TaskSum:
-        kind = local.settings.kind
+    def operator(self, solved_tasks: SolvedTasks) -> TaskSum:
+        kind = solved_tasks.settings.kind
         if isinstance(kind, Proximal) and kind.inverse in APPROXIMATE:
             warnings.warn(
                 f"the exact total Hessian goes through the inner inverse {kind.inverse!r}, which leaves curvature out "
                 "unless outputs are linear in θ: choose inner_solver='cg', 'minres' or 'dense'",
                 stacklevel=2,
             )
-        return super().operator(local)
+        return super().operator(solved_tasks)
 
-    def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        return at.second(at.each(v), torch.zeros_like(at.batch.support.w))[0]
+    def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
+        return solved.second(solved.each(v), torch.zeros_like(solved.batch.support.w))[0]
 
 
 class Hessian(PerTask):
     """Zᵀ ∇²L_O Z: all of L_O's curvature, none of θ_i(λ)'s."""
 
-    def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        return at.hessian(at.each(v))
+    def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
+        return solved.hessian(solved.each(v))

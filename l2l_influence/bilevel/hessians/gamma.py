@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..solved_tasks import LocalProblem, SolvedBatch
+from ..solved_tasks import SolvedBatch, SolvedTasks
 from .base import PerTask, ScaledIdentity, TaskSum
 
 
@@ -16,22 +16,22 @@ class Gamma(PerTask):
     exactly as the product of total gradients does.
     """
 
-    def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        lam, theta, query, v = at.lam, at.solution.theta, at.batch.query, at.each(v)
-        straight = at.outer.hessian_lambda(lam, theta, query, v)
-        cross = at.solution.vjp(at.outer.mixed(lam, theta, query, v))
-        cross_transposed = at.outer.mixed_transposed(lam, theta, query, at.push_forward(v))
-        return straight + cross + cross_transposed + self._scale(at).unsqueeze(-1) * v
+    def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
+        lam, theta, query, v = solved.lam, solved.solution.theta, solved.batch.query, solved.each(v)
+        straight = solved.outer.hessian_lambda(lam, theta, query, v)
+        cross = solved.solution.vjp(solved.outer.mixed(lam, theta, query, v))
+        cross_transposed = solved.outer.mixed_transposed(lam, theta, query, solved.push_forward(v))
+        return straight + cross + cross_transposed + self._scale(solved).unsqueeze(-1) * v
 
-    def operator(self, local: LocalProblem) -> TaskSum:
-        if local.settings.outer.direct:
-            return super().operator(local)
-        scales = torch.zeros(len(local.tasks), dtype=torch.float64)
-        for at in local.solved("Hessian"):
-            scales[at.batch.index] = (at.batch.weight * self._scale(at)).double().cpu()
-        return ScaledIdentity(local.settings.ranks.sum(scales))
+    def operator(self, solved_tasks: SolvedTasks) -> TaskSum:
+        if solved_tasks.settings.outer.direct:
+            return super().operator(solved_tasks)
+        scales = torch.zeros(len(solved_tasks.tasks), dtype=torch.float64)
+        for solved in solved_tasks.solved("Hessian"):
+            scales[solved.batch.index] = (solved.batch.weight * self._scale(solved)).double().cpu()
+        return ScaledIdentity(solved_tasks.settings.ranks.sum(scales))
 
     @staticmethod
-    def _scale(at: SolvedBatch) -> Tensor:
+    def _scale(solved: SolvedBatch) -> Tensor:
         """‖∂_θ L_O‖₁, ``[B]``."""
-        return at.outer_gradient[1].abs().sum(-1)
+        return solved.outer_gradient[1].abs().sum(-1)

@@ -16,17 +16,19 @@ class GaussNewton(PerTask):
     """Keeps the curvature of the criterion in the model's outputs and drops that of the outputs in (λ, θ)."""
 
     @property
-    def near(self) -> Curvature:
+    def preconditioner(self) -> Curvature:
         return Sketch(DRAWS)
 
-    def product(self, at: SolvedBatch, v: Tensor) -> Tensor:
-        return at.solution.total(at.outer.outputs_dot_of_one, at.batch.query, self._curved(at, v))[0]
+    def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
+        return solved.solution.total(solved.outer.outputs_dot_of_one, solved.batch.query, self._curved(solved, v))[0]
 
-    def weighted_sum(self, at: SolvedBatch, weight: Tensor, v: Tensor) -> Tensor:
-        return at.solution.sum_of_totals(weight, at.outer.outputs_dot_of_one, at.batch.query, self._curved(at, v))
+    def weighted_sum(self, solved: SolvedBatch, weight: Tensor, v: Tensor) -> Tensor:
+        return solved.solution.sum_of_totals(
+            weight, solved.outer.outputs_dot_of_one, solved.batch.query, self._curved(solved, v)
+        )
 
     @staticmethod
-    def _curved(at: SolvedBatch, v: Tensor) -> Tensor:
+    def _curved(solved: SolvedBatch, v: Tensor) -> Tensor:
         """GGN(L_O)'s part in the outputs times what moving λ along v moves them by, ``[B, n, ...]``."""
-        outputs, along = at.solution.along(at.outer.outputs_of_one, v, at.batch.query)
-        return at.outer.curve(at.lam, at.solution.point, at.batch.query, outputs, along)
+        outputs, along = solved.solution.along(solved.outer.outputs_of_one, v, solved.batch.query)
+        return solved.outer.curve(solved.lam, solved.solution.point, solved.batch.query, outputs, along)

@@ -23,7 +23,7 @@ CURVATURES: dict[str, Curvature] = {
 
 
 def curvature(kind: str | Curvature) -> Curvature:
-    """The curvature of that name; one with settings of its own, such as ``Sketch(draws=16)``, is taken as it is."""
+    """The curvature of that name; one with settings of its own, such as ``Sketch(samples=16)``, is taken as it is."""
     if isinstance(kind, Curvature):
         return kind
     if kind not in CURVATURES:

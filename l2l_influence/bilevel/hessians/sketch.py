@@ -15,9 +15,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..solved_tasks import LocalProblem, SolvedBatch
+from ..solved_tasks import SolvedBatch, SolvedTasks
 from ..solvers import LinearOperator, LowRank
-from .base import Curvature, Groups, TaskSum, outside
+from .base import Curvature, Subsets, TaskSum, outside
 
 MOST_ROWS = 4096
 """The Gram matrix of the rows is factorised: beyond this that, not the tasks, takes the time."""
@@ -32,53 +32,55 @@ class Sketch(Curvature):
     the sum than more samples of one.
 
     Args:
-        draws: m, samples a task, at most.
-        seed: of the draws; the same seed gives the same matrix, whatever the batches.
+        samples: m, samples a task, at most.
+        seed: of the samples; the same seed gives the same matrix, whatever the batches.
     """
 
-    draws: int = 16
+    samples: int = 16
     seed: int = 0
 
-    def operator(self, local: LocalProblem) -> TaskSum:
-        count = len(local.tasks)
-        most = max(1, min(MOST_ROWS, local.settings.half // local.lam.nbytes))
-        fitting = replace(self, draws=max(1, min(self.draws, most // count)))
+    def operator(self, solved_tasks: SolvedTasks) -> TaskSum:
+        count = len(solved_tasks.tasks)
+        most = max(1, min(MOST_ROWS, solved_tasks.settings.half // solved_tasks.lam.nbytes))
+        fitting = replace(self, samples=max(1, min(self.samples, most // count)))
         if count <= most:
-            note = f"sketch ({fitting.draws} draws of all {count} tasks)"
-            return fitting._sampled(local, range(count), note)
+            note = f"sketch ({fitting.samples} samples of all {count} tasks)"
+            return fitting._sampled(solved_tasks, range(count), note)
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:most].sort().values
         note = f"sketch (1 draw of {most} of {count} tasks, as memory allows)"
-        return fitting._sampled(local, chosen.tolist(), note)
+        return fitting._sampled(solved_tasks, chosen.tolist(), note)
 
-    def _sampled(self, local: LocalProblem, positions: Sequence[int], note: str) -> TaskSum:
-        count, some = len(local.tasks), local
+    def _sampled(self, solved_tasks: SolvedTasks, positions: Sequence[int], note: str) -> TaskSum:
+        count, some = len(solved_tasks.tasks), solved_tasks
         if len(positions) < count:
-            weights = [local.weights[position] * count / len(positions) for position in positions]
-            some = local.subset(list(positions), weights)
-        owner = torch.tensor(positions).repeat_interleave(self.draws)
+            weights = [solved_tasks.weights[position] * count / len(positions) for position in positions]
+            some = solved_tasks.subset(list(positions), weights)
+        owner = torch.tensor(positions).repeat_interleave(self.samples)
         return SampledRows(self.weighted_rows(some), owner, some, count, note)
 
-    def weighted_rows(self, local: LocalProblem) -> Tensor:
+    def weighted_rows(self, solved_tasks: SolvedTasks) -> Tensor:
         """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``; where ranks share the tasks, this one's slab of the columns."""
-        ranks, count = local.settings.ranks, len(local.tasks)
-        rows = local.lam.new_empty(len(ranks.share(count)), self.draws, local.lam.numel())
-        for at in local.solved("Hessian sketch"):
-            slot = ranks.slot(at.batch.index)
-            for draw, residuals in enumerate(self._residuals(at)):
-                rows[slot, draw] = at.solution.total(at.outer.outputs_dot_of_one, at.batch.query, residuals)[0]
+        ranks, count = solved_tasks.settings.ranks, len(solved_tasks.tasks)
+        rows = solved_tasks.lam.new_empty(len(ranks.share(count)), self.samples, solved_tasks.lam.numel())
+        for solved in solved_tasks.solved("Hessian sketch"):
+            slot = ranks.slot(solved.batch.index)
+            for draw, residuals in enumerate(self._residuals(solved)):
+                rows[slot, draw] = solved.solution.total(
+                    solved.outer.outputs_dot_of_one, solved.batch.query, residuals
+                )[0]
         return ranks.columns(rows, count).flatten(0, 1)
 
-    def _residuals(self, at: SolvedBatch) -> Tensor:
+    def _residuals(self, solved: SolvedBatch) -> Tensor:
         """``√(c_i/m) c_j`` of each draw, ``[m, B, n, C]``."""
-        root = at.outer.output_curvature_root(at.lam, at.solution.point, at.batch.query)
-        signs = torch.stack([self._signs(position, root.shape[1:3]) for position in at.batch.index]).to(root)
-        scale = (at.batch.weight / self.draws).sqrt().view(-1, 1, 1)
+        root = solved.outer.output_curvature_root(solved.lam, solved.solution.point, solved.batch.query)
+        signs = torch.stack([self._signs(position, root.shape[1:3]) for position in solved.batch.index]).to(root)
+        scale = (solved.batch.weight / self.samples).sqrt().view(-1, 1, 1)
         return torch.einsum("bnck,bmnk->mbnc", root, signs) * scale
 
     def _signs(self, position: int, shape: torch.Size) -> Tensor:
         """±1, ``[m, n, C]``, from the seed and the task's position alone."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + position)
-        return torch.randint(0, 2, (self.draws, *shape), generator=generator) * 2 - 1
+        return torch.randint(0, 2, (self.samples, *shape), generator=generator) * 2 - 1
 
 
 class SampledRows(LowRank, TaskSum):
@@ -88,10 +90,10 @@ class SampledRows(LowRank, TaskSum):
     multiplies, its part of them.
     """
 
-    def __init__(self, rows: Tensor, owner: Tensor, local: LocalProblem, count: int, note: str) -> None:
+    def __init__(self, rows: Tensor, owner: Tensor, solved_tasks: SolvedTasks, count: int, note: str) -> None:
         super().__init__(rows, note)
         self._owner, self._count = owner, count
-        self._ranks, self._width = local.settings.ranks, local.lam.numel()
+        self._ranks, self._width = solved_tasks.settings.ranks, solved_tasks.lam.numel()
 
     def project(self, v: Tensor) -> Tensor:
         return self._ranks.sum(super().project(self._ranks.slab(v)))
@@ -116,7 +118,7 @@ class SampledRows(LowRank, TaskSum):
     def nbytes(self) -> int:
         return super().nbytes + 8 * len(self.rows) ** 2
 
-    def acts_as(self, shift: float) -> float:
+    def effective_damping(self, shift: float) -> float:
         """The κ with ``κ(H + κI)⁻¹ ≈ δ(SᵀS + δI)⁻¹`` for a ``shift`` δ, H being what S is a sample of.
 
         ``κ = δ/(1 − d/r)`` where ``d = tr SᵀS(SᵀS + δI)⁻¹`` of the r rows' directions stand out from δ: so it is in
@@ -124,7 +126,7 @@ class SampledRows(LowRank, TaskSum):
         """
         return float(shift / (shift / (self.spectrum + shift)).mean())
 
-    def without(self, groups: Groups) -> LinearOperator:
+    def without(self, groups: Subsets) -> LinearOperator:
         return _SomeRows(self, outside(groups, self._count)[:, self._owner].to(self.rows))
 
 

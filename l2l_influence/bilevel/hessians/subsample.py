@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ...errors import InfluenceError
-from ..solved_tasks import LocalProblem, SolvedBatch
+from ..solved_tasks import SolvedBatch, SolvedTasks
 from ..solvers import LinearOperator
-from .base import Curvature, Groups, TaskSum
+from .base import Curvature, Subsets, TaskSum
 from .entropy import predictive_entropy
 from .kinds import curvature
 
@@ -87,31 +87,31 @@ class Subsample(Curvature):
             raise ValueError(f"by must be one of {list(get_args(By))}, not {self.by!r}")
 
     @property
-    def exact(self) -> bool:
+    def needs_exact_inverse(self) -> bool:
         """Whether what is estimated is."""
-        return curvature(self.kind).exact
+        return curvature(self.kind).needs_exact_inverse
 
-    def seen(self, at: SolvedBatch) -> SolvedBatch:
-        return curvature(self.kind).seen(at)
+    def linearised(self, solved: SolvedBatch) -> SolvedBatch:
+        return curvature(self.kind).linearised(solved)
 
-    def operator(self, local: LocalProblem) -> TaskSum:
-        drawn, count = self.draw(local), len(local.tasks)
-        some = local.subset(drawn.positions, drawn.weights)
-        inner = curvature(self.kind).operator(local if self.tasks >= count else some)
+    def operator(self, solved_tasks: SolvedTasks) -> TaskSum:
+        drawn, count = self.draw(solved_tasks), len(solved_tasks.tasks)
+        some = solved_tasks.subset(drawn.positions, drawn.weights)
+        inner = curvature(self.kind).operator(solved_tasks if self.tasks >= count else some)
         name = self.kind if isinstance(self.kind, str) else type(self.kind).__name__
         return SomeTasks(inner, drawn.positions, count, f"{inner.note or name} from {self._described(drawn, count)}")
 
-    def draw(self, local: LocalProblem) -> Drawn:
+    def draw(self, solved_tasks: SolvedTasks) -> Drawn:
         """The tasks drawn, and the weights with which they stand for all."""
-        count = len(local.tasks)
+        count = len(solved_tasks.tasks)
         if self.tasks >= count:
-            return Drawn(list(range(count)), local.weights)
+            return Drawn(list(range(count)), solved_tasks.weights)
         generator = torch.Generator().manual_seed(self.seed + STREAM)
         if self.by == "random":
             chosen = torch.randperm(count, generator=generator)[: self.tasks]
-            return _drawn(local.weights, chosen, torch.full((count,), self.tasks / count, dtype=torch.float64))
-        p = probabilities(local.weights, _scores(local, self.by))
-        return _drawn(local.weights, torch.multinomial(p, self.tasks, True, generator=generator), self.tasks * p)
+            return _drawn(solved_tasks.weights, chosen, torch.full((count,), self.tasks / count, dtype=torch.float64))
+        p = probabilities(solved_tasks.weights, _scores(solved_tasks, self.by))
+        return _drawn(solved_tasks.weights, torch.multinomial(p, self.tasks, True, generator=generator), self.tasks * p)
 
     def _described(self, drawn: Drawn, count: int) -> str:
         if self.tasks >= count:
@@ -141,7 +141,7 @@ class SomeTasks(TaskSum):
     def plus_identity(self, shift: float) -> LinearOperator:
         return self._inner.plus_identity(shift)
 
-    def without(self, groups: Groups) -> LinearOperator:
+    def without(self, groups: Subsets) -> LinearOperator:
         return self._inner.without([self._places(group) for group in groups])
 
     def _places(self, group: Sequence[int]) -> list[int]:
@@ -180,10 +180,10 @@ def _drawn(weights: Sequence[float], draws: Tensor, expected: Tensor) -> Drawn:
     return Drawn(positions, [weights[i] * float(times[i] / expected[i]) for i in positions])
 
 
-def _scores(local: LocalProblem, by: str) -> Tensor:
+def _scores(solved_tasks: SolvedTasks, by: str) -> Tensor:
     """s_i ≥ 0 of all tasks, ``[N]``."""
-    scores = torch.zeros(len(local.tasks), dtype=torch.float64)
-    for at in local.solved(f"task {by}"):
-        scores[at.batch.index] = SCORES[by](at).double().cpu()
-    scores = local.settings.ranks.sum(scores)
+    scores = torch.zeros(len(solved_tasks.tasks), dtype=torch.float64)
+    for solved in solved_tasks.solved(f"task {by}"):
+        scores[solved.batch.index] = SCORES[by](solved).double().cpu()
+    scores = solved_tasks.settings.ranks.sum(scores)
     return scores - scores.min().clamp(max=0)

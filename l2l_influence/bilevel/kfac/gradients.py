@@ -95,8 +95,8 @@ def pull_back(model: Model, theta: Named, layers: Sequence[Layer], rest: Named, 
             return model(moved)
 
     shifts = {layer.weight: cotangents.new_zeros(layer.shape) for layer in layers}
-    at, pull, *_ = vjp(outputs, shifts, rest)
-    return vmap(pull)(cotangents.reshape(len(cotangents), *at.shape))
+    at, gradient, *_ = vjp(outputs, shifts, rest)
+    return vmap(gradient)(cotangents.reshape(len(cotangents), *at.shape))
 
 
 def apart(residuals: Tensor) -> Tensor:

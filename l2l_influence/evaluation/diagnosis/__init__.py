@@ -12,7 +12,7 @@ from learn2learn.data import Taskset
 from ...analysis.estimators.outer import Outer
 from ...analysis.problem.data import Split
 from ...analysis.run import Run
-from ...bilevel.item_gradients import Level
+from ...bilevel.item_gradients import ItemGradient
 from ..ground_truth.retraining import Retrain
 from . import checks
 from .answers import Answers, sampling, solver
@@ -27,7 +27,7 @@ NO_TEST_TASKS = "there are no test tasks to score on"
 def diagnose(
     run: Run,
     outer: Outer,
-    level: Level,
+    level: ItemGradient,
     test_tasks: Taskset | Sequence[Any] | None = None,
     num_tasks: int | None = None,
     *,
@@ -58,9 +58,9 @@ def diagnose(
     )
 
 
-def _of_the_run(run: Run, outer: Outer, level: Level) -> Iterator[Check]:
+def _of_the_run(run: Run, outer: Outer, level: ItemGradient) -> Iterator[Check]:
     study = outer.study
-    own = sum(level.count(at) * len(at.batch.index) for at in study.local.solved("items"))
+    own = sum(level.count(solved) * len(solved.batch.index) for solved in study.solved_tasks.solved("items"))
     items = int(study.problem.ranks.sum(torch.tensor(own)))
     yield checks.coverage(study, run)
     yield checks.stationarity(study)

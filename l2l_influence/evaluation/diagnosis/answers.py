@@ -12,8 +12,8 @@ from torch import Tensor
 from ...analysis.estimators.outer import Outer
 from ...analysis.estimators.scoring import mean_test_gradient, score
 from ...bilevel import Sketch, Subsample
-from ...bilevel.item_gradients import Level, WholeTask
-from ...bilevel.solved_tasks import LocalProblem
+from ...bilevel.item_gradients import ItemGradient, TaskGradient
+from ...bilevel.solved_tasks import SolvedTasks
 from ..metrics import Floats, spearman
 from .verdicts import Check, graded
 
@@ -30,8 +30,8 @@ class Answers:
     """Scores of a level's items on the mean of some test tasks."""
 
     outer: Outer
-    level: Level
-    test: LocalProblem
+    level: ItemGradient
+    test: SolvedTasks
 
     @cached_property
     def gradient(self) -> Tensor:
@@ -46,9 +46,9 @@ class Answers:
     @cached_property
     def tasks(self) -> Floats:
         """Scores of whole tasks, whatever the level."""
-        return self.values if isinstance(self.level, WholeTask) else self.of(self.outer, WholeTask())
+        return self.values if isinstance(self.level, TaskGradient) else self.of(self.outer, TaskGradient())
 
-    def of(self, outer: Outer, level: Level, rows: Tensor | None = None) -> Floats:
+    def of(self, outer: Outer, level: ItemGradient, rows: Tensor | None = None) -> Floats:
         """Scores by an outer system of one's own, on the test gradient unless another row is given."""
         found = score(outer, level, self.gradient if rows is None else rows)
         return cast(Floats, torch.cat(found.scores)[:, 0].numpy())
@@ -78,5 +78,5 @@ def sampling(answers: Answers) -> Check | None:
     agreed = spearman(answers.values, answers.of(other, answers.level))
     limit = max(agreed, 0.0) ** 0.5
     found = f"two draws of the Hessian agree to {agreed:.2f} in rank, so that one is worth √{agreed:.2f} = {limit:.2f}"
-    advice = "more draws (Sketch(draws=64)), a tenfold damping, or hessian='gauss-newton'"
+    advice = "more draws (Sketch(samples=64)), a tenfold damping, or hessian='gauss-newton'"
     return Check("sampling", graded(-limit, -WITHIN, -NO_GAIN), agreed, found, advice)

@@ -32,7 +32,7 @@ def coverage(study: Snapshot, run: Run) -> Check:
     recording = run.recording
     trained = sum(task.trained for task in study.recorded)
     others = sum(task.trained for task in recording.tasks_so_far) - trained
-    given, model = study.local.lam.numel(), sum(value.numel() for value in run.parameters.values())
+    given, model = study.solved_tasks.lam.numel(), sum(value.numel() for value in run.parameters.values())
     found = f"{len(study.recorded)} tasks, which trained in {trained} draws; λ is {given} of {model} parameters"
     missing = recording.unmatched + others
     figure = trained / (trained + missing)
@@ -61,7 +61,9 @@ def stationarity(study: Snapshot) -> Check:
 def inner(study: Snapshot, tolerance: float) -> Check:
     """Derivatives of θ_i(λ) are those at a minimum of L_I; off it they err to first order in the residual. An error
     within the outer solve's own tolerance changes nothing; one beyond ``inner_tolerance`` the user has ruled out."""
-    own = max((float(at.solution.residual.max()) for at in study.local.solved("inner residuals")), default=0.0)
+    own = max(
+        (float(solved.solution.residual.max()) for solved in study.solved_tasks.solved("inner residuals")), default=0.0
+    )
     residual = study.problem.ranks.maximum(own)
     found = "; ".join(inner_notes(study, residual)).removeprefix("inner: ")
     verdict = graded(residual, tolerance, study.options.inner_tolerance)
@@ -78,7 +80,10 @@ def curvature(outer: Outer) -> Check:
         lowest, highest = _extremes(outer)
     except (InfluenceError, RuntimeError) as error:  # torch has no derivative of something, or a solve gave up
         return unknown("curvature", f"the exact Hessian could not be had: {str(error).splitlines()[0]}")
-    smallest, rounding = lowest + outer.study.problem.l2, torch.finfo(outer.study.local.lam.dtype).eps ** 0.5 * highest
+    smallest, rounding = (
+        lowest + outer.study.problem.l2,
+        torch.finfo(outer.study.solved_tasks.lam.dtype).eps ** 0.5 * highest,
+    )
     verdict: Verdict = (
         "fine" if smallest > -rounding else "read with care" if smallest + outer.damping > 0 else "do not trust"
     )
@@ -99,19 +104,22 @@ def _extremes(outer: Outer) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of an approximate inner inverse, which is told with the inner solutions
         exact = outer.with_hessian(Exact()).hessian.operator
-        lowest, highest = extreme_eigenvalues(exact, outer.study.local.lam.unsqueeze(0), PRODUCTS)
+        lowest, highest = extreme_eigenvalues(exact, outer.study.solved_tasks.lam.unsqueeze(0), PRODUCTS)
     return float(lowest), float(highest)
 
 
 def damping(outer: Outer, items: int) -> Check:
     """How many directions have more curvature than damping: r = Σ σ/(σ + d), σ being the eigenvalues of the (sampled)
     Gauss–Newton matrix and d = l2 + damping. r/n is then the average item's share of the curvature that counts."""
-    spectrum, l2 = eigenvalues(sampled_gauss_newton(outer), outer.study.local.lam.numel()), outer.study.problem.l2
-    dtype = outer.study.local.lam.dtype
+    spectrum, l2 = (
+        eigenvalues(sampled_gauss_newton(outer), outer.study.solved_tasks.lam.numel()),
+        outer.study.problem.l2,
+    )
+    dtype = outer.study.solved_tasks.lam.dtype
     rank, bare = (effective_rank(spectrum, shift, dtype) for shift in (l2 + outer.damping, l2))
     share = rank / items
     found = (
-        f"effective rank {rank:.3g} of {outer.study.local.lam.numel()} directions at l2 {l2:.3g} + damping "
+        f"effective rank {rank:.3g} of {outer.study.solved_tasks.lam.numel()} directions at l2 {l2:.3g} + damping "
         f"{outer.damping:.3g} ({bare:.3g} without damping); {share:.2g} for each of {items} items"
     )
     flat = rank < 1
@@ -125,14 +133,14 @@ def damping(outer: Outer, items: int) -> Check:
 
 def largest_curvature(outer: Outer) -> float:
     """Of L_Total, l2 included, as Gauss–Newton has it."""
-    sampled, like = sampled_gauss_newton(outer), outer.study.local.lam.unsqueeze(0)
+    sampled, like = sampled_gauss_newton(outer), outer.study.solved_tasks.lam.unsqueeze(0)
     return float(sampled.largest_eigenvalue(like, PRODUCTS)) + outer.study.problem.l2
 
 
 def sampled_gauss_newton(outer: Outer) -> SampledRows:
     """The hook's own sketch, or one that is made for it."""
     own = outer.hessian.operator
-    operator = own if isinstance(own, SampledRows) else Sketch().operator(outer.study.local)
+    operator = own if isinstance(own, SampledRows) else Sketch().operator(outer.study.solved_tasks)
     assert isinstance(operator, SampledRows)
     return operator
 

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from ...analysis.problem.snapshot import Snapshot
-from ...bilevel.solved_tasks import LocalProblem
+from ...bilevel.solved_tasks import SolvedTasks
 from ...errors import RetrainingError
 from ...storage.outcomes import Outcome
 from ..ground_truth.removals import leave_one_out
@@ -52,15 +52,15 @@ class ContinuedOptimisation:
     """
 
     study: Snapshot
-    test: LocalProblem
+    test: SolvedTasks
     largest: float
     steps: int = STEPS
     left: list[float] = field(default_factory=list, repr=False)
 
     def __call__(self, weights: Floats, seed: int) -> Outcome:
         """Weights multiply the recorded c_i; nothing here depends on the seed."""
-        kept = (np.asarray(self.study.local.weights) * weights).tolist()
-        before = lam = self.study.local.lam.double()
+        kept = (np.asarray(self.study.solved_tasks.weights) * weights).tolist()
+        before = lam = self.study.solved_tasks.lam.double()
         slope_now = torch.zeros_like(lam)
         for step in range(self.steps):
             ahead = lam + step / (step + 3) * (lam - before)
@@ -72,18 +72,18 @@ class ContinuedOptimisation:
     def _gradient(self, lam: Tensor, weights: list[float]) -> Tensor:
         """D_λ L_Total, ``[P]``, float64."""
         total = torch.zeros_like(lam)
-        for at in self._moved(self.study.local, lam, weights).solved("continued optimisation"):
-            total += at.weighted_gradient().double().sum(0)
+        for solved in self._moved(self.study.solved_tasks, lam, weights).solved("continued optimisation"):
+            total += solved.weighted_gradient().double().sum(0)
         return self.study.problem.l2 * lam + self.study.problem.ranks.sum(total)
 
     def _test_losses(self, lam: Tensor) -> Floats:
         losses = torch.zeros(len(self.test.tasks), dtype=torch.float64)
-        for at in self._moved(self.test, lam, self.test.weights).solved("test tasks"):
-            losses[at.batch.index] = at.outer_loss().double().cpu()
+        for solved in self._moved(self.test, lam, self.test.weights).solved("test tasks"):
+            losses[solved.batch.index] = solved.outer_loss().double().cpu()
         return self.study.problem.ranks.sum(losses).numpy()
 
-    def _moved(self, local: LocalProblem, lam: Tensor, weights: list[float]) -> LocalProblem:
-        return LocalProblem(local.settings, lam.to(local.lam), local.tasks, weights)
+    def _moved(self, solved_tasks: SolvedTasks, lam: Tensor, weights: list[float]) -> SolvedTasks:
+        return SolvedTasks(solved_tasks.settings, lam.to(solved_tasks.lam), solved_tasks.tasks, weights)
 
 
 def spot_check(answers: Answers, retrain: Retrain | None, count: int, seed: int) -> Check:
@@ -126,9 +126,9 @@ def continued_words(continued: ContinuedOptimisation) -> str:
 
 def fisher_interval(r: float, count: int, level: float = 0.95) -> Interval:
     """Of Pearson's r of ``count`` pairs: tanh(artanh r ± z/√(count − 3)); nan where r is."""
-    at = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
+    solved = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
     reach = norm.ppf((1 + level) / 2) / (count - 3) ** 0.5
-    return Interval(r, float(np.tanh(at - reach)), float(np.tanh(at + reach)))
+    return Interval(r, float(np.tanh(solved - reach)), float(np.tanh(solved + reach)))
 
 
 def _verdict(r: Interval) -> Verdict:

@@ -12,7 +12,7 @@ from learn2learn.data import Taskset
 from torch import Tensor
 from tqdm import tqdm
 
-from ....bilevel.solved_tasks import LocalProblem
+from ....bilevel.solved_tasks import SolvedTasks
 from ....errors import NotConvergedError
 from ....recording import Study
 from ...problem.snapshot import Snapshot
@@ -59,23 +59,23 @@ class AscentSteps(Baseline):
             raise ValueError(f"ascent needs steps >= 1 and lr > 0, got steps={steps}, lr={lr}")
         self._steps, self._lr = steps, lr
 
-    def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:
+    def _measure(self, study: Snapshot, test: SolvedTasks) -> list[Tensor]:
         now, hidden = outer_losses(test), self._options.progress
         positions = range(len(study.recorded))
         with tqdm(positions, "ascent", unit="task", leave=False, disable=None if hidden is None else not hidden) as bar:
             return [torch.stack([now - after for after in self._after(study, test, position)]) for position in bar]
 
-    def _after(self, study: Snapshot, test: LocalProblem, position: int) -> list[Tensor]:
+    def _after(self, study: Snapshot, test: SolvedTasks, position: int) -> list[Tensor]:
         """Test losses ``[T]`` after climbing on each item of a task."""
-        alone = study.local.subset([position])
-        count = self._level.count(alone.at(0))
+        alone = study.solved_tasks.subset([position])
+        count = self._level.count(alone.one(0))
         return [outer_losses(_moved(test, self._climbed(alone, j))) for j in range(count)]
 
-    def _climbed(self, alone: LocalProblem, j: int) -> Tensor:
+    def _climbed(self, alone: SolvedTasks, j: int) -> Tensor:
         """λ_K for item ``j`` of a problem of one task."""
         lam = alone.lam
         for _ in range(self._steps):
-            lam = lam + self._lr * self._level.pull(_moved(alone, lam).at(0), j)[0]
+            lam = lam + self._lr * self._level.gradient(_moved(alone, lam).one(0), j)[0]
         if not bool(lam.isfinite().all()):
             raise NotConvergedError(
                 f"{self._steps} ascent steps of size {self._lr:g} left the finite numbers: lower lr"
@@ -86,6 +86,6 @@ class AscentSteps(Baseline):
         return [f"{self._steps} steps of size {self._lr:g}"]
 
 
-def _moved(local: LocalProblem, lam: Tensor) -> LocalProblem:
+def _moved(solved_tasks: SolvedTasks, lam: Tensor) -> SolvedTasks:
     """The same problem at another λ, without a bar of its own."""
-    return LocalProblem(replace(local.settings, progress=False), lam, local.tasks, local.weights)
+    return SolvedTasks(replace(solved_tasks.settings, progress=False), lam, solved_tasks.tasks, solved_tasks.weights)

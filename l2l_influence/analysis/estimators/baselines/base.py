@@ -11,8 +11,8 @@ from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
 from torch import Tensor
 
-from ....bilevel.item_gradients import Level
-from ....bilevel.solved_tasks import LocalProblem, SolvedBatch
+from ....bilevel.item_gradients import ItemGradient
+from ....bilevel.solved_tasks import SolvedBatch, SolvedTasks
 from ....hooks import QueryInfluence, SupportInfluence, TaskInfluence
 from ....hooks.hook import Hook
 from ....recording import Study
@@ -21,7 +21,7 @@ from ...problem.data import Split
 from ...problem.inner_notes import inner_notes
 from ...problem.snapshot import Snapshot
 from ...results.result import Scores
-from ..collected import Collected
+from ..collected import PackedTensors
 from ..scoring import Found
 
 LevelName = Literal["task", "query", "support"]
@@ -77,7 +77,7 @@ class Baseline(Hook, ABC):
     # ---- what a subclass says ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:
+    def _measure(self, study: Snapshot, test: SolvedTasks) -> list[Tensor]:
         """Scores of each training task's items on each test task: ``[count, T]``, float64, on the CPU."""
 
     def _notes(self) -> list[str]:
@@ -101,7 +101,7 @@ class Baseline(Hook, ABC):
         study = self._study()
         test = study.test_problem(test_tasks, num_tasks, split, seed)
         means = [matrix.mean(1, keepdim=True) for matrix in self._measure(study, test)]
-        found = Found(means, *self._losses_and_residual(study.local))
+        found = Found(means, *self._losses_and_residual(study.solved_tasks))
         order = torch.cat(means)[:, 0].argsort(descending=True, stable=True).tolist()
         test_loss = float(outer_losses(test).mean())
         return self._items._result(study, found, order, test_loss, self._all_notes(study, test, found), self.reading)
@@ -120,19 +120,19 @@ class Baseline(Hook, ABC):
         """
         study = self._study()
         found = self._measure(study, study.test_problem(test_tasks, num_tasks, split, seed))
-        names = [name for at, part in enumerate(found) for name in self._items._refs(study, at, len(part))]
+        names = [name for solved, part in enumerate(found) for name in self._items._refs(study, solved, len(part))]
         return names, torch.cat(found)
 
-    def _losses_and_residual(self, local: LocalProblem) -> tuple[list[Tensor], float]:
+    def _losses_and_residual(self, solved_tasks: SolvedTasks) -> tuple[list[Tensor], float]:
         """Each task's items' own losses, ``[count]``, and the largest inner residual, by one pass."""
 
-        def measure(at: SolvedBatch) -> Tensor:
-            return torch.cat([at.solution.residual.unsqueeze(1), self._level.losses(at)], dim=1)
+        def measure(solved: SolvedBatch) -> Tensor:
+            return torch.cat([solved.solution.residual.unsqueeze(1), self._level.losses(solved)], dim=1)
 
-        found = each_task(local, measure)
+        found = each_task(solved_tasks, measure)
         return [row[1:] for row in found], max(float(row[0]) for row in found)
 
-    def _all_notes(self, study: Snapshot, test: LocalProblem, found: Found) -> list[str]:
+    def _all_notes(self, study: Snapshot, test: SolvedTasks, found: Found) -> list[str]:
         return [
             f"baseline: {type(self).__name__}",
             *self._notes(),
@@ -142,19 +142,19 @@ class Baseline(Hook, ABC):
         ]
 
 
-def each_task(local: LocalProblem, measure: Callable[[SolvedBatch], Tensor]) -> list[Tensor]:
+def each_task(solved_tasks: SolvedTasks, measure: Callable[[SolvedBatch], Tensor]) -> list[Tensor]:
     """One pass: the rows of ``measure(batch)``, ``[B, ...]``, by the tasks' positions, float64 on the CPU."""
-    found = Collected(len(local.tasks))
-    for solved in local.solved("baseline"):
+    found = PackedTensors(len(solved_tasks.tasks))
+    for solved in solved_tasks.solved("baseline"):
         found.put(solved.batch.index, measure(solved).detach())
-    return local.settings.ranks.gather(found.each())
+    return solved_tasks.settings.ranks.gather(found.each())
 
 
-def outer_losses(test: LocalProblem) -> Tensor:
+def outer_losses(test: SolvedTasks) -> Tensor:
     """L_O of each test task, ``[T]``, float64."""
-    return torch.stack(each_task(test, lambda at: at.outer_loss()))
+    return torch.stack(each_task(test, lambda solved: solved.outer_loss()))
 
 
-def each_pull(level: Level, at: SolvedBatch, of: Callable[[Tensor], Tensor]) -> Tensor:
+def each_gradient(level: ItemGradient, solved: SolvedBatch, of: Callable[[Tensor], Tensor]) -> Tensor:
     """``of(pull)``, ``[B, P] -> [B, ...]``, of all items: ``[B, count, ...]``."""
-    return torch.stack([of(level.pull(at, j)) for j in range(level.count(at))], dim=1)
+    return torch.stack([of(level.gradient(solved, j)) for j in range(level.count(solved))], dim=1)

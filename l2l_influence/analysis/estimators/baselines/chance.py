@@ -10,7 +10,7 @@ from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
 from torch import Tensor
 
-from ....bilevel.solved_tasks import LocalProblem
+from ....bilevel.solved_tasks import SolvedTasks
 from ....recording import Study
 from ...problem.snapshot import Snapshot
 from .base import Baseline, LevelName, each_task
@@ -39,8 +39,8 @@ class Random(Baseline):
         super().__init__(maml, tasks, loss, level=level, **options)
         self._seed = seed
 
-    def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:
-        counts = [len(losses) for losses in each_task(study.local, self._level.losses)]
+    def _measure(self, study: Snapshot, test: SolvedTasks) -> list[Tensor]:
+        counts = [len(losses) for losses in each_task(study.solved_tasks, self._level.losses)]
         draw = torch.Generator().manual_seed(self._seed)
         numbers = torch.randn(sum(counts), len(test.tasks), generator=draw, dtype=torch.float64)
         return list(numbers.split(counts))

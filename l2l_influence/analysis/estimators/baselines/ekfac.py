@@ -11,7 +11,7 @@ from learn2learn.data import Taskset
 from torch import Tensor
 
 from ....bilevel.inner.inverses.ekfac import EKFACPlusIdentity
-from ....bilevel.solved_tasks import LocalProblem, SolvedBatch
+from ....bilevel.solved_tasks import SolvedBatch, SolvedTasks
 from ....recording import Study
 from ...problem.snapshot import Snapshot
 from .base import Baseline, LevelName, each_task
@@ -72,15 +72,15 @@ class SingleLevelEKFAC(Baseline):
         self._damping, self._most, self._seed = damping, curvature_tasks, seed
         self._about = ""
 
-    def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:
+    def _measure(self, study: Snapshot, test: SolvedTasks) -> list[Tensor]:
         model = OneModel.of(study)
-        tests = torch.stack(each_task(test, model.query_gradient)).to(study.local.lam)
+        tests = torch.stack(each_task(test, model.query_gradient)).to(study.solved_tasks.lam)
         values = self._curvature(study, model).inverse(tests)
-        return each_task(study.local, lambda at: -self._of_items(at, model.losses_along(at, values)))
+        return each_task(study.solved_tasks, lambda solved: -self._of_items(solved, model.losses_along(solved, values)))
 
-    def _of_items(self, at: SolvedBatch, slopes: Tensor) -> Tensor:
+    def _of_items(self, solved: SolvedBatch, slopes: Tensor) -> Tensor:
         """From all samples' ``[B, n_s + n_q, R]`` to the items': ``[B, count, R]``."""
-        support = at.batch.support.w.shape[1]
+        support = solved.batch.support.w.shape[1]
         parts = {"support sample": slopes[:, :support], "query sample": slopes[:, support:]}
         return parts.get(self._level.what, slopes.sum(1, keepdim=True))
 

@@ -32,24 +32,24 @@ class OneModel:
     @staticmethod
     def of(study: Snapshot) -> OneModel:
         """That of a study, with its loss."""
-        layout = study.local.settings.layout
-        return OneModel(study.local.lam, layout, Objective(study.problem.outer_loss, layout, layout))
+        layout = study.solved_tasks.settings.layout
+        return OneModel(study.solved_tasks.lam, layout, Objective(study.problem.outer_loss, layout, layout))
 
     def outputs(self, x: Tensor, y: Tensor, parameters: Named) -> Tensor:
         """Of one batch, ``[n, …]``, with these parameters."""
         return outputs_of(self.objective.loss, parameters, parameters, x, y)
 
-    def losses_along(self, at: SolvedBatch, v: Tensor) -> Tensor:
+    def losses_along(self, solved: SolvedBatch, v: Tensor) -> Tensor:
         """⟨∂_λ c_i w_j ℓ_j, v⟩ of the samples of :func:`pooled`, for each row of v: ``[R, P] -> [B, n, R]``."""
-        samples, count = pooled(at.batch), len(at.batch.index)
+        samples, count = pooled(solved.batch), len(solved.batch.index)
         theta = self.lam.repeat(count, 1)
         rows = [row.repeat(count, 1) for row in v]
         slopes = [self.objective.losses_along(self.lam, theta, samples, row) for row in rows]
-        return at.batch.weight.view(-1, 1, 1) * torch.stack(slopes, dim=2)
+        return solved.batch.weight.view(-1, 1, 1) * torch.stack(slopes, dim=2)
 
-    def query_gradient(self, at: SolvedBatch) -> Tensor:
+    def query_gradient(self, solved: SolvedBatch) -> Tensor:
         """∂_λ Σ_j w_j ℓ_j of query samples at λ, ``[B, P]``."""
-        return self.objective.gradient_theta(self.lam, self.lam.expand(len(at.batch.index), -1), at.batch.query)
+        return self.objective.gradient_theta(self.lam, self.lam.expand(len(solved.batch.index), -1), solved.batch.query)
 
 
 def pooled(batch: TaskBatch) -> Samples:

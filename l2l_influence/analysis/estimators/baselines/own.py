@@ -6,20 +6,20 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from ....bilevel.solved_tasks import LocalProblem, SolvedBatch
+from ....bilevel.solved_tasks import SolvedBatch, SolvedTasks
 from ...problem.snapshot import Snapshot
-from .base import Baseline, each_pull, each_task
+from .base import Baseline, each_gradient, each_task
 
 
 class OfItself(Baseline):
     """A number of the item alone, the same on each test task."""
 
     @abstractmethod
-    def _value(self, at: SolvedBatch) -> Tensor:
+    def _value(self, solved: SolvedBatch) -> Tensor:
         """``[B, count]``."""
 
-    def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:
-        return [row.unsqueeze(1).repeat(1, len(test.tasks)) for row in each_task(study.local, self._value)]
+    def _measure(self, study: Snapshot, test: SolvedTasks) -> list[Tensor]:
+        return [row.unsqueeze(1).repeat(1, len(test.tasks)) for row in each_task(study.solved_tasks, self._value)]
 
 
 class QueryLoss(OfItself):
@@ -31,8 +31,8 @@ class QueryLoss(OfItself):
 
     reading = "score = the item's own loss after adaptation; high = suspected to be harmful; unit: the loss"
 
-    def _value(self, at: SolvedBatch) -> Tensor:
-        return self._level.losses(at)
+    def _value(self, solved: SolvedBatch) -> Tensor:
+        return self._level.losses(solved)
 
 
 class GradientNorm(OfItself):
@@ -43,5 +43,5 @@ class GradientNorm(OfItself):
 
     reading = "score = length of the item's gradient by λ; high = suspected to be harmful; unit: loss per unit of λ"
 
-    def _value(self, at: SolvedBatch) -> Tensor:
-        return each_pull(self._level, at, lambda pull: pull.norm(dim=-1))
+    def _value(self, solved: SolvedBatch) -> Tensor:
+        return each_gradient(self._level, solved, lambda gradient: gradient.norm(dim=-1))

@@ -34,7 +34,7 @@ class Chosen(NamedTuple):
         Raises:
             TaskShapeError: they have different shapes.
         """
-        some = list(study.local.subset(positions).alone().solved("EK-FAC"))  # by each rank: factors are not sums
+        some = list(study.solved_tasks.subset(positions).alone().solved("EK-FAC"))  # by each rank: factors are not sums
         parts = [pooled(solved.batch) for solved in some]
         if len({part.x.shape[1:] for part in parts}) > 1:
             raise TaskShapeError(
@@ -92,5 +92,5 @@ class Pooled(PseudoGradients):
             yield [torch.cat(same, dim=2) for same in by_layer], rest
 
     def inputs(self, layer: Layer) -> Tensor:
-        at = next(number for number, own in enumerate(self.layers) if own is layer)
-        return torch.cat([task.inputs(task.layers[at]) for task in self._tasks], dim=1)
+        solved = next(number for number, own in enumerate(self.layers) if own is layer)
+        return torch.cat([task.inputs(task.layers[solved]) for task in self._tasks], dim=1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ....bilevel.item_gradients import Level
-from ....bilevel.solved_tasks import LocalProblem, SolvedBatch
+from ....bilevel.item_gradients import ItemGradient
+from ....bilevel.solved_tasks import SolvedBatch, SolvedTasks
 from ...problem.snapshot import Snapshot
 from ..scoring import each_test_gradient
-from .base import Baseline, each_pull, each_task
+from .base import Baseline, each_gradient, each_task
 
 
 class GradientSimilarity(Baseline):
@@ -24,8 +24,8 @@ class GradientSimilarity(Baseline):
         "per unit of step size"
     )
 
-    def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:
-        return disagreement(study.local, self._level, each_test_gradient(test, exact=True))
+    def _measure(self, study: Snapshot, test: SolvedTasks) -> list[Tensor]:
+        return disagreement(study.solved_tasks, self._level, each_test_gradient(test, exact=True))
 
 
 class CosineSimilarity(Baseline):
@@ -36,18 +36,18 @@ class CosineSimilarity(Baseline):
 
     reading = "score = −cosine of the test task's and the item's gradients; positive = harmful: the two point apart"
 
-    def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:
+    def _measure(self, study: Snapshot, test: SolvedTasks) -> list[Tensor]:
         directions = _direction(each_test_gradient(test, exact=True))
 
-        def cosines(at: SolvedBatch) -> Tensor:
-            return -each_pull(self._level, at, lambda pull: _direction(pull) @ directions.T)
+        def cosines(solved: SolvedBatch) -> Tensor:
+            return -each_gradient(self._level, solved, lambda gradient: _direction(gradient) @ directions.T)
 
-        return each_task(study.local, cosines)
+        return each_task(study.solved_tasks, cosines)
 
 
-def disagreement(local: LocalProblem, level: Level, tests: Tensor) -> list[Tensor]:
+def disagreement(solved_tasks: SolvedTasks, level: ItemGradient, tests: Tensor) -> list[Tensor]:
     """−⟨pull, g⟩ of each task's items, for each row g of ``tests`` ``[T, P]``: ``[count, T]``."""
-    return each_task(local, lambda at: -level.pulls_along(at, tests))
+    return each_task(solved_tasks, lambda solved: -level.gradients_along(solved, tests))
 
 
 def _direction(rows: Tensor) -> Tensor:

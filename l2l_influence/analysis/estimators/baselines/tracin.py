@@ -10,7 +10,7 @@ from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
 from torch import Tensor, nn
 
-from ....bilevel.solved_tasks import LocalProblem
+from ....bilevel.solved_tasks import SolvedTasks
 from ....errors import InfluenceError
 from ....recording import Study
 from ....recording.outer_steps.checkpoints import Checkpoint
@@ -55,17 +55,17 @@ class TracIn(Baseline):
         super().__init__(maml, tasks, loss, level=level, **options)
         self._checkpoints = checkpoints
 
-    def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:
+    def _measure(self, study: Snapshot, test: SolvedTasks) -> list[Tensor]:
         if len(self._checkpoints) == 0:
             raise InfluenceError("TracIn needs at least one checkpoint: (maml.state_dict(), learning rate)")
         parts = [self._at(checkpoint, study, test) for checkpoint in self._checkpoints]
         return [sum(same[1:], start=same[0]) for same in zip(*parts, strict=True)]
 
-    def _at(self, checkpoint: Checkpoint, study: Snapshot, test: LocalProblem) -> list[Tensor]:
+    def _at(self, checkpoint: Checkpoint, study: Snapshot, test: SolvedTasks) -> list[Tensor]:
         state, lr = checkpoint
         then = Snapshot(_RunAt(self._run, state), study.recorded, self._options)
         tests = each_test_gradient(then.problem.at(then.lam, test.tasks), exact=True)
-        return [lr * part for part in disagreement(then.local, self._level, tests)]
+        return [lr * part for part in disagreement(then.solved_tasks, self._level, tests)]
 
     def _notes(self) -> list[str]:
         return [f"checkpoints: {len(self._checkpoints)}"]

@@ -10,12 +10,12 @@ from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
 from torch import Tensor
 
-from ....bilevel.solved_tasks import LocalProblem
+from ....bilevel.solved_tasks import SolvedTasks
 from ....recording import Study
 from ...problem.snapshot import Snapshot
 from ..outer import RELATIVE_DAMPING
 from ..scoring import each_test_gradient
-from .base import Baseline, LevelName, each_pull, each_task
+from .base import Baseline, LevelName, each_gradient, each_task
 
 
 class ProjectedGradients(Baseline):
@@ -59,10 +59,13 @@ class ProjectedGradients(Baseline):
             raise ValueError(f"ridge must be positive, got {ridge}")
         self._dimensions, self._ridge, self._seed = dimensions, ridge, seed
 
-    def _measure(self, study: Snapshot, test: LocalProblem) -> list[Tensor]:
-        projection = self._projection(study.local.lam)
+    def _measure(self, study: Snapshot, test: SolvedTasks) -> list[Tensor]:
+        projection = self._projection(study.solved_tasks.lam)
         tests = (each_test_gradient(test, exact=True) @ projection).double().cpu()
-        rows = each_task(study.local, lambda at: each_pull(self._level, at, lambda pull: pull @ projection))
+        rows = each_task(
+            study.solved_tasks,
+            lambda solved: each_gradient(self._level, solved, lambda gradient: gradient @ projection),
+        )
         values = torch.linalg.solve(self._kernel(torch.cat(rows)), tests.T)
         return [-row @ values for row in rows]
 

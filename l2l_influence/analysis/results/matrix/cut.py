@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ....bilevel.solved_tasks import LocalProblem
+from ....bilevel.solved_tasks import SolvedTasks
 
 SHARD_BYTES = 2**26
 """What a shard of scores takes at most, unless one task takes more: it is what a run that is killed has to repeat."""
@@ -38,7 +38,7 @@ class Cut:
     block: int
 
     @classmethod
-    def within(cls, test: LocalProblem, counts: Sequence[int], shard: int | None) -> Cut:
+    def within(cls, test: SolvedTasks, counts: Sequence[int], shard: int | None) -> Cut:
         """By the memory budget, and by ``shard`` if given.
 
         Raises:

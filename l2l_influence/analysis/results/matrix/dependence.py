@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ....bilevel import Task
 from ....bilevel.inner import Proximal
-from ....bilevel.item_gradients import Level
-from ....bilevel.solved_tasks import LocalProblem
+from ....bilevel.item_gradients import ItemGradient
+from ....bilevel.solved_tasks import SolvedTasks
 from ....errors import ForeignMatrixError
 from ....recording import RecordedTask
 from ....storage.fingerprints import plain_bytes
@@ -47,7 +47,7 @@ class Dependence:
     loss: float
 
     @classmethod
-    def of(cls, run: Run, outer: Outer, level: Level, test: LocalProblem, exact: bool, cut: Cut) -> Dependence:
+    def of(cls, run: Run, outer: Outer, level: ItemGradient, test: SolvedTasks, exact: bool, cut: Cut) -> Dependence:
         """Reads the data of all test tasks once, and solves one training task."""
         study = outer.study
         start = isinstance(study.problem.kind, Proximal)
@@ -60,7 +60,7 @@ class Dependence:
             "test tasks": digest(map(_data, test.tasks)),
         }
         named = {f"{name}=": digest([value]) for name, value in settings.items()}
-        return cls({**digests, **named}, float(study.local.at(0).outer_loss()[0]))
+        return cls({**digests, **named}, float(study.solved_tasks.one(0).outer_loss()[0]))
 
     def require(self, known: Mapping[str, Any], where: object) -> None:
         """Raise a `ForeignMatrixError` unless what was written down agrees; ``where`` it was."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...._version import __version__
-from ....bilevel.item_gradients import Level
-from ....bilevel.solved_tasks import LocalProblem, SolvedBatch
+from ....bilevel.item_gradients import ItemGradient
+from ....bilevel.solved_tasks import SolvedBatch, SolvedTasks
 from ....storage.matrix_folder import DIGEST_BYTES, MatrixFolder, Solved
 from ...estimators.outer import Outer
 from ...estimators.scoring import each_test
@@ -36,11 +36,11 @@ class Writer:
     """
 
     def __init__(
-        self, folder: str | Path, outer: Outer, level: Level, test: LocalProblem, exact: bool, cut: Cut
+        self, folder: str | Path, outer: Outer, level: ItemGradient, test: SolvedTasks, exact: bool, cut: Cut
     ) -> None:
         self._folder, self._outer, self._level = MatrixFolder(folder), outer, level
         self._test, self._exact, self._cut = test, exact, cut
-        self.tally = Tally(outer.study.local, outer.study.problem.l2)
+        self.tally = Tally(outer.study.solved_tasks, outer.study.problem.l2)
         self._done = torch.zeros(len(cut.shards), DIGEST_BYTES, dtype=torch.uint8)
         self._tallied = 0
         self._vectors: tuple[int, Tensor] | None = None
@@ -100,7 +100,7 @@ class Writer:
         found = self._folder.progress()
         if found is not None:
             self._done, self._tallied = found["done"], int(found["tallied"])
-            self.tally.go_on_from(found)
+            self.tally.resume_from(found)
 
     def _is_done(self, number: int) -> bool:
         done = self._done[number]
@@ -132,19 +132,19 @@ class Writer:
 
     def _fill(self, number: int) -> None:
         tasks = self._cut.shards[number]
-        local = self._outer.study.local.subset(list(tasks))
+        solved_tasks = self._outer.study.solved_tasks.subset(list(tasks))
         rows = self._cut.rows(tasks)
         with self._folder.writing(number, (rows.stop - rows.start, self._cut.tests), self._dtype) as array:
             for block, columns in enumerate(self._cut.blocks):
                 vectors = self._block(block)
-                for solved in local.solved("scores"):
+                for solved in solved_tasks.solved("scores"):
                     self._put(array[:, columns.start : columns.stop], tasks, solved, vectors)
                     if block == 0 and number >= self._tallied:
                         self.tally.add(solved)
 
     def _put(self, array: npt.NDArray[Any], tasks: range, solved: SolvedBatch, vectors: Tensor) -> None:
         """The scores of a batch, into the rows of a shard."""
-        scores = -self._level.pulls_along(self._outer.curvature.seen(solved), vectors)
+        scores = -self._level.gradients_along(self._outer.curvature.linearised(solved), vectors)
         starts = self._cut.starts[tasks.start :] - self._cut.starts[tasks.start]
         for place, found in zip(solved.batch.index, scores.cpu().numpy().astype(self._dtype), strict=True):
             array[starts[place] : starts[place + 1]] = found

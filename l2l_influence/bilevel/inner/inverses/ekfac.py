@@ -37,21 +37,21 @@ class EKFAC:
 
     Args:
         fisher: ``"true"`` takes the whole curvature of the criterion at each sample's outputs; ``"mc"`` samples it with
-            random signs, in C/draws times less work for C outputs; ``"empirical"`` takes the gradients of the
+            random signs, in C/samples times less work for C outputs; ``"empirical"`` takes the gradients of the
             samples' own losses, which is no Gauss–Newton matrix.
-        draws: samples a task, for ``"mc"``.
-        seed: of the draws; the same task has the same draws, whatever the batch.
+        samples: samples a task, for ``"mc"``.
+        seed: of the samples; the same task has the same samples, whatever the batch.
     """
 
     fisher: Fisher = "true"
-    draws: int = 1
+    samples: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.fisher not in ("true", "mc", "empirical"):
             raise ValueError(f'fisher must be "true", "mc" or "empirical", not {self.fisher!r}')
-        if self.draws < 1:
-            raise ValueError(f"draws must be at least 1, got {self.draws}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
 
     def __call__(
         self, problem: InnerProblem, theta: Tensor, delta: float, tolerance: float
@@ -80,19 +80,19 @@ class EKFAC:
         if self.fisher == "true":
             return root.permute(0, 3, 1, 2)
         signs = torch.stack([self._signs(x, root.shape[1:3]) for x in problem.samples.x]).to(root)
-        return torch.einsum("bnck,bmnk->bmnc", root, signs) / self.draws**0.5
+        return torch.einsum("bnck,bmnk->bmnc", root, signs) / self.samples**0.5
 
     def _signs(self, x: Tensor, shape: torch.Size) -> Tensor:
         """±1, ``[m, n, C]``, from the seed and the task's data alone."""
         content = zlib.crc32(x.double().cpu().numpy().tobytes())
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + content)
-        return torch.randint(0, 2, (self.draws, *shape), generator=generator) * 2 - 1
+        return torch.randint(0, 2, (self.samples, *shape), generator=generator) * 2 - 1
 
     def _note(self, blocks: Sequence[Block]) -> str:
         covered = [block for block in blocks if block.kronecker]
         entries = sum(block.index.numel() for block in covered) / sum(block.index.numel() for block in blocks)
         tensors, among = (sum(len(block.names) for block in some) for some in (covered, blocks))
-        kind = f"mc (draws={self.draws})" if self.fisher == "mc" else self.fisher
+        kind = f"mc (samples={self.samples})" if self.fisher == "mc" else self.fisher
         rest = "none" if tensors == among else "the rest"
         return (
             f"ekfac, {kind} Fisher: Linear and Conv2d {tensors} of {among} tensors, {100 * entries:.1f} % of entries; "

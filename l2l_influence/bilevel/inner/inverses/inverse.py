@@ -52,10 +52,10 @@ class InnerHessian(LinearOperator):
     def for_many_products(self) -> LinearOperator:
         problem = self._problem
         try:
-            pull = problem.objective.linearise_theta(problem.lam, self._theta, problem.samples)
+            gradient = problem.objective.linearise_theta(problem.lam, self._theta, problem.samples)
         except LossStructureError:  # a normalisation that can't be recomposed
             return self
-        return _Linearised(pull, self.shift, self.note)
+        return _Linearised(gradient, self.shift, self.note)
 
 
 class _Linearised(LinearOperator):

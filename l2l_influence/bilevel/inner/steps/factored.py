@@ -12,7 +12,7 @@ from torch.func import grad, grad_and_value, jvp, vmap
 
 from ....errors import LossStructureError
 from ...elementary import ElementaryNorms
-from ...factored import Moved
+from ...factored import FactoredParameters
 from ...kfac.layers import linear_layers
 from ...layout import Named, Vector
 from ...task import Samples
@@ -34,7 +34,7 @@ class InFactors(MappedSteps):
         self._lr, self._count, self._rows = lr, steps, rows
 
     @cached_property
-    def point(self) -> Moved:
+    def point(self) -> FactoredParameters:
         return vmap(lambda samples: self._steps(samples)(self.problem.lam, samples.w))(self.problem.samples)
 
     @cached_property
@@ -43,11 +43,11 @@ class InFactors(MappedSteps):
         lam = problem.layout.unravel(problem.lam)
         return vmap(lambda point: point.flat(lam, problem.part))(self.point)
 
-    def _steps(self, samples: Samples) -> Callable[..., Moved]:
+    def _steps(self, samples: Samples) -> Callable[..., FactoredParameters]:
         problem = self.problem
 
-        def steps(lam: Vector, w: Tensor) -> Moved:
-            theta = Moved.start(problem.layout.unravel(lam), self._rows, problem.part)
+        def steps(lam: Vector, w: Tensor) -> FactoredParameters:
+            theta = FactoredParameters.start(problem.layout.unravel(lam), self._rows, problem.part)
             for _ in range(self._count):
                 slope = problem.objective.slope_of_one(lam, theta, samples._replace(w=w), self._rows)
                 theta = theta.stepped(self._lr, slope)
@@ -101,11 +101,11 @@ def wide_layers(problem: InnerProblem, steps: int) -> dict[str, int]:
         return NARROW * steps * rows * sum(weight.shape) <= weight.numel()
 
     layers = linear_layers(lambda theta: problem.objective.loss(lam, theta, x, y), theta, len(y), narrow)
-    if not layers or not _sees_all(problem, Moved.start(lam, layers, problem.part)):
+    if not layers or not _sees_all(problem, FactoredParameters.start(lam, layers, problem.part)):
         return {}
     return {name: layer.rows for name, layer in layers.items()}
 
 
-def _sees_all(problem: InnerProblem, theta: Moved) -> bool:
+def _sees_all(problem: InnerProblem, theta: FactoredParameters) -> bool:
     """Whether the outer loss, too, uses these weights where it is seen."""
     return problem.outer is None or bool(problem.outer(theta).isfinite().all())
