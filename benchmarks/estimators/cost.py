@@ -37,7 +37,7 @@ def seconds(world: World, lam: Tensor, estimator: Estimator, gradient: Tensor) -
 def _together(hessian: HessianOperator, gradient: Tensor) -> float:
     """One solve for all tasks."""
     values = hessian.solve_rows(gradient, damping=_damping(hessian, gradient), tolerance=TOLERANCE).value
-    for at in hessian.solved_tasks.solved():
+    for at in hessian.solved_tasks.microbatches():
         ITEM_GRADIENTS["task"].gradients_along(hessian.curvature.linearised(at), values)
     return 0.0
 
@@ -45,7 +45,8 @@ def _together(hessian: HessianOperator, gradient: Tensor) -> float:
 def _leaving_out(hessian: HessianOperator, gradient: Tensor) -> float:
     """A system a task, all alike: one is solved, and the time that the others would take is returned."""
     damping = _damping(hessian, gradient)
-    pulls = torch.cat([hessian.curvature.linearised(at).weighted_gradient() for at in hessian.solved_tasks.solved()])
+    batches = map(hessian.curvature.linearised, hessian.solved_tasks.microbatches())
+    pulls = torch.cat([solved.weighted_gradient() for solved in batches])
     start = time.process_time()
     hessian.solve_rows(pulls[:1], damping=damping, tolerance=TOLERANCE, without=[[0]])
     return (len(pulls) - 1) * (time.process_time() - start)

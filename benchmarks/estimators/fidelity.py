@@ -184,7 +184,7 @@ class Linearised:
         key = seen.__func__, question, j  # kinds that see the tasks alike share them
         if key not in self._pulls:
             pulls = self.solved_tasks.lam.new_empty(len(self.solved_tasks.tasks), self.solved_tasks.lam.numel())
-            for at in self.solved_tasks.solved():
+            for at in self.solved_tasks.microbatches():
                 pulls[at.batch.index] = QUESTIONS[question][1].gradient(seen(at), j)
             self._pulls[key] = pulls
         return self._pulls[key]
@@ -201,7 +201,7 @@ def task_matrices(hessian: HessianOperator) -> Tensor:
     solved_tasks = hessian.solved_tasks
     size = solved_tasks.lam.numel()
     matrices = solved_tasks.lam.new_empty(len(solved_tasks.tasks), size, size)
-    for at in solved_tasks.solved():
+    for at in solved_tasks.microbatches():
         for column, e in enumerate(torch.eye(size, dtype=torch.float64)):
             product = hessian.curvature.product(at, e)
             matrices[at.batch.index, :, column] = at.batch.weight.unsqueeze(-1) * product
@@ -211,7 +211,7 @@ def task_matrices(hessian: HessianOperator) -> Tensor:
 def total_gradients(solved_tasks: SolvedTasks) -> Tensor:
     """D_λ L_O of each task, ``[N, P]``."""
     gradients = solved_tasks.lam.new_empty(len(solved_tasks.tasks), solved_tasks.lam.numel())
-    for at in solved_tasks.solved():
+    for at in solved_tasks.microbatches():
         gradients[at.batch.index] = at.total_gradient
     return gradients
 

@@ -60,7 +60,7 @@ class World:
     def gradients(self, kind: InnerKind) -> Tensor:
         """This package's total gradients, ``[N, P]``."""
         solved_tasks = self.problem(kind).at(self.lam, self.tasks)
-        return torch.cat([batch.total_gradient for batch in solved_tasks.solved()])
+        return torch.cat([batch.total_gradient for batch in solved_tasks.microbatches()])
 
     def placed(self) -> Iterator[tuple[nn.Module, Task]]:
         """A module of its own for each task, at θ_i."""

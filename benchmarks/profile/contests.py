@@ -22,7 +22,7 @@ OURS = "l2l_influence"
 PRODUCTS, CHECKS = "Hessian products", "residual checks"
 
 STEPS = {
-    "size of a batch": [("bilevel.memory", "bytes_made_by")],
+    "size of a batch": [("bilevel.memory", "allocated_bytes")],
     "tasks stacked": [("bilevel.task", "stack"), ("bilevel.solved_tasks", "SolvedTasks._start")],
     "wide layers": [("bilevel.inner.steps.factored", "wide_layers")],
     "linearising": [("bilevel.inner.inverses.inverse", "InnerHessian.for_many_products")],

@@ -38,7 +38,7 @@ def composed(trained: Trained, tests: int) -> Row:
     peak = measured(lambda: question(make))[1]["mebibytes"]
     outer = asked[0]._outer()
     operator, solved_tasks = outer.hessian.operator, outer.study.solved_tasks
-    at_once = len(next(solved_tasks.solved()).batch.index)
+    at_once = len(next(solved_tasks.microbatches()).batch.index)
     return {
         "peak": peak,
         "drawn": len(operator.rows),

@@ -21,7 +21,7 @@ STEPS = {
     "rows of the sketch": [("bilevel.hessians.sketch", "Sketch.weighted_rows")],
     "Gram matrix, its eigenvalues and factor": [
         ("bilevel.solvers.gram", "LowRankPlusIdentity.__init__"),
-        ("bilevel.solvers.gram", "FewRows.largest_eigenvalue"),
+        ("bilevel.solvers.gram", "LowRankOperator.largest_eigenvalue"),
         ("bilevel.hessians.sketch", "SampledRows.effective_damping"),
     ],
     "outer solves": [("bilevel.solvers.base", "LinearSolver.solve")],

@@ -23,7 +23,7 @@ STEPS = {
     ]
     + [("parallel.ranks", "Ranks.gather")],
     "for itself": [
-        ("bilevel.memory", "bytes_made_by"),
+        ("bilevel.memory", "allocated_bytes"),
         ("parallel.ranks", "digest"),
         ("bilevel.solvers.gram", "_shifted_factor"),
         ("hooks.hook", "Hook._study"),

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import LossStructureError
-from .kfac.layers import LAYERS, Call, Watch, stand_in, tensors
+from .kfac.layers import LAYERS, FunctionCall, ParameterWatch, stand_in, tensors
 from .layout import Layout, Named
 
 
@@ -79,7 +79,7 @@ Theta = Tensor | FactoredParameters
 """θ of one task, ``[Q]`` (a batch's, ``[B, Q]``), or in factors."""
 
 
-class _AtWork(Watch):
+class _AtWork(ParameterWatch):
     """Gives what θ's weights give where the loss uses their stand-ins: by factors in linear layers, else written out.
 
     Where a loss uses one in a way that is not seen here, what comes of it is NaN, and not what λ's weight gives.
@@ -90,7 +90,7 @@ class _AtWork(Watch):
         self._theta, self._lam, self._taps = theta, lam, taps
         self.inputs: dict[str, Tensor] = {}
 
-    def meet(self, used: list[str], call: Call) -> Any:
+    def meet(self, used: list[str], call: FunctionCall) -> Any:
         if call.function is F.linear and len(used) == 1:
             weight, _, inputs = LAYERS[F.linear](*call.args, **call.kwargs)
             if self.names.get(id(weight)) == used[0]:
@@ -100,7 +100,7 @@ class _AtWork(Watch):
             raise LossStructureError("the loss uses a weight otherwise than where its layers were looked for")
         return output
 
-    def _linear(self, name: str, rows: Tensor, call: Call) -> Tensor:
+    def _linear(self, name: str, rows: Tensor, call: FunctionCall) -> Tensor:
         output: Tensor = call.given({at: self._lam[name] for at, own in self.names.items() if own == name}).made()
         moved = (rows @ self._theta.inputs[name].mT) @ self._theta.by_outputs[name]
         if self._taps is not None:

@@ -25,7 +25,7 @@ class ItemGradient(ABC):
         sign: the paper's influence function is ``sign · (δ_o I + H)⁻¹ pull``: −1, but +1 for support samples.
     """
 
-    what: ClassVar[str]
+    item_name: ClassVar[str]
     sign: ClassVar[float] = -1.0
 
     @abstractmethod
@@ -37,7 +37,7 @@ class ItemGradient(ABC):
         """D_λ ∂L_Total/∂ε of item ``j`` of each task, ``[B, P]``."""
 
     @abstractmethod
-    def own(self, solved: SolvedBatch, j: int) -> SolvedBatch:
+    def with_own_loss(self, solved: SolvedBatch, j: int) -> SolvedBatch:
         """The batch with item ``j``'s own loss as the outer loss; a sample's without its weight."""
 
     @abstractmethod
@@ -56,7 +56,7 @@ class ItemGradient(ABC):
 class TaskGradient(ItemGradient):
     """task-IF (Thm 4.3): the pull is c_i g_i."""
 
-    what = "task"
+    item_name = "task"
 
     def count(self, solved: SolvedBatch) -> int:
         return 1
@@ -64,7 +64,7 @@ class TaskGradient(ItemGradient):
     def gradient(self, solved: SolvedBatch, j: int) -> Tensor:
         return solved.weighted_gradient()
 
-    def own(self, solved: SolvedBatch, j: int) -> SolvedBatch:
+    def with_own_loss(self, solved: SolvedBatch, j: int) -> SolvedBatch:
         return solved
 
     def losses(self, solved: SolvedBatch) -> Tensor:
@@ -77,7 +77,7 @@ class TaskGradient(ItemGradient):
 class QueryGradient(ItemGradient):
     """instance-IF of validation data (Thm 4.5, with the total derivative as Alg. 5 has it): c_i D_λ w_j ℓ_j."""
 
-    what = "query sample"
+    item_name = "query sample"
 
     def count(self, solved: SolvedBatch) -> int:
         return solved.batch.query.w.shape[1]
@@ -86,7 +86,7 @@ class QueryGradient(ItemGradient):
         query = solved.batch.query
         return solved.with_query(query._replace(w=query.w * _indicator(query.w, j))).weighted_gradient()
 
-    def own(self, solved: SolvedBatch, j: int) -> SolvedBatch:
+    def with_own_loss(self, solved: SolvedBatch, j: int) -> SolvedBatch:
         return solved.with_query(_only(solved.batch.query, j))
 
     def losses(self, solved: SolvedBatch) -> Tensor:
@@ -102,7 +102,7 @@ class SupportGradient(ItemGradient):
     """instance-IF of training data (Thm 4.6–4.8, Alg. 6): c_i w_j ∂g_i/∂w_j = −c_i D_λ P, P being the first-order
     change of the task's outer loss without the sample. The paper's sign is that of P, so removal adds it."""
 
-    what = "support sample"
+    item_name = "support sample"
     sign = 1.0
 
     def count(self, solved: SolvedBatch) -> int:
@@ -111,7 +111,7 @@ class SupportGradient(ItemGradient):
     def gradient(self, solved: SolvedBatch, j: int) -> Tensor:
         return solved.batch.weight.unsqueeze(-1) * solved.gradient_by_support(_indicator(solved.batch.support.w, j))
 
-    def own(self, solved: SolvedBatch, j: int) -> SolvedBatch:
+    def with_own_loss(self, solved: SolvedBatch, j: int) -> SolvedBatch:
         return solved.with_query(_only(solved.batch.support, j))
 
     def losses(self, solved: SolvedBatch) -> Tensor:

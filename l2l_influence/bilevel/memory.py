@@ -23,7 +23,7 @@ RECYCLED = 2**25
 anew each time, empty, which takes several times as long as most of what is done with it."""
 
 
-class Made(NamedTuple):
+class Allocated(NamedTuple):
     """Bytes of the tensors that a call computes on the way, whether kept or not: of all of them, and of the largest."""
 
     total: int
@@ -44,11 +44,11 @@ def in_bytes(memory: Memory) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def bytes_made_by(function: Callable[[], Any]) -> Made:
+def allocated_bytes(function: Callable[[], Any]) -> Allocated:
     """What a call computes on the way."""
     with _Counting() as counting:
         function()
-    return Made(sum(counting.sizes), max(counting.sizes, default=0))
+    return Allocated(sum(counting.sizes), max(counting.sizes, default=0))
 
 
 class _Counting(TorchDispatchMode):

@@ -100,7 +100,7 @@ class BilevelProblem:
     def solve_inner(self, lam: Named, task: Task) -> InnerSolution:
         """θ(λ) of one task, with its residual and Jacobian products."""
         solved_tasks = self.at(lam, [task])
-        return InnerSolution(solved_tasks.one(0).solution, solved_tasks.settings.layout, solved_tasks.settings.part)
+        return InnerSolution(solved_tasks.one(0).solution)
 
     def total_gradient(self, lam: Named, task: Task) -> dict[str, Tensor]:
         """g = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O of one task (Thm 4.1), a dict like ``lam``."""
@@ -158,17 +158,17 @@ class BilevelProblem:
         kind: str | Curvature = "gauss-newton",
         weights: Weights = None,
         *,
-        inner: str = "closed-form",
+        removal: str = "closed-form",
     ) -> dict[str, Tensor]:
         """instance-IF of support sample ``j`` of task ``k``: −(l2·I + H)⁻¹ c_k D_λ P (Thm 4.6–4.8).
 
         P is the first-order change of the task's outer loss without the sample, so removal moves λ* by **+IF**. With
-        ``inner="resolve"`` c_k D_λ P is replaced by the change of the task's total gradient when its inner problem is
+        ``removal="resolve"`` c_k D_λ P is replaced by the change of the task's total gradient when its inner problem is
         solved anew without the sample: one more inner solve, and much closer on small support sets.
         """
-        if inner not in REMOVALS:
-            raise ValueError(f"inner must be one of {sorted(REMOVALS)}, not {inner!r}")
-        return self.total_hessian(lam, tasks, kind, weights).influence(REMOVALS[inner], k, j)
+        if removal not in REMOVALS:
+            raise ValueError(f"removal must be one of {sorted(REMOVALS)}, not {removal!r}")
+        return self.total_hessian(lam, tasks, kind, weights).influence(REMOVALS[removal], k, j)
 
     def remove(self, lam: Named, influence: Vector, level: str = "task") -> dict[str, Tensor]:
         """λ after removal, to first order: ``λ − IF``, but ``λ + IF`` for a support sample (Prop. 4.8, corrected)."""
@@ -193,15 +193,16 @@ class InnerSolution:
         residual: ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖ (proximal), 0 (unrolled).
     """
 
-    def __init__(self, solution: InnerMap, layout: Layout, part: Layout) -> None:
-        self._solution, self._layout, self._part = solution, layout, part
-        self.theta = part.unravel(solution.theta[0])
+    def __init__(self, solution: InnerMap) -> None:
+        problem = solution.problem
+        self._solution, self._lam_layout, self._theta_layout = solution, problem.layout, problem.theta_layout
+        self.theta = self._theta_layout.unravel(solution.theta[0])
         self.residual = float(solution.residual[0])
 
     def jvp(self, v: Vector) -> Vector:
         """(dθ/dλ) v: ``v`` like λ, the result like θ."""
-        return self._part.like(self._solution.jvp(self._layout.flatten(v).unsqueeze(0))[0], v)
+        return self._theta_layout.like(self._solution.jvp(self._lam_layout.flatten(v).unsqueeze(0))[0], v)
 
     def vjp(self, u: Vector) -> Vector:
         """(dθ/dλ)ᵀ u: ``u`` like θ, the result like λ."""
-        return self._layout.like(self._solution.vjp(self._part.flatten(u).unsqueeze(0))[0], u)
+        return self._lam_layout.like(self._solution.vjp(self._theta_layout.flatten(u).unsqueeze(0))[0], u)

@@ -15,7 +15,7 @@ from ..parallel.ranks import ALONE, Ranks
 from .factored import Theta
 from .inner import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .layout import Layout
-from .memory import DEFAULT, RECYCLED, bytes_made_by
+from .memory import DEFAULT, RECYCLED, allocated_bytes
 from .objective import Joint, Objective
 from .task import Samples, Task, TaskBatch, equal_shape_batches, stack
 
@@ -43,32 +43,32 @@ class ProblemSettings:
     inner: Objective
     outer: Objective
     layout: Layout
-    part: Layout
+    theta_layout: Layout
     kind: InnerKind
     memory: int = DEFAULT
     progress: bool | None = False
     ranks: Ranks = ALONE
 
     @property
-    def quarter(self) -> int:
+    def batch_bytes(self) -> int:
         """Bytes that kept inner solutions, or a batch's work, may take."""
         return self.memory // 4
 
     @property
-    def half(self) -> int:
+    def hessian_bytes(self) -> int:
         """Bytes that a Hessian may keep."""
         return self.memory // 2
 
-    def at_once(self, lam: Tensor) -> int:
+    def right_hand_sides_at_once(self, lam: Tensor) -> int:
         """Right-hand sides of λ's size that a solver may work on together."""
-        return max(1, self.quarter // (VECTORS * lam.nbytes))
+        return max(1, self.batch_bytes // (VECTORS * lam.nbytes))
 
 
 @dataclass(frozen=True)
 class SolvedBatch:
     """A batch of tasks with θ_i(λ), as ``kind`` defines it, and the chain rule through it: Z = [I; dθ/dλ].
 
-    ``few`` are as many tasks as vectors of λ's size may be made for at a time.
+    ``microbatch_size`` is as many tasks as vectors of λ's size may be made for at a time.
     """
 
     batch: TaskBatch
@@ -76,21 +76,23 @@ class SolvedBatch:
     kind: InnerKind
     lam: Tensor
     outer: Objective
-    few: int
+    microbatch_size: int
 
     @property
-    def pieces(self) -> list[SolvedBatch]:
-        """The same tasks, few at a time."""
-        return self._pieces or [self]
+    def microbatches(self) -> list[SolvedBatch]:
+        """The same tasks in batches of at most ``microbatch_size``."""
+        return self._split or [self]
 
     @cached_property
-    def _pieces(self) -> list[SolvedBatch]:
-        """Empty where it is small enough: a batch that held itself would stay in memory."""
-        count, problem = len(self.batch.index), self.solution.problem
-        spans = [slice(start, start + self.few) for start in range(0, count, self.few) if count > self.few]
-        return [
-            replace(self, batch=self.batch.some(span), solution=self.kind.solve(problem.some(span))) for span in spans
-        ]
+    def _split(self) -> list[SolvedBatch]:
+        """Empty where the batch is small enough: a batch that held itself would stay in memory."""
+        count, size = len(self.batch.index), self.microbatch_size
+        starts = range(0, count, size) if count > size else range(0)
+        return [self._select(slice(start, start + size)) for start in starts]
+
+    def _select(self, span: slice) -> SolvedBatch:
+        solution = self.kind.solve(self.solution.problem.select(span))
+        return replace(self, batch=self.batch.select(span), solution=solution)
 
     def with_query(self, query: Samples) -> SolvedBatch:
         """The same inner solutions under another outer loss sum."""
@@ -134,7 +136,7 @@ class SolvedBatch:
         """ℓ_j of each support sample after adaptation, ``[B, n_s]``, without its weight."""
         return self.solution.problem.objective.losses(self.lam, self.solution.point, self.batch.support)
 
-    def each(self, v: Tensor) -> Tensor:
+    def expanded(self, v: Tensor) -> Tensor:
         """One vector for all tasks, ``[P]``, as a row for each: ``[B, P]``."""
         return v.expand(len(self.batch.index), -1)
 
@@ -197,14 +199,14 @@ class SolvedTasks:
         self._kept_bytes = 0
         self._plan: list[list[int]] | None = None
 
-    def solved(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
+    def microbatches(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
         """This rank's tasks, a few at a time, in an order that is the same on each pass; ``purpose`` names its bar.
 
         What is made of them has to be put together by the ``ranks`` of the settings. If a task cannot be read, or its
         inner problem not be minimised, all of them learn of it.
         """
         for batch in self.batches(purpose):
-            yield from batch.pieces
+            yield from batch.microbatches
 
     def batches(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
         """The same in batches that may be larger, for what makes no vectors of λ's size for each task."""
@@ -261,22 +263,22 @@ class SolvedTasks:
         settings, task = self.settings, self.tasks[self.settings.ranks.rank % len(self.tasks)]
         problem, batch = self._problem([0], [task])
         forwards = [
-            bytes_made_by(lambda: objective.losses(self.lam, problem.start, samples))  # noqa: B023
+            allocated_bytes(lambda: objective.losses(self.lam, problem.start, samples))  # noqa: B023
             for objective, samples in ((settings.inner, batch.support), (settings.outer, batch.query))
         ]
         total, largest = (max(sizes) for sizes in zip(*forwards, strict=True))
         rows = len(task.support[0]) + len(task.query[0])
 
         def fitting(vector: int) -> int:
-            size = min(len(self.tasks), settings.quarter // settings.kind.work(total, vector, rows))
+            size = min(len(self.tasks), settings.batch_bytes // settings.kind.work(total, vector, rows))
             if self.lam.device.type == "cpu":  # elsewhere torch keeps what was freed, whatever its size
                 size = min(size, RECYCLED // max(vector, largest))
             return max(1, size)
 
-        few = fitting(self.lam.nbytes)
+        microbatch_size = fitting(self.lam.nbytes)
         # A batch lives as long as any of its pieces, and so does all that these have been asked for.
-        most = settings.quarter // (DERIVATIVES * self.lam.nbytes)
-        return max(few, min(most, fitting(settings.kind.written_out(problem)))), few
+        most = settings.batch_bytes // (DERIVATIVES * self.lam.nbytes)
+        return max(microbatch_size, min(most, fitting(settings.kind.written_out(problem)))), microbatch_size
 
     @property
     def _share(self) -> range:
@@ -284,26 +286,26 @@ class SolvedTasks:
 
     def _solve_and_keep(self, number: int, index: list[int], tasks: list[Task]) -> SolvedBatch:
         solved = self._solve(index, tasks, self._sizes[1])
-        if self._kept_bytes + solved.nbytes <= self.settings.quarter:
+        if self._kept_bytes + solved.nbytes <= self.settings.batch_bytes:
             self._kept[number] = solved
             self._kept_bytes += solved.nbytes
         return solved
 
-    def _solve(self, index: list[int], tasks: list[Task], few: int) -> SolvedBatch:
+    def _solve(self, index: list[int], tasks: list[Task], microbatch_size: int) -> SolvedBatch:
         settings, (problem, batch) = self.settings, self._problem(index, tasks)
         solution = settings.kind.solve(problem)
-        return SolvedBatch(batch, solution, settings.kind, self.lam, settings.outer, few)
+        return SolvedBatch(batch, solution, settings.kind, self.lam, settings.outer, microbatch_size)
 
     def _problem(self, index: list[int], tasks: list[Task]) -> tuple[InnerProblem, TaskBatch]:
         settings, batch = self.settings, stack(tasks, index, self.weights, self.lam)
         first = Samples(*(part[0] for part in batch.query))
         outer = partial(_losses_at, settings.outer, self.lam, first)
-        part, layout = settings.part, settings.layout
+        part, layout = settings.theta_layout, settings.layout
         problem = InnerProblem(settings.inner, self.lam, batch.support, self._start(tasks), layout, part, outer)
         return problem, batch
 
     def _start(self, tasks: list[Task]) -> Tensor:
-        part = self.settings.part
+        part = self.settings.theta_layout
         if all(task.start is None for task in tasks):
             return self._prior.expand(len(tasks), -1)
         return torch.stack([self._prior if task.start is None else part.flatten(task.start) for task in tasks])
@@ -311,7 +313,7 @@ class SolvedTasks:
     @cached_property
     def _prior(self) -> Tensor:
         """The entries of λ that θ starts from, ``[Q]``."""
-        return self.lam[self.settings.layout.positions(self.settings.part)]
+        return self.lam[self.settings.layout.positions(self.settings.theta_layout)]
 
 
 def _losses_at(outer: Objective, lam: Tensor, query: Samples, theta: Theta) -> Tensor:

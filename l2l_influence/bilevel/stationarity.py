@@ -85,6 +85,6 @@ class StationaritySum:
 def stationarity(solved_tasks: SolvedTasks, l2: float) -> Stationarity:
     """By one pass over the tasks."""
     balance = StationaritySum(solved_tasks, l2)
-    for solved in solved_tasks.solved("stationarity"):
+    for solved in solved_tasks.microbatches("stationarity"):
         balance.add(solved)
     return balance.result()

@@ -50,7 +50,7 @@ class Samples(NamedTuple):
     y: Tensor
     w: Tensor
 
-    def some(self, span: slice) -> Samples:
+    def select(self, span: slice) -> Samples:
         """Those of some of the tasks."""
         return Samples(self.x[span], self.y[span], self.w[span])
 
@@ -64,9 +64,9 @@ class TaskBatch:
     query: Samples
     weight: Tensor
 
-    def some(self, span: slice) -> TaskBatch:
+    def select(self, span: slice) -> TaskBatch:
         """Some of the tasks."""
-        return TaskBatch(self.index[span], self.support.some(span), self.query.some(span), self.weight[span])
+        return TaskBatch(self.index[span], self.support.select(span), self.query.select(span), self.weight[span])
 
 
 def _check_rows(name: str, pair: Pair, weights: Tensor | None) -> None:

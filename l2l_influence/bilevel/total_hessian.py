@@ -90,13 +90,13 @@ class HessianOperator:
         """One task as a batch of one, differentiated as this kind of Hessian does."""
         return self.curvature.linearised(self.solved_tasks.one(position))
 
-    def influence(self, level: ItemGradient, k: int, j: int = 0, *, leave_one_out: bool = False) -> dict[str, Tensor]:
+    def influence(self, item: ItemGradient, k: int, j: int = 0, *, leave_one_out: bool = False) -> dict[str, Tensor]:
         """The influence function of item ``j`` of task ``k``, as named tensors."""
         position = _position(k, len(self.solved_tasks.tasks), "task")
         solved = self.linearised(position)
-        gradient = level.gradient(solved, _position(j, level.count(solved), level.what))
+        gradient = item.gradient(solved, _position(j, item.count(solved), item.item_name))
         solution = self.solve_rows(gradient, without=[[position]] if leave_one_out else None)
-        return self._layout.unravel(level.influence(solution.value[0]))
+        return self._layout.unravel(item.influence(solution.value[0]))
 
     def _system(self, shift: float) -> LinearOperator:
         """``H + shift·I``, kept: a sketch's holds a factorisation, which further right-hand sides can use."""

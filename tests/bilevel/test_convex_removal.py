@@ -161,7 +161,7 @@ def test_the_reference_is_a_stationary_point_of_the_total_loss(softmax):
     """Checked by the package's own inner solutions and finite differences of L_Total."""
 
     def total(lam):
-        terms = softmax.problem.at(softmax.named(lam), softmax.tasks).solved()
+        terms = softmax.problem.at(softmax.named(lam), softmax.tasks).microbatches()
         return sum(float(at.outer_loss().sum()) for at in terms) + 0.5 * L2 * float(lam.square().sum())
 
     step = 1e-4

@@ -139,7 +139,7 @@ def along(problem, lam, tasks, v):
 
     def at(step):
         moved = layout.unravel(layout.ravel(lam) + step * v)
-        solved = list(problem.at(moved, tasks, WEIGHTS[:2]).solved())
+        solved = list(problem.at(moved, tasks, WEIGHTS[:2]).microbatches())
         return (
             sum(one.batch.weight @ one.outer_loss() for one in solved),
             sum(one.weighted_gradient().sum(0) for one in solved),
@@ -166,7 +166,7 @@ def test_products_on_networks_are_derivatives_of_total_gradients(net, kind, stat
     v = randn(3, layout.size) / layout.size**0.5
     slope, curved = along(problem, lam, tasks, v)
     hessian = problem.total_hessian(lam, tasks, "exact", WEIGHTS[:2])
-    gradient = sum(at.weighted_gradient().sum(0) for at in hessian.solved_tasks.solved())
+    gradient = sum(at.weighted_gradient().sum(0) for at in hessian.solved_tasks.microbatches())
     assert abs(gradient @ v - slope) < 1e-6 * abs(slope)
     assert relative(hessian @ v, curved) < 1e-6
 
@@ -175,7 +175,7 @@ def test_products_on_networks_are_derivatives_of_total_gradients(net, kind, stat
 def test_outer_curvature_on_networks_is_the_derivative_of_outer_gradients(net):
     """Along the tangent Z v, with the chain rule held fixed."""
     problem, lam, tasks = network_problem(net, UNROLLED, theta_keys=["3.weight"] if "conv" not in net else None)
-    (at,) = problem.at(lam, tasks).solved()
+    (at,) = problem.at(lam, tasks).microbatches()
     v, step = randn(3, 1, len(at.lam)).expand(2, -1), 1e-5
     moved = at.push_forward(v)
     # λ is shared by all tasks, so v is the same for both.

@@ -249,7 +249,7 @@ def test_curvature_that_is_not_finite_is_refused():
 def test_the_factor_is_the_gauss_newton_matrix():
     case = Case(fc, 2)
     solved_tasks: SolvedTasks = case.problem().at(case.lam, case.tasks)
-    (solved,) = solved_tasks.solved()
+    (solved,) = solved_tasks.microbatches()
     theta, z = solved.solution.theta, solved.batch.support
     rows = gauss_newton_factor(solved.outer, solved_tasks.lam, theta, z)
     for i, task in enumerate(case.tasks):

@@ -9,8 +9,8 @@ from torch import nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, Layout, ModelLoss, Task, Unrolled
 from l2l_influence.bilevel import solved_tasks as local_module
-from l2l_influence.bilevel.inner.steps.factored import InFactors, wide_layers
-from l2l_influence.bilevel.inner.steps.steps import factored as in_factors
+from l2l_influence.bilevel.inner.steps import factored as in_factors
+from l2l_influence.bilevel.inner.steps.factored import FactoredSteps, wide_layers
 from l2l_influence.errors import LossStructureError
 
 from .test_unrolled import LR, STEPS_AND_ORDERS, backward, gradients, headed, mean_tasks, mlp
@@ -103,8 +103,8 @@ def case(request, everywhere):
 
 def test_theta_and_its_jacobians(case):
     problem, reference, layers = case
-    (at,) = problem.at(parameters(), tasks()).solved()
-    assert isinstance(at.solution, InFactors)
+    (at,) = problem.at(parameters(), tasks()).microbatches()
+    assert isinstance(at.solution, FactoredSteps)
     assert set(at.solution.point.inputs) == layers
     v, u, e = randn(1, 2, SIZE), randn(2, *at.solution.theta.shape), randn(3, 2, 5)
     for i, task in enumerate(tasks()):
@@ -124,7 +124,7 @@ def test_theta_and_its_jacobians(case):
 
 def test_gradients_losses_and_curvatures(case):
     problem, reference, _ = case
-    (at,) = problem.at(parameters(), tasks()).solved()
+    (at,) = problem.at(parameters(), tasks()).microbatches()
     v, weight = randn(4, SIZE), randn(5, 2)
     second = at.second(v.expand(2, -1), torch.zeros(2, 5, dtype=torch.float64))[0]
     for i, task in enumerate(tasks()):
@@ -146,9 +146,9 @@ def test_the_loss_of_lambda_alone_is_not_moved(everywhere):
 
     lam, x = {"w": randn(0, 2, 3)}, randn(1, 4, 3)
     task = Task((x, randn(2, 4, 2)), (randn(3, 4, 3), randn(4, 4, 2)))
-    (at,) = BilevelProblem(both, both, Unrolled(LR, 2), 0.1).at(lam, [task]).solved()
+    (at,) = BilevelProblem(both, both, Unrolled(LR, 2), 0.1).at(lam, [task]).microbatches()
     reference = UnrolledReference(both, lam, None, LR, 2)
-    assert isinstance(at.solution, InFactors)
+    assert isinstance(at.solution, FactoredSteps)
     assert relative(at.total_gradient[0], reference.total_gradient(task)) < 1e-10
 
 
@@ -180,7 +180,7 @@ def with_slopes(lam, theta, x, y):
 def one_layer(inner, outer):
     lam, x = {"w": randn(0, 2, 3)}, randn(1, 4, 3)
     task = Task((x, randn(2, 4, 2)), (randn(3, 4, 3), randn(4, 4, 2)))
-    (at,) = BilevelProblem(inner, outer, Unrolled(LR, 2), 0.1).at(lam, [task]).solved()
+    (at,) = BilevelProblem(inner, outer, Unrolled(LR, 2), 0.1).at(lam, [task]).microbatches()
     reference = UnrolledReference(inner, lam, None, LR, 2)
     reference.outer = lambda task: UnrolledReference(outer, lam, None, LR, 2)._sum(*task.query, None)
     return at, reference.total_gradient(task)
@@ -189,20 +189,20 @@ def one_layer(inner, outer):
 @pytest.mark.parametrize("inner", [with_a_mapped_penalty, with_slopes])
 def test_weights_that_are_used_where_it_is_not_seen_are_not_in_factors(everywhere, inner):
     at, expected = one_layer(inner, regression)
-    assert not isinstance(at.solution, InFactors)
+    assert not isinstance(at.solution, FactoredSteps)
     assert relative(at.total_gradient[0], expected) < 1e-10
 
 
 @pytest.mark.parametrize("outer", [with_an_added_weight, with_slopes])
 def test_other_uses_in_the_outer_loss_are_of_moved_weights(everywhere, outer):
     at, expected = one_layer(regression, outer)
-    assert isinstance(at.solution, InFactors)
+    assert isinstance(at.solution, FactoredSteps)
     assert relative(at.total_gradient[0], expected) < 1e-10
 
 
 def test_weights_that_the_outer_loss_uses_unseen_are_not_in_factors(everywhere):
     at, expected = one_layer(regression, with_a_mapped_penalty)
-    assert not isinstance(at.solution, InFactors)
+    assert not isinstance(at.solution, FactoredSteps)
     assert relative(at.total_gradient[0], expected) < 1e-10
 
 
@@ -238,7 +238,7 @@ def test_hessians_are_those_without_factors(kind, few, monkeypatch):
     hessian = problem.total_hessian(lam, mean_tasks(4), kind)
     if few:
         (batch,) = hessian.solved_tasks.batches()
-        assert [len(piece.batch.index) for piece in batch.pieces] == [2, 1]
+        assert [len(piece.batch.index) for piece in batch.microbatches] == [2, 1]
     # A sketch takes square roots of curvatures, and of the rounding of those that are zero.
     assert relative(hessian @ v, dense) < (1e-7 if kind == "sketch" else 1e-10)
 
@@ -249,7 +249,7 @@ def test_only_weights_much_wider_than_their_rows_are_in_factors():
     loss = ModelLoss(FunctionalModel(module), lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"))
     problem = BilevelProblem(loss, loss, Unrolled(LR, 1), 0.0)
     lam = loss.model.parameters
-    (at,) = problem.at(lam, mean_tasks(80)).solved()
+    (at,) = problem.at(lam, mean_tasks(80)).microbatches()
     assert wide_layers(at.solution.problem, 1) == {"0.weight": 5}
     assert wide_layers(at.solution.problem, 3) == {}
     assert problem.kind.written_out(at.solution.problem) == (Layout(lam).size - 80 * 80) * 8

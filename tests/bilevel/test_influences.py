@@ -187,7 +187,7 @@ def test_one_solve_scores_all_items(world):
     v = randn(8, SIZE)
     hessian = world.problem.total_hessian(world.lam, world.tasks, "exact", WEIGHTS.task)
     x = hessian.solve(v).value.expand(TASKS, -1)
-    (at,) = hessian.solved_tasks.solved()
+    (at,) = hessian.solved_tasks.microbatches()
     weight = at.batch.weight.unsqueeze(-1)
     found = [
         at.weighted_gradient() @ x[0],
@@ -280,7 +280,7 @@ def test_resolved_support_influence_is_the_difference_of_total_gradients(world):
     change = WEIGHTS.task[k] * (without - reference.total_gradient(world.tasks[k]))
     hessian = sum(c * reference.total_hessian(task) for c, task in zip(WEIGHTS.task, world.tasks, strict=True))
     expected = -torch.linalg.solve(L2 * EYE + hessian, change)
-    found = world.problem.support_influence(world.lam, world.tasks, k, j, "exact", WEIGHTS.task, inner="resolve")
+    found = world.problem.support_influence(world.lam, world.tasks, k, j, "exact", WEIGHTS.task, removal="resolve")
     assert relative(reference.layout.ravel(found), expected) < 1e-7
 
 
@@ -291,7 +291,9 @@ def test_resolved_and_closed_form_agree_for_samples_of_little_weight(world):
         support = WEIGHTS.support.clone()
         support[1, 5] = weight
         given = (world.lam, weighted(WEIGHTS._replace(support=support)), 1, 5, "identity", WEIGHTS.task)
-        closed, resolved = (world.problem.support_influence(*given, inner=kind) for kind in ("closed-form", "resolve"))
+        closed, resolved = (
+            world.problem.support_influence(*given, removal=kind) for kind in ("closed-form", "resolve")
+        )
         return relative(world.reference.layout.ravel(closed), world.reference.layout.ravel(resolved))
 
     larger, smaller = error(1e-2), error(1e-3)

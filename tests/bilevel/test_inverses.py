@@ -40,7 +40,7 @@ def solved(name, theta_keys, tasks, tolerance=1e-8):
     problem = BilevelProblem(
         classification, classification, DELTA, 0.5, theta_keys, inner_solver=name, inner_tolerance=tolerance
     )
-    (batch,) = problem.at(parameters(), tasks).solved()
+    (batch,) = problem.at(parameters(), tasks).microbatches()
     return batch.solution
 
 
@@ -253,14 +253,14 @@ def test_many_products_through_normalisation_are_those_of_each_dense_hessian(nor
     loss = ModelLoss(model, lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"))
     pairs = [(randn(i, 4, 1, 4, 4), torch.tensor([0, 1, 1, 0])) for i in range(3)]
     problem = BilevelProblem(loss, loss, Unrolled(0.1, 2), 0.5)
-    (batch,) = problem.at(model.parameters, [Task(pair, pair) for pair in pairs]).solved()
+    (batch,) = problem.at(model.parameters, [Task(pair, pair) for pair in pairs]).microbatches()
     inner, theta = batch.solution.problem, batch.solution.theta
     v = randn(9, *theta.shape)
     products = InnerHessian(inner, theta, DELTA).for_many_products().matvec(v)
     for product, at, along, (x, y) in zip(products, theta, v, pairs, strict=True):
 
         def value(at, x=x, y=y):
-            return F.cross_entropy(model(inner.part.unravel(at), x), y, reduction="sum")
+            return F.cross_entropy(model(inner.theta_layout.unravel(at), x), y, reduction="sum")
 
         dense = torch.autograd.functional.hessian(value, at)
         assert relative(product, dense @ along + DELTA * along) < 1e-12

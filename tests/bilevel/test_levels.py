@@ -54,7 +54,7 @@ class World:
             self.reference = UnrolledReference(classification, lam, theta_keys, LR, STEPS)
             kind = Unrolled(LR, STEPS)
         problem = BilevelProblem(classification, classification, kind, 0.5, theta_keys, inner_tolerance=1e-12)
-        (self.at,) = problem.at(lam, self.tasks, TASK_WEIGHTS).solved()
+        (self.at,) = problem.at(lam, self.tasks, TASK_WEIGHTS).microbatches()
 
     def gradient(self, i: int, level: ItemGradient, j: int, scale: float) -> torch.Tensor:
         """c_i g_i with item j's weight times ``scale``."""
@@ -82,7 +82,7 @@ def world(request) -> World:
 def test_pulls_are_derivatives_of_the_total_gradient_by_the_items_weight(world, level):
     """By relative weight, and for an item that is adapted without, the difference that its weight makes."""
     last = level.count(world.at) - 1
-    assert last == {"task": 0, "query sample": 6, "support sample": 5}[level.what]
+    assert last == {"task": 0, "query sample": 6, "support sample": 5}[level.item_name]
     for j in {0, last}:
         gradient = level.gradient(world.at, j)
         for i in range(2):
@@ -133,7 +133,9 @@ def test_an_items_own_loss_has_no_weight_of_its_own(world, level):
             )
             expected = world.reference.outer(own)(world.reference.lam, theta)
             assert float(losses[i, j]) == pytest.approx(float(expected), rel=1e-9)
-            assert relative(level.own(world.at, j).total_gradient[i], world.reference.total_gradient(own)) < 1e-7
+            assert (
+                relative(level.with_own_loss(world.at, j).total_gradient[i], world.reference.total_gradient(own)) < 1e-7
+            )
 
 
 def one(task: Task, level: ItemGradient, j: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,7 +147,7 @@ def test_the_batch_is_left_as_it_is(world):
     before = [part.clone() for part in (*world.at.batch.support, *world.at.batch.query)]
     for level in ITEM_GRADIENTS:
         level.gradient(world.at, 0)
-        level.own(world.at, 0)
+        level.with_own_loss(world.at, 0)
         level.gradients_along(world.at, randn(1, 1, SIZE))
     after = (*world.at.batch.support, *world.at.batch.query)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -157,10 +159,10 @@ def test_samples_without_weight_pull_nothing_and_have_a_loss():
         for t in classification_tasks(2)
     ]
     problem = BilevelProblem(classification, classification, DELTA, 0.5, inner_tolerance=1e-12)
-    (at,) = problem.at(parameters(), tasks).solved()
+    (at,) = problem.at(parameters(), tasks).microbatches()
     for level in ITEM_GRADIENTS[1:]:
         assert level.gradient(at, 0).norm() < 1e-12 < level.gradient(at, 1).norm()
-        assert (level.losses(at) > 0).all() and level.own(at, 0).total_gradient.norm() > 0
+        assert (level.losses(at) > 0).all() and level.with_own_loss(at, 0).total_gradient.norm() > 0
 
 
 def ones_but(n: int, first: float) -> torch.Tensor:
@@ -187,7 +189,7 @@ def together() -> SolvedBatch:
     loss = ModelLoss(functional, lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"))
     tasks = [replace(task, together=True) for task in classification_tasks(2)]
     problem = BilevelProblem(loss, loss, Unrolled(LR, STEPS), 0.5, ["1.weight", "1.bias"])
-    (at,) = problem.at(functional.parameters, tasks, TASK_WEIGHTS).solved()
+    (at,) = problem.at(functional.parameters, tasks, TASK_WEIGHTS).microbatches()
     return at
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from l2l_influence.bilevel.memory import bytes_made_by, in_bytes
+from l2l_influence.bilevel.memory import allocated_bytes, in_bytes
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,9 @@ def test_what_is_no_amount_is_refused(stated):
 
 def test_every_tensor_on_the_way_counts():
     x = torch.ones(10, 10)
-    assert bytes_made_by(lambda: (x + 1).sum()) == (400 + 4, 400)
+    assert allocated_bytes(lambda: (x + 1).sum()) == (400 + 4, 400)
 
 
 def test_views_take_nothing():
     x = torch.ones(10, 10)
-    assert bytes_made_by(lambda: x.view(100)[:50].t()) == (0, 0)
+    assert allocated_bytes(lambda: x.view(100)[:50].t()) == (0, 0)

@@ -38,7 +38,7 @@ def peak(count: int) -> int:
     problem = BilevelProblem(losses, losses, Unrolled(0.01, 1), 0.1, memory=2**15, progress=False)
     solved_tasks = problem.at({"w": torch.ones(8, 1)}, Drawn(count))
     before, most = held(), 0
-    for number, solved in enumerate(at for _ in range(2) for at in solved_tasks.solved()):
+    for number, solved in enumerate(at for _ in range(2) for at in solved_tasks.microbatches()):
         solved.weighted_gradient()
         if number % 20 == 0:  # going through all objects takes its time
             most = max(most, held())

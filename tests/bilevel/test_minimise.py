@@ -169,9 +169,9 @@ def test_warm_starts_change_where_the_search_begins_and_not_where_it_ends():
 
 def test_the_inner_solution_does_not_depend_on_the_batch():
     lam, tasks = parameters(), classification_tasks(6)
-    (together,) = problem().at(lam, tasks).solved()
+    (together,) = problem().at(lam, tasks).microbatches()
     for i, task in enumerate(tasks):
-        (alone,) = problem().at(lam, [task]).solved()
+        (alone,) = problem().at(lam, [task]).microbatches()
         assert relative(together.solution.theta[i], alone.solution.theta[0]) < 1e-12
 
 
@@ -187,7 +187,7 @@ def test_a_task_whose_minimum_is_lambda_itself_is_solved(dtype):
     fitted = Task((x, (x.double() @ lam["w"].double()).to(dtype)), (x, torch.zeros(7, dtype=dtype)))
     other = Task((x, torch.ones(7, dtype=dtype)), (x, torch.zeros(7, dtype=dtype)))
     ridge = BilevelProblem(squares, squares, 2.0, 0.5)
-    (solved,) = ridge.at(lam, [fitted, other]).solved()
+    (solved,) = ridge.at(lam, [fitted, other]).microbatches()
     assert relative(solved.solution.theta[0], lam["w"]) < 4 * torch.finfo(dtype).eps
     unweighted = Task(other.support, other.query, support_weights=torch.zeros(7))
     assert torch.equal(ridge.solve_inner(lam, unweighted).theta["w"], lam["w"])

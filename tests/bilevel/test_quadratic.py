@@ -156,7 +156,7 @@ def test_resolved_support_influence(world):
     weights[j] = 0
     without = world.at(replace(world.tasks[k], support_weights=weights), world.optimum).gradient
     expected = -torch.linalg.solve(world.matrix, C[k] * (without - world.formulas[k].gradient))
-    found = world.problem.support_influence(world.lam, world.tasks, k, j, "exact", C, inner="resolve")
+    found = world.problem.support_influence(world.lam, world.tasks, k, j, "exact", C, removal="resolve")
     assert relative(world.layout.ravel(found), expected) < 1e-8
 
 

@@ -101,7 +101,7 @@ def problem(kind: UnrolledWith, theta_keys: list[str] | None = None, loss=classi
 @BY_HAND
 def test_theta_and_its_jacobians(kind, steps, theta_keys):
     tasks = classification_tasks(3)
-    solution = next(problem(kind, theta_keys).at(parameters(), tasks).solved()).solution
+    solution = next(problem(kind, theta_keys).at(parameters(), tasks).microbatches()).solution
     v, u, e = randn(1, 3, SIZE), randn(2, *solution.theta.shape), randn(3, 3, 6)
     assert not solution.residual.any()
     for i, task in enumerate(tasks):

@@ -248,7 +248,7 @@ def test_the_same_seed_draws_the_same_tasks_whatever_the_batches(by):
     kind, options = Subsample("hessian", 3, by, seed=5), dict(theta_keys=["head"])
     small = BilevelProblem(classification, classification, QUICK.kind, 0.5, **options, memory=100_000)
     whole, parts = QUICK.at(LAM, TASKS, WEIGHTS), small.at(LAM, TASKS, WEIGHTS)
-    assert len(list(whole.solved())) == 1 < len(list(parts.solved()))
+    assert len(list(whole.microbatches())) == 1 < len(list(parts.microbatches()))
     assert kind.draw(whole).positions == kind.draw(parts).positions
     assert torch.equal(products(total(QUICK, kind)), products(total(QUICK, kind)))
     assert relative(products(total(QUICK, kind)), products(total(small, kind))) < 1e-12
@@ -285,7 +285,7 @@ def test_with_all_tasks_their_inner_solutions_are_shared():
         tasks = Counted(TASKS)
         hessian = total(QUICK, kind, tasks)
         products(hessian)
-        list(hessian.solved_tasks.solved())
+        list(hessian.solved_tasks.microbatches())
         return tasks.reads
 
     assert reads(Subsample("hessian", COUNT)) == reads("hessian")

@@ -35,7 +35,7 @@ def solved_batch(norm: str = "batch") -> SolvedBatch:
     x, y = torch.randn(3, 10, 4, dtype=torch.float64), torch.arange(10) % 3
     mean = torch.full((5,), 0.2, dtype=torch.float64)
     tasks = [Task((rows[:5], y[:5]), (rows[5:], y[5:]), mean, mean) for rows in x]
-    return next(BilevelProblem(loss, loss, Unrolled(LR, STEPS), 0.0).at(model.parameters, tasks).solved())
+    return next(BilevelProblem(loss, loss, Unrolled(LR, STEPS), 0.0).at(model.parameters, tasks).microbatches())
 
 
 def jacobian(at: SolvedBatch, task: int) -> Tensor:
@@ -116,7 +116,7 @@ STEPS_AND_ORDERS = pytest.mark.parametrize(
 def gradients(module: nn.Module, tasks: list[Task], kind: Unrolled, theta_keys: list[str] | None = None) -> Tensor:
     loss = ModelLoss(FunctionalModel(module), lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"))
     problem = BilevelProblem(loss, loss, kind, 0.0, theta_keys)
-    return next(problem.at(loss.model.parameters, tasks).solved()).total_gradient
+    return next(problem.at(loss.model.parameters, tasks).microbatches()).total_gradient
 
 
 @STEPS_AND_ORDERS

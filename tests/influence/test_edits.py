@@ -272,9 +272,9 @@ def test_labels_that_do_not_fit_are_refused():
 @ITEM_GRADIENTS
 def test_nothing_to_relabel_or_remove_is_refused(level):
     hook = optimal_run("unrolled").hook(HOOKS[level])
-    with pytest.raises(ItemsError, match=f"at least one {HOOKS[level]._level.what}, with its new label"):
+    with pytest.raises(ItemsError, match=f"at least one {HOOKS[level]._level.item_name}, with its new label"):
         hook.relabel({})
-    with pytest.raises(ItemsError, match=f"at least one {HOOKS[level]._level.what}, each once"):
+    with pytest.raises(ItemsError, match=f"at least one {HOOKS[level]._level.item_name}, each once"):
         hook.remove([])
 
 

@@ -82,7 +82,7 @@ class Outer:
 
         As many rows are solved together as the memory allows.
         """
-        size = len(rows) if without is not None else self.study.solved_tasks.settings.at_once(rows[0])
+        size = len(rows) if without is not None else self.study.solved_tasks.settings.right_hand_sides_at_once(rows[0])
         solutions = [self._solve(some, without) for some in rows.split(size)]
         self.report = SolveReport.of_all([each.report for each in solutions])
         return torch.cat([each.value for each in solutions])

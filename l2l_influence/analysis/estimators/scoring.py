@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...bilevel.inner import Carried
+from ...bilevel.inner import IdentityJacobian
 from ...bilevel.item_gradients import ItemGradient
 from ...bilevel.solved_tasks import SolvedBatch, SolvedTasks
 from .collected import PackedTensors
@@ -54,7 +54,7 @@ def score_on_itself(outer: Outer, level: ItemGradient) -> Found:
 
     def measure(solved: SolvedBatch) -> Tensor:
         each = [
-            outer.solve(level.gradient(solved, j)) * level.own(solved, j).total_gradient
+            outer.solve(level.gradient(solved, j)) * level.with_own_loss(solved, j).total_gradient
             for j in range(level.count(solved))
         ]
         return -torch.stack(each, dim=1).sum(-1, keepdim=True)
@@ -73,7 +73,7 @@ def _walk(
     study, count = outer.study, len(outer.study.recorded)
     scores, losses = PackedTensors(count), PackedTensors(count)
     tally = Tally(solved_tasks, study.problem.l2)
-    for solved in solved_tasks.solved("scores"):
+    for solved in solved_tasks.microbatches("scores"):
         seen = outer.curvature.linearised(solved)
         scores.put(solved.batch.index, measure(seen))
         losses.put(solved.batch.index, level.losses(solved))
@@ -92,7 +92,7 @@ def each_test(test: SolvedTasks, exact: bool) -> tuple[Tensor, Tensor]:
     """D_λ L_O of each test task, ``[T, P]``, and its L_O, ``[T]``, float64 and on the CPU."""
     gradients = test.lam.new_zeros(len(test.tasks), test.lam.numel())
     losses = torch.zeros(len(test.tasks), dtype=torch.float64)
-    for solved in test.solved("test tasks"):
+    for solved in test.microbatches("test tasks"):
         read = _read(solved, exact)
         gradients[solved.batch.index] = read.weighted_gradient()
         losses[solved.batch.index] = read.outer_loss().double().cpu()
@@ -106,7 +106,7 @@ def mean_test_gradient(test: SolvedTasks, exact: bool) -> tuple[Tensor, float]:
     With ``exact=False`` dθ'/dλ is left out, as Def. 5.2 prints it: ∂_θ L_O (and ∂_λ L_O where there is one).
     """
     gradient, loss = test.lam.new_zeros(1, test.lam.numel()), torch.zeros(1, dtype=torch.float64)
-    for solved in test.solved("test tasks"):
+    for solved in test.microbatches("test tasks"):
         read = _read(solved, exact)
         gradient += read.batch.weight @ read.total_gradient
         loss += float(read.outer_loss().sum())
@@ -115,4 +115,4 @@ def mean_test_gradient(test: SolvedTasks, exact: bool) -> tuple[Tensor, float]:
 
 
 def _read(solved: SolvedBatch, exact: bool) -> SolvedBatch:
-    return solved if exact else replace(solved, solution=Carried(solved.solution))
+    return solved if exact else replace(solved, solution=IdentityJacobian(solved.solution))

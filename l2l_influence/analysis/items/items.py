@@ -259,12 +259,12 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         refs = self._listed(items)
         places = [self._locate(study, ref) for ref in refs]
         if not places or len(set(places)) < len(places):
-            raise ItemsError(f"name at least one {self._level.what}, each once, got {refs}")
+            raise ItemsError(f"name at least one {self._level.item_name}, each once, got {refs}")
         return places
 
     def _require_labels(self, labels: Mapping[Ref, Any]) -> None:
         if not labels:
-            raise ItemsError(f"name at least one {self._level.what}, with its new label")
+            raise ItemsError(f"name at least one {self._level.item_name}, with its new label")
 
     @abstractmethod
     def _listed(self, items: Ref | Iterable[Ref]) -> list[Ref]:

@@ -75,7 +75,7 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
         position = study.position(task)
         count = self._count(study.recorded[position])
         if not 0 <= j < count:
-            raise InfluenceError(f"task {task} has {count} {self._level.what}s, 0 to {count - 1}: there is no {j}")
+            raise InfluenceError(f"task {task} has {count} {self._level.item_name}s, 0 to {count - 1}: there is no {j}")
         return position, j
 
     def _listed(self, items: Sample | Iterable[Sample]) -> list[Sample]:
@@ -94,7 +94,7 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
             source = None if task.indices is None else task.indices[row]
             own, value = float(found.losses[position][j]), float(found.scores[position][j, 0])
             rows.append(SampleScore(rank, task.id, j, row, source, label, task.trained, own, value))
-        return SampleScores(f"{self._level.what}s", rows, loss, notes, reading)
+        return SampleScores(f"{self._level.item_name}s", rows, loss, notes, reading)
 
 
 class QueryInfluence(SampleInfluence):

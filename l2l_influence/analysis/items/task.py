@@ -83,7 +83,7 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
         outer = self._outer()
         new = outer.study.test_problem(tasks, num_tasks, split, seed)
         change = new.lam.new_zeros(1, new.lam.numel())
-        for solved in new.solved("new tasks"):
+        for solved in new.microbatches("new tasks"):
             change += outer.hessian.curvature.linearised(solved).weighted_gradient().sum(0)
         return self._moved(outer, new.settings.ranks.sum(change))
 

@@ -30,7 +30,7 @@ def _inner_notes(study: Snapshot, residual: float) -> list[str]:
 
 
 def _proximal_notes(study: Snapshot, kind: Proximal, residual: float) -> list[str]:
-    solved = next(study.solved_tasks.solved())
+    solved = next(study.solved_tasks.microbatches())
     first = (
         f"inner: proximal, δ = {kind.delta:.4g}{study.choice.strength_note}; largest relative residual {residual:.1e}"
     )

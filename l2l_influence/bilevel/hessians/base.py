@@ -67,7 +67,7 @@ class PerTask(Curvature):
 
     def weighted_sum(self, solved: SolvedBatch, weight: Tensor, v: Tensor) -> Tensor:
         """Σ_i w_i H_i v over the tasks of the batch, for ``weight`` ``[B]``: ``[P] -> [P]``."""
-        parts = zip(weight.split(solved.few), solved.pieces, strict=True)
+        parts = zip(weight.split(solved.microbatch_size), solved.microbatches, strict=True)
         return torch.stack([some @ self.product(piece, v) for some, piece in parts]).sum(0)
 
     def operator(self, solved_tasks: SolvedTasks) -> TaskSum:

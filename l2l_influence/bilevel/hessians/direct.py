@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..inner import Carried, Constant, Reading, Simplified
+from ..inner import ApproximateJacobian, FixedJacobian, IdentityJacobian, ZeroJacobian
 from ..solved_tasks import SolvedBatch, SolvedTasks
 from .base import PerTask, ScaledIdentity, TaskSum
 
@@ -20,10 +20,10 @@ class Direct(PerTask):
     """
 
     def linearised(self, solved: SolvedBatch) -> SolvedBatch:
-        return _read(solved, Constant)
+        return _with_jacobian(solved, ZeroJacobian)
 
     def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
-        return self.linearised(solved).hessian(solved.each(v))
+        return self.linearised(solved).hessian(solved.expanded(v))
 
     def operator(self, solved_tasks: SolvedTasks) -> TaskSum:
         if _any_of_its_own(solved_tasks):
@@ -39,9 +39,9 @@ class Direct(PerTask):
 def _any_of_its_own(solved_tasks: SolvedTasks) -> bool:
     """Whether L_O depends on λ at fixed θ, in any task. Where all of λ is adapted, its gradient tells."""
     settings = solved_tasks.settings
-    if not settings.outer.direct or settings.part.size < settings.layout.size:
+    if not settings.outer.direct or settings.theta_layout.size < settings.layout.size:
         return settings.outer.direct
-    own = any(bool(solved.outer_gradient[0].any()) for solved in solved_tasks.solved("direct gradient"))
+    own = any(bool(solved.outer_gradient[0].any()) for solved in solved_tasks.microbatches("direct gradient"))
     return bool(settings.ranks.maximum(own))
 
 
@@ -49,11 +49,11 @@ class DirectFirstOrder(PerTask):
     """∂_θθ L_O and ∂_θ L_O at θ_i in the place of λ's (dθ/dλ ≈ I), with the ∂_λ terms where there are any."""
 
     def linearised(self, solved: SolvedBatch) -> SolvedBatch:
-        return _read(solved, Carried)
+        return _with_jacobian(solved, IdentityJacobian)
 
     def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
-        return self.linearised(solved).hessian(solved.each(v))
+        return self.linearised(solved).hessian(solved.expanded(v))
 
 
-def _read(solved: SolvedBatch, reading: type[Reading]) -> SolvedBatch:
-    return replace(solved, solution=reading(solved.solution), kind=Simplified(solved.kind, reading))
+def _with_jacobian(solved: SolvedBatch, jacobian: type[FixedJacobian]) -> SolvedBatch:
+    return replace(solved, solution=jacobian(solved.solution), kind=ApproximateJacobian(solved.kind, jacobian))

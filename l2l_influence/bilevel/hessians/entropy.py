@@ -27,7 +27,7 @@ def _class_scores(solved: SolvedBatch) -> Tensor:
     lam = problem.layout.unravel(solved.lam)
 
     def raised(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        task = (loss, lam, problem.part.unravel(theta), x, y)
+        task = (loss, lam, problem.theta_layout.unravel(theta), x, y)
         outputs, criterion = outputs_of(*task), criterion_of(*task)
         return outputs, criterion(outputs), criterion(outputs + 1)
 

@@ -36,11 +36,11 @@ class Exact(PerTask):
         return super().operator(solved_tasks)
 
     def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
-        return solved.second(solved.each(v), torch.zeros_like(solved.batch.support.w))[0]
+        return solved.second(solved.expanded(v), torch.zeros_like(solved.batch.support.w))[0]
 
 
 class Hessian(PerTask):
     """Zᵀ ∇²L_O Z: all of L_O's curvature, none of θ_i(λ)'s."""
 
     def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
-        return solved.hessian(solved.each(v))
+        return solved.hessian(solved.expanded(v))

@@ -17,7 +17,7 @@ class Gamma(PerTask):
     """
 
     def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
-        lam, theta, query, v = solved.lam, solved.solution.theta, solved.batch.query, solved.each(v)
+        lam, theta, query, v = solved.lam, solved.solution.theta, solved.batch.query, solved.expanded(v)
         straight = solved.outer.hessian_lambda(lam, theta, query, v)
         cross = solved.solution.vjp(solved.outer.mixed(lam, theta, query, v))
         cross_transposed = solved.outer.mixed_transposed(lam, theta, query, solved.push_forward(v))
@@ -27,7 +27,7 @@ class Gamma(PerTask):
         if solved_tasks.settings.outer.direct:
             return super().operator(solved_tasks)
         scales = torch.zeros(len(solved_tasks.tasks), dtype=torch.float64)
-        for solved in solved_tasks.solved("Hessian"):
+        for solved in solved_tasks.microbatches("Hessian"):
             scales[solved.batch.index] = (solved.batch.weight * self._scale(solved)).double().cpu()
         return ScaledIdentity(solved_tasks.settings.ranks.sum(scales))
 

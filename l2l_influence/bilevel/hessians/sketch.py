@@ -41,7 +41,7 @@ class Sketch(Curvature):
 
     def operator(self, solved_tasks: SolvedTasks) -> TaskSum:
         count = len(solved_tasks.tasks)
-        most = max(1, min(MOST_ROWS, solved_tasks.settings.half // solved_tasks.lam.nbytes))
+        most = max(1, min(MOST_ROWS, solved_tasks.settings.hessian_bytes // solved_tasks.lam.nbytes))
         fitting = replace(self, samples=max(1, min(self.samples, most // count)))
         if count <= most:
             note = f"sketch ({fitting.samples} samples of all {count} tasks)"
@@ -62,7 +62,7 @@ class Sketch(Curvature):
         """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``; where ranks share the tasks, this one's slab of the columns."""
         ranks, count = solved_tasks.settings.ranks, len(solved_tasks.tasks)
         rows = solved_tasks.lam.new_empty(len(ranks.share(count)), self.samples, solved_tasks.lam.numel())
-        for solved in solved_tasks.solved("Hessian sketch"):
+        for solved in solved_tasks.microbatches("Hessian sketch"):
             slot = ranks.slot(solved.batch.index)
             for draw, residuals in enumerate(self._residuals(solved)):
                 rows[slot, draw] = solved.solution.total(

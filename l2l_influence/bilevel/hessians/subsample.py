@@ -183,7 +183,7 @@ def _drawn(weights: Sequence[float], draws: Tensor, expected: Tensor) -> Drawn:
 def _scores(solved_tasks: SolvedTasks, by: str) -> Tensor:
     """s_i ≥ 0 of all tasks, ``[N]``."""
     scores = torch.zeros(len(solved_tasks.tasks), dtype=torch.float64)
-    for solved in solved_tasks.solved(f"task {by}"):
+    for solved in solved_tasks.microbatches(f"task {by}"):
         scores[solved.batch.index] = SCORES[by](solved).double().cpu()
     scores = solved_tasks.settings.ranks.sum(scores)
     return scores - scores.min().clamp(max=0)

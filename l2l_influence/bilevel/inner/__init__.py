@@ -1,7 +1,7 @@
 """Solutions θ_i(λ) of the inner problem: one interface (:mod:`.base`), one file a kind."""
 
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
-from .direct import Carried, Constant, Reading, Simplified
+from .direct import ApproximateJacobian, FixedJacobian, IdentityJacobian, ZeroJacobian
 from .inverses.ekfac import EKFAC
 from .inverses.inverse import Inverse
 from .proximal import Proximal, ProximalMap
@@ -12,8 +12,8 @@ from .steps.unrolled import Unrolled, UnrolledMap
 
 __all__ = [
     "EKFAC",
-    "Carried",
-    "Constant",
+    "IdentityJacobian",
+    "ZeroJacobian",
     "InnerKind",
     "InnerMap",
     "InnerProblem",
@@ -23,9 +23,9 @@ __all__ = [
     "PlainSteps",
     "Proximal",
     "ProximalMap",
-    "Reading",
+    "FixedJacobian",
     "SecondDerivative",
-    "Simplified",
+    "ApproximateJacobian",
     "StatefulMap",
     "Step",
     "StepRule",

@@ -35,22 +35,22 @@ class InnerProblem:
     samples: Samples
     start: Tensor
     layout: Layout
-    part: Layout
+    theta_layout: Layout
     outer: Callable[[Theta], Tensor] | None = None
 
     @cached_property
     def positions(self) -> slice | Tensor:
         """Where θ lies in λ."""
-        return self.layout.positions(self.part)
+        return self.layout.positions(self.theta_layout)
 
     @property
     def prior(self) -> Tensor:
         """The entries of λ that θ starts from, ``[Q]``."""
         return self.lam[self.positions]
 
-    def some(self, span: slice) -> InnerProblem:
+    def select(self, span: slice) -> InnerProblem:
         """Those of some of the tasks."""
-        return replace(self, samples=self.samples.some(span), start=self.start[span])
+        return replace(self, samples=self.samples.select(span), start=self.start[span])
 
     def restrict(self, v: Tensor) -> Tensor:
         """The θ entries of λ-space vectors: ``[B, P] -> [B, Q]``."""

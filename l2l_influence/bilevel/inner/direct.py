@@ -14,11 +14,12 @@ from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
 
 
 @dataclass(frozen=True)
-class Simplified(InnerKind):
-    """θ as ``kind`` finds it, differentiated as ``reading`` does: :class:`Constant` or :class:`Carried`."""
+class ApproximateJacobian(InnerKind):
+    """θ as ``kind`` finds it, with dθ/dλ replaced by ``jacobian``: a :class:`ZeroJacobian` or an
+    :class:`IdentityJacobian`."""
 
     kind: InnerKind
-    reading: type[Reading]
+    jacobian: type[FixedJacobian]
 
     def work(self, forward: int, lam: int, rows: int) -> int:
         return self.kind.work(forward, lam, rows)
@@ -27,10 +28,10 @@ class Simplified(InnerKind):
         return self.kind.written_out(problem)
 
     def solve(self, problem: InnerProblem) -> InnerMap:
-        return self.reading(self.kind.solve(problem))
+        return self.jacobian(self.kind.solve(problem))
 
 
-class Reading(InnerMap):
+class FixedJacobian(InnerMap):
     """θ as another solution found it, and as the sample weights move it there; its dependence on λ is linear."""
 
     def __init__(self, solution: InnerMap) -> None:
@@ -67,7 +68,7 @@ class Reading(InnerMap):
         return self._solution.nbytes
 
 
-class Constant(Reading):
+class ZeroJacobian(FixedJacobian):
     """dθ/dλ = 0: θ_i taken as a constant, as Eq. 6 and 7 read literally."""
 
     def jvp(self, v: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class Constant(Reading):
         return u.new_zeros(len(u), self.problem.lam.numel())
 
 
-class Carried(Reading):
+class IdentityJacobian(FixedJacobian):
     """dθ/dλ = I on the adapted entries: θ_i carried along with λ, as first-order MAML has it."""
 
     def jvp(self, v: Tensor) -> Tensor:

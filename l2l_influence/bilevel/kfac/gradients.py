@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from ..layout import Named
-from .layers import Layer, Model, Shifted, find_layers
+from .layers import Layer, Model, ShiftedOutputs, find_layers
 
 ENTRIES_AT_ONCE = 2**26
 """Gradients by the outputs of layers, of one chunk of pseudo-gradients."""
@@ -91,7 +91,7 @@ def pull_back(model: Model, theta: Named, layers: Sequence[Layer], rest: Named, 
 
     def outputs(shifts: Named, rest: Named) -> Tensor:
         moved = {**theta, **rest}
-        with Shifted(moved, shifts):
+        with ShiftedOutputs(moved, shifts):
             return model(moved)
 
     shifts = {layer.weight: cotangents.new_zeros(layer.shape) for layer in layers}

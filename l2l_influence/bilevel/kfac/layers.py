@@ -23,7 +23,7 @@ Model = Callable[[Named], Tensor]
 """One task's outputs, ``[n, ...]``, from its named θ."""
 
 
-class Call(NamedTuple):
+class FunctionCall(NamedTuple):
     """A call of a torch function, not made yet."""
 
     function: Any
@@ -34,14 +34,14 @@ class Call(NamedTuple):
         """What it gives."""
         return self.function(*self.args, **self.kwargs)
 
-    def given(self, others: Mapping[int, Tensor]) -> Call:
+    def given(self, others: Mapping[int, Tensor]) -> FunctionCall:
         """The call with other tensors in place of those with these ids."""
 
         def other(part: Any) -> Any:
             return others.get(id(part), part)
 
         args, kwargs = tree_map(other, (self.args, self.kwargs))
-        return Call(self.function, args, kwargs)
+        return FunctionCall(self.function, args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def stand_in(tensor: Tensor) -> Tensor:
     return tensor.new_full((), torch.nan).expand(tensor.shape)
 
 
-class Watch(TorchFunctionMode):
+class ParameterWatch(TorchFunctionMode):
     """Meets each call that is given parameters, as the very tensors that the model is given."""
 
     def __init__(self, theta: Named) -> None:
@@ -135,16 +135,16 @@ class Watch(TorchFunctionMode):
         self.names = {id(tensor): name for name, tensor in theta.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        call = Call(func, args, kwargs or {})
+        call = FunctionCall(func, args, kwargs or {})
         used = [self.names[id(part)] for part in tensors((args, call.kwargs)) if id(part) in self.names]
         return self.meet(used, call) if used else call.made()
 
-    def meet(self, used: list[str], call: Call) -> Any:
+    def meet(self, used: list[str], call: FunctionCall) -> Any:
         """What the model gets for the call's output."""
         raise NotImplementedError
 
 
-class _Uses(Watch):
+class _Uses(ParameterWatch):
     """Notes what each parameter goes into, given its stand-in: a layer, or None for anything else."""
 
     def __init__(self, stand_ins: Named, theta: Named) -> None:
@@ -153,7 +153,7 @@ class _Uses(Watch):
         self._seen: dict[str, list[Layer | None]] = {name: [] for name in theta}
         self._level = _level()
 
-    def meet(self, used: list[str], call: Call) -> Any:
+    def meet(self, used: list[str], call: FunctionCall) -> Any:
         output = call.given(self._own).made()
         if list(tensors(output)):  # a shape or a dtype says nothing of the values
             layer = self._layer(call, output)
@@ -169,7 +169,7 @@ class _Uses(Watch):
         shared = layer.bias is not None and len(self._seen[layer.bias]) > 1
         return replace(layer, bias=None) if shared else layer
 
-    def _layer(self, call: Call, output: Tensor) -> Layer | None:
+    def _layer(self, call: FunctionCall, output: Tensor) -> Layer | None:
         """Inside a transform of the model's own, outputs depend on the weight otherwise than through this call's."""
         if call.function not in LAYERS or _level() != self._level:
             return None
@@ -187,14 +187,14 @@ def _level() -> int | None:
     return None if interpreter is None else interpreter.level()
 
 
-class Shifted(Watch):
+class ShiftedOutputs(ParameterWatch):
     """Adds a tensor to what comes out of the calls that some parameters go into."""
 
     def __init__(self, theta: Named, shifts: Named) -> None:
         super().__init__({name: theta[name] for name in shifts})
         self._shifts = shifts
 
-    def meet(self, used: list[str], call: Call) -> Any:
+    def meet(self, used: list[str], call: FunctionCall) -> Any:
         output = call.made()
         if not isinstance(output, Tensor):
             return output

@@ -7,7 +7,7 @@ from .cg import CG
 from .closed_form import ClosedForm, MultipleOfIdentity
 from .dense import Dense, Stored
 from .factors import OuterProducts, SideBySide
-from .gram import FewRows, LowRank, LowRankPlusIdentity
+from .gram import LowRank, LowRankOperator, LowRankPlusIdentity
 from .minres import MINRES
 from .neumann import Neumann
 from .policy import OnIndefinite, Policy, enforce
@@ -24,7 +24,7 @@ __all__ = [
     "CG",
     "ClosedForm",
     "Dense",
-    "FewRows",
+    "LowRankOperator",
     "Invertible",
     "LinearOperator",
     "LinearSolver",

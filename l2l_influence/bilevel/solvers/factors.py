@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .gram import CHUNK, FewRows, each_times
+from .gram import CHUNK, LowRankOperator, each_times
 
 
-class OuterProducts(FewRows):
+class OuterProducts(LowRankOperator):
     """``AᵀA`` for rows ``Σ_m δ_m ⊗ a_m``, matrices ``[e, d]`` that are sums of N outer products with the same a_m.
 
     Args:
@@ -49,10 +49,10 @@ class OuterProducts(FewRows):
         return total
 
 
-class SideBySide(FewRows):
+class SideBySide(LowRankOperator):
     """``AᵀA`` for ``A = [A_1 … A_k]``, each of the ``parts`` holding some of the columns of the same rows."""
 
-    def __init__(self, parts: Sequence[FewRows]) -> None:
+    def __init__(self, parts: Sequence[LowRankOperator]) -> None:
         self.parts = parts
 
     @property

@@ -19,7 +19,7 @@ BLOCK = 256
 """Rows of A whose products with those from the first of them on are taken at a time: the others follow by symmetry."""
 
 
-class FewRows(LinearOperator):
+class LowRankOperator(LinearOperator):
     """``AᵀA`` for a matrix A of few rows; what these are kept as is up to the subclass."""
 
     @property
@@ -59,7 +59,7 @@ class FewRows(LinearOperator):
         return LowRankPlusIdentity(self, shift)
 
 
-class LowRank(FewRows):
+class LowRank(LowRankOperator):
     """``AᵀA`` for rows A: ``[R, r, P]``, a matrix of its own for each row of a vector; or ``[r, P]``, one for all."""
 
     def __init__(self, rows: Tensor, note: str = "") -> None:
@@ -112,7 +112,7 @@ class LowRankPlusIdentity(Invertible):
         NegativeCurvatureError: δ is nothing beside the largest eigenvalue of AAᵀ, or A is not finite.
     """
 
-    def __init__(self, low_rank: FewRows, delta: float) -> None:
+    def __init__(self, low_rank: LowRankOperator, delta: float) -> None:
         if not delta > 0:
             raise ValueError(f"the multiple of the identity must be positive, got {delta}")
         self.low_rank, self.delta, self.floor = low_rank, delta, delta

@@ -60,7 +60,7 @@ def diagnose(
 
 def _of_the_run(run: Run, outer: Outer, level: ItemGradient) -> Iterator[Check]:
     study = outer.study
-    own = sum(level.count(solved) * len(solved.batch.index) for solved in study.solved_tasks.solved("items"))
+    own = sum(level.count(solved) * len(solved.batch.index) for solved in study.solved_tasks.microbatches("items"))
     items = int(study.problem.ranks.sum(torch.tensor(own)))
     yield checks.coverage(study, run)
     yield checks.stationarity(study)

@@ -62,7 +62,8 @@ def inner(study: Snapshot, tolerance: float) -> Check:
     """Derivatives of θ_i(λ) are those at a minimum of L_I; off it they err to first order in the residual. An error
     within the outer solve's own tolerance changes nothing; one beyond ``inner_tolerance`` the user has ruled out."""
     own = max(
-        (float(solved.solution.residual.max()) for solved in study.solved_tasks.solved("inner residuals")), default=0.0
+        (float(solved.solution.residual.max()) for solved in study.solved_tasks.microbatches("inner residuals")),
+        default=0.0,
     )
     residual = study.problem.ranks.maximum(own)
     found = "; ".join(inner_notes(study, residual)).removeprefix("inner: ")

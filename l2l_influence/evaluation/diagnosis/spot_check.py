@@ -72,13 +72,13 @@ class ContinuedOptimisation:
     def _gradient(self, lam: Tensor, weights: list[float]) -> Tensor:
         """D_λ L_Total, ``[P]``, float64."""
         total = torch.zeros_like(lam)
-        for solved in self._moved(self.study.solved_tasks, lam, weights).solved("continued optimisation"):
+        for solved in self._moved(self.study.solved_tasks, lam, weights).microbatches("continued optimisation"):
             total += solved.weighted_gradient().double().sum(0)
         return self.study.problem.l2 * lam + self.study.problem.ranks.sum(total)
 
     def _test_losses(self, lam: Tensor) -> Floats:
         losses = torch.zeros(len(self.test.tasks), dtype=torch.float64)
-        for solved in self._moved(self.test, lam, self.test.weights).solved("test tasks"):
+        for solved in self._moved(self.test, lam, self.test.weights).microbatches("test tasks"):
             losses[solved.batch.index] = solved.outer_loss().double().cpu()
         return self.study.problem.ranks.sum(losses).numpy()
 

@@ -145,7 +145,7 @@ class Baseline(Hook, ABC):
 def each_task(solved_tasks: SolvedTasks, measure: Callable[[SolvedBatch], Tensor]) -> list[Tensor]:
     """One pass: the rows of ``measure(batch)``, ``[B, ...]``, by the tasks' positions, float64 on the CPU."""
     found = PackedTensors(len(solved_tasks.tasks))
-    for solved in solved_tasks.solved("baseline"):
+    for solved in solved_tasks.microbatches("baseline"):
         found.put(solved.batch.index, measure(solved).detach())
     return solved_tasks.settings.ranks.gather(found.each())
 

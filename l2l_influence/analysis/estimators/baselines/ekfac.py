@@ -82,7 +82,7 @@ class SingleLevelEKFAC(Baseline):
         """From all samples' ``[B, n_s + n_q, R]`` to the items': ``[B, count, R]``."""
         support = solved.batch.support.w.shape[1]
         parts = {"support sample": slopes[:, :support], "query sample": slopes[:, support:]}
-        return parts.get(self._level.what, slopes.sum(1, keepdim=True))
+        return parts.get(self._level.item_name, slopes.sum(1, keepdim=True))
 
     def _curvature(self, study: Snapshot, model: OneModel) -> EKFACPlusIdentity:
         chosen = self._chosen(study, model)

@@ -10,7 +10,7 @@ from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data import Taskset
 from torch import Tensor
 
-from ....bilevel.inner import Carried, Simplified
+from ....bilevel.inner import ApproximateJacobian, IdentityJacobian
 from ....hooks import DirectInfluence
 from ....recording import Study
 from ...items.items import ItemInfluence
@@ -57,7 +57,9 @@ def first_order(
     """
     hook = hook_class(level)
     usual = hook(maml, tasks, loss, **options)
-    return hook(maml, tasks, loss, **options | {"inner": Simplified(usual._study().problem.kind, Carried)})
+    return hook(
+        maml, tasks, loss, **options | {"inner": ApproximateJacobian(usual._study().problem.kind, IdentityJacobian)}
+    )
 
 
 BASELINES: Mapping[str, Callable[..., Scorer]] = {

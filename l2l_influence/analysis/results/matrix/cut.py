@@ -47,7 +47,7 @@ class Cut:
         if shard is not None and shard < 1:
             raise ValueError(f"shard is the number of training tasks in a shard, 1 or more, not {shard}")
         tests, items = len(test.tasks), np.asarray(counts, dtype=np.int64)
-        block = min(tests, test.settings.at_once(test.lam))
+        block = min(tests, test.settings.right_hand_sides_at_once(test.lam))
         most = SHARD_BYTES // int(items.mean() * tests * test.lam.element_size())
         # With several blocks a shard's inner solutions are used as often: they are to fit in memory.
         fitting = min(most, MOST_TASKS) if block == tests else min(most, MOST_TASKS, block)

@@ -57,7 +57,7 @@ class Writer:
         """
         self._about = {
             "versions": {"l2l_influence": __version__, "torch": torch.__version__},
-            "what": self._level.what,
+            "what": self._level.item_name,
             "shape": [int(self._cut.starts[-1]), self._cut.tests],
             "dtype": self._dtype.name,
             "shards": len(self._cut.shards),
@@ -137,7 +137,7 @@ class Writer:
         with self._folder.writing(number, (rows.stop - rows.start, self._cut.tests), self._dtype) as array:
             for block, columns in enumerate(self._cut.blocks):
                 vectors = self._block(block)
-                for solved in solved_tasks.solved("scores"):
+                for solved in solved_tasks.microbatches("scores"):
                     self._put(array[:, columns.start : columns.stop], tasks, solved, vectors)
                     if block == 0 and number >= self._tallied:
                         self.tally.add(solved)

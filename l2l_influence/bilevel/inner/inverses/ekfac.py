@@ -62,7 +62,7 @@ class EKFAC:
             LossStructureError: the loss shows no outputs, or is not convex in them.
             UncoveredParameterError: a parameter is no layer's and too large for a dense block.
         """
-        positions = problem.part.unravel(torch.arange(problem.part.size, device=theta.device))
+        positions = problem.theta_layout.unravel(torch.arange(problem.theta_layout.size, device=theta.device))
         residuals = self._residuals(problem, theta)
         # A loop over tasks: batch normalisation cannot be pulled back under vmap.
         tasks = [
@@ -144,7 +144,7 @@ def _blocks(
     def model(named: Named) -> Tensor:
         return outputs_of(problem.objective.loss, lam, named, x, y)
 
-    return task_blocks(PseudoGradients(model, problem.part.unravel(theta), residuals), w, positions)
+    return task_blocks(PseudoGradients(model, problem.theta_layout.unravel(theta), residuals), w, positions)
 
 
 def _own_gradients(problem: InnerProblem, theta: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _own_gradients(problem: InnerProblem, theta: Tensor) -> Tensor:
     loss, lam = problem.objective.loss, problem.layout.unravel(problem.lam)
 
     def of_one(theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        named = problem.part.unravel(theta)
+        named = problem.theta_layout.unravel(theta)
         criterion = criterion_of(loss, lam, named, x, y)
         by_outputs = grad(lambda outputs: criterion(outputs).sum())(outputs_of(loss, lam, named, x, y))
         return w.sqrt().unsqueeze(-1) * by_outputs.reshape(len(w), -1)

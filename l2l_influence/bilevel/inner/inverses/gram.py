@@ -19,11 +19,11 @@ from torch import Tensor
 from ...kfac import Model, apart, linear_layers, pull_back
 from ...layout import Named
 from ...loss import PerSampleLoss, outputs_of
-from ...solvers import FewRows, LowRank, OuterProducts, SideBySide
+from ...solvers import LowRank, LowRankOperator, OuterProducts, SideBySide
 from ..base import InnerProblem
 
 
-def gauss_newton_rows(problem: InnerProblem, theta: Tensor) -> FewRows:
+def gauss_newton_rows(problem: InnerProblem, theta: Tensor) -> LowRankOperator:
     """``AᵀA = GGN_θθ`` of each task at its θ, ``[B, Q]``, with n·C rows A.
 
     Raises:
@@ -33,7 +33,7 @@ def gauss_newton_rows(problem: InnerProblem, theta: Tensor) -> FewRows:
     models = _models(problem)
     # A loop over tasks, mapped over rows: mapping both makes convolutions' weight gradients twice as slow.
     tasks = [
-        _pieces(model, problem.part.unravel(at), residuals)
+        _pieces(model, problem.theta_layout.unravel(at), residuals)
         for model, at, residuals in zip(models, theta, root.permute(0, 3, 1, 2), strict=True)
     ]
     parts = [_stack(same) for same in zip(*tasks, strict=True)]
@@ -42,7 +42,7 @@ def gauss_newton_rows(problem: InnerProblem, theta: Tensor) -> FewRows:
 
 def rows_nbytes(problem: InnerProblem, count: int) -> int:
     """What ``count`` rows of one task take."""
-    theta = problem.part.unravel(problem.start[0])
+    theta = problem.theta_layout.unravel(problem.start[0])
     layers = linear_layers(_models(problem)[0], theta, problem.samples.w.shape[1], _pays)
     factors = sum(count * layer.shape.numel() + layer.inputs.numel() for layer in layers.values())
     written = sum(tensor.numel() for name, tensor in theta.items() if name not in layers)
@@ -52,11 +52,11 @@ def rows_nbytes(problem: InnerProblem, count: int) -> int:
 class _Piece(NamedTuple):
     """Some columns of one task's rows: the tensors that, stacked over tasks, make an operator of that kind."""
 
-    kind: Callable[..., FewRows]
+    kind: Callable[..., LowRankOperator]
     tensors: tuple[Tensor, ...]
 
 
-def _stack(pieces: Sequence[_Piece]) -> FewRows:
+def _stack(pieces: Sequence[_Piece]) -> LowRankOperator:
     return pieces[0].kind(*(torch.stack(same) for same in zip(*(piece.tensors for piece in pieces), strict=True)))
 
 

@@ -20,7 +20,7 @@ from ..base import InnerProblem, OfOne
 from .steps import MappedSteps, OfBoth, Pair
 
 
-class InFactors(MappedSteps):
+class FactoredSteps(MappedSteps):
     """K steps of size lr along the gradient, with θ as a :class:`~l2l_influence.bilevel.factored.Moved`.
 
     Args:
@@ -41,13 +41,13 @@ class InFactors(MappedSteps):
     def theta(self) -> Tensor:
         problem = self.problem
         lam = problem.layout.unravel(problem.lam)
-        return vmap(lambda point: point.flat(lam, problem.part))(self.point)
+        return vmap(lambda point: point.flat(lam, problem.theta_layout))(self.point)
 
     def _steps(self, samples: Samples) -> Callable[..., FactoredParameters]:
         problem = self.problem
 
         def steps(lam: Vector, w: Tensor) -> FactoredParameters:
-            theta = FactoredParameters.start(problem.layout.unravel(lam), self._rows, problem.part)
+            theta = FactoredParameters.start(problem.layout.unravel(lam), self._rows, problem.theta_layout)
             for _ in range(self._count):
                 slope = problem.objective.slope_of_one(lam, theta, samples._replace(w=w), self._rows)
                 theta = theta.stepped(self._lr, slope)
@@ -57,7 +57,7 @@ class InFactors(MappedSteps):
 
     def _ends(self, samples: Samples) -> OfBoth:
         problem, steps = self.problem, self._steps(samples)
-        return lambda lam, w: steps(lam, w).flat(problem.layout.unravel(lam), problem.part)
+        return lambda lam, w: steps(lam, w).flat(problem.layout.unravel(lam), problem.theta_layout)
 
     def sum_of_totals(self, weight: Tensor, value: OfOne, *given: Any) -> Tensor:
         """By differentiating the sum, in which a wide weight's gradient is one product for all tasks."""
@@ -94,14 +94,14 @@ NARROW = 4
 
 def wide_layers(problem: InnerProblem, steps: int) -> dict[str, int]:
     """The weights of linear layers through which few rows go beside their size, and how many rows these are."""
-    lam, theta = problem.layout.unravel(problem.lam), problem.part.unravel(problem.prior)
+    lam, theta = problem.layout.unravel(problem.lam), problem.theta_layout.unravel(problem.prior)
     x, y = problem.samples.x[0], problem.samples.y[0]
 
     def narrow(rows: int, weight: Tensor) -> bool:
         return NARROW * steps * rows * sum(weight.shape) <= weight.numel()
 
     layers = linear_layers(lambda theta: problem.objective.loss(lam, theta, x, y), theta, len(y), narrow)
-    if not layers or not _sees_all(problem, FactoredParameters.start(lam, layers, problem.part)):
+    if not layers or not _sees_all(problem, FactoredParameters.start(lam, layers, problem.theta_layout)):
         return {}
     return {name: layer.rows for name, layer in layers.items()}
 

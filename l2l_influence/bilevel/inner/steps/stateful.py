@@ -86,7 +86,7 @@ class StatefulMap(StepsMap):
     def _along(self, v: Tensor, e: Tensor) -> Tensor:
         moved = super()._along(v, e)
         for row in moved:
-            self._require_finite(self.problem.part.unravel(row))
+            self._require_finite(self.problem.theta_layout.unravel(row))
         return moved
 
     def _steps(self, samples: Samples) -> OfBoth:

@@ -119,7 +119,7 @@ class StepsMap(InnerMap):
 
     @property
     def nbytes(self) -> int:
-        return len(self.residual) * self.problem.part.size * self.problem.lam.element_size()
+        return len(self.residual) * self.problem.theta_layout.size * self.problem.lam.element_size()
 
     def _along(self, v: Tensor, e: Tensor) -> Tensor:
         def one(samples: Samples, v: Tensor, e: Tensor) -> Pair:

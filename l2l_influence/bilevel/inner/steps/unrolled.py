@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...task import Samples
 from ..base import InnerKind, InnerMap, InnerProblem
-from ..direct import Carried
-from .factored import InFactors, wide_layers
+from ..direct import IdentityJacobian
+from .factored import FactoredSteps, wide_layers
 from .rules import PlainSteps, StepRule
 from .steps import MappedSteps
 
@@ -59,9 +59,9 @@ class Unrolled(InnerKind):
         if not isinstance(rule, PlainSteps):
             return UnrolledMap(problem, self)
         wide = wide_layers(problem, steps)
-        plain = InFactors(problem, rule.lr, steps, wide) if wide else UnrolledMap(problem, Unrolled(rule, steps))
+        plain = FactoredSteps(problem, rule.lr, steps, wide) if wide else UnrolledMap(problem, Unrolled(rule, steps))
         # Plain steps along fixed gradients move θ as far as λ_θ: that needs no differentiation.
-        return Carried(plain) if self.first_order else plain
+        return IdentityJacobian(plain) if self.first_order else plain
 
 
 class UnrolledMap(MappedSteps):
@@ -91,7 +91,7 @@ class UnrolledMap(MappedSteps):
     def _walk(self, lam: Tensor, slope: Slope) -> Tensor:
         """K steps from λ_θ by λ's rule, along what ``slope`` gives at each."""
         problem = self.problem
-        theta, step = lam[problem.positions], self._kind.rule.first(problem.layout.unravel(lam), problem.part)
+        theta, step = lam[problem.positions], self._kind.rule.first(problem.layout.unravel(lam), problem.theta_layout)
         for _ in range(self._kind.steps):
             theta, step = step(theta, slope(theta))
         return theta
