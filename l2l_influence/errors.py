@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .evaluation import Truth
+from typing import Any
 
 
 class InfluenceError(Exception):
@@ -102,11 +99,11 @@ class RetrainingError(InfluenceError):
 
     Attributes:
         failures: the traceback of each, by seed and by row of the removals (None: with all items).
-        others: what the removals did that went through with every seed; None where there are none, or a retraining with
-            all items failed.
+        others: the :class:`~l2l_influence.evaluation.GroundTruth` of the removals that succeeded with every seed; None
+            if there are none, or if a retraining with all items failed.
     """
 
-    def __init__(self, failures: Mapping[tuple[int, int | None], str], others: Truth | None) -> None:
+    def __init__(self, failures: Mapping[tuple[int, int | None], str], others: Any) -> None:
         self.failures, self.others = dict(failures), others
         (seed, removal), reason = next(iter(self.failures.items()))
         where = "with all items" if removal is None else f"without removal {removal}"

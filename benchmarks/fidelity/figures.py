@@ -10,7 +10,7 @@ import numpy as np
 from l2l_influence.analysis.items.items import ItemInfluence
 from l2l_influence.errors import InfluenceError, NegativeCurvatureError
 from l2l_influence.evaluation import (
-    Truth,
+    GroundTruth,
     auc,
     ceiling,
     cosine,
@@ -30,7 +30,7 @@ from .estimators import ESTIMATORS, Estimator, by_position, positions
 from .truths import HALVES, SHARES, SINGLES, true_ranking
 from .worlds import World
 
-Truths = Mapping[tuple[str, str], Truth]
+Truths = Mapping[tuple[str, str], GroundTruth]
 MOVES = 16
 """Single items whose Δλ is looked at, at most."""
 
@@ -85,11 +85,11 @@ def figures(world: World, level: str, scores: Floats, truths: Truths, own: Float
     return found | (detection(scores.mean(1), world) if level == "task" else {})
 
 
-def _over_groups(told: Floats, truth: Truth) -> Row:
+def _over_groups(told: Floats, truth: GroundTruth) -> Row:
     return {"lds": list(lds_interval(told, truth.change)), "mean": _ranks(told.mean(1), truth.mean_change.mean(1))}
 
 
-def _one_by_one(told: Floats, truth: Truth) -> Row:
+def _one_by_one(told: Floats, truth: GroundTruth) -> Row:
     each = [pearson(a, b) for a, b in zip(told, truth.mean_change, strict=True)]
     return {"pearson": _defined(each), "mean": _ranks(told.mean(1), truth.mean_change.mean(1))}
 
@@ -99,12 +99,12 @@ def detection(scores: Floats, world: World) -> Row:
     return {"found": precision_at_k(scores, world.flags, len(world.wrong)), "auc": auc(scores, world.flags)}
 
 
-def moves(world: World, level: str, hook: ItemInfluence[Any, Any], names: list[Any], truth: Truth) -> Row:
+def moves(world: World, level: str, hook: ItemInfluence[Any, Any], names: list[Any], truth: GroundTruth) -> Row:
     """Of Δλ by the removal of single items: the medians of cosine and relative error."""
-    assert truth.moved is not None
+    assert truth.parameter_change is not None
     items, order = truth.removals.argmax(1)[:MOVES], positions(names, world, level)
     predicted = np.stack([_moved(world, hook, names[order[item]]) for item in items if item in order])
-    true = truth.moved[0][[row for row, item in enumerate(items) if item in order]]
+    true = truth.parameter_change[0][[row for row, item in enumerate(items) if item in order]]
     return {
         "cosine": _median(cosine(predicted, true)),
         "error": _median(relative_error(predicted, true)),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from l2l_influence.evaluation import Outcome, Truth, leave_one_out, measure, random_subsets
+from l2l_influence.evaluation import GroundTruth, Outcome, leave_one_out, measure, random_subsets
 from l2l_influence.evaluation.metrics import Flags, Floats
 
 from ..estimators.retraining import Weights
@@ -68,7 +68,7 @@ def asked(world: World, level: str) -> Iterator[tuple[str, str]]:
             yield HALVES, truth
 
 
-def truths(world: World, size: Size, level: str, cache: Path) -> dict[tuple[str, str], Truth]:
+def truths(world: World, size: Size, level: str, cache: Path) -> dict[tuple[str, str], GroundTruth]:
     """By design and ground truth; retrainings are kept in ``cache`` as they come."""
     removals, found = designs(world, size, level), {}
     for design, truth in asked(world, level):
@@ -91,6 +91,6 @@ def digest(value: object) -> str:
     return hashlib.sha256(type(value).__name__.encode() + content).hexdigest()
 
 
-def true_ranking(truth: Truth) -> Floats:
+def true_ranking(truth: GroundTruth) -> Floats:
     """How harmful each removed item turned out to be: the fall of the mean test loss."""
     return np.asarray(-truth.mean_change.mean(1))

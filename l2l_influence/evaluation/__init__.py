@@ -1,11 +1,11 @@
-"""What scores are worth: measured against training again."""
+"""Measure how well scores and edits agree with retraining, and with known labels."""
 
 from ..storage.outcomes import Outcome
 from .diagnosis import Check, ContinuedOptimisation, Diagnosis
 from .ground_truth.full_batch import FullBatchMAML
-from .ground_truth.removals import leave_groups_out, leave_one_out, most_harmful, random_groups, random_subsets
+from .ground_truth.removals import leave_one_out, leave_subsets_out, most_harmful, random_subsets, stratified_subsets
 from .ground_truth.retraining import Retrain
-from .ground_truth.truth import Truth, along_path, measure
+from .ground_truth.truth import GroundTruth, along_path, measure
 from .intervals import Interval, ceiling, lds_difference, lds_interval, reliability
 from .metrics import (
     auc,
@@ -26,11 +26,11 @@ __all__ = [
     "ContinuedOptimisation",
     "Diagnosis",
     "FullBatchMAML",
+    "GroundTruth",
     "Interval",
     "Outcome",
     "Retrain",
     "Sensitivity",
-    "Truth",
     "along_path",
     "auc",
     "ceiling",
@@ -39,14 +39,13 @@ __all__ = [
     "lds",
     "lds_difference",
     "lds_interval",
-    "leave_groups_out",
     "leave_one_out",
+    "leave_subsets_out",
     "measure",
     "most_harmful",
     "pearson",
     "plot_sensitivity",
     "precision_at_k",
-    "random_groups",
     "random_subsets",
     "relative_error",
     "reliability",
@@ -54,4 +53,5 @@ __all__ = [
     "sensitivity_of",
     "slope",
     "spearman",
+    "stratified_subsets",
 ]

@@ -16,7 +16,7 @@ from ..analysis.problem.data import Split
 from ..bilevel import Proximal
 from ..errors import InfluenceError
 from ..hooks.hook import Kept
-from .ground_truth.truth import Truth
+from .ground_truth.truth import GroundTruth
 from .metrics import Floats, lds, spearman
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def sensitivity_of(
     seed: int = 0,
     setting: Literal["damping", "δ"] = "damping",
     scales: Sequence[float] = SCALES,
-    truth: Truth | None = None,
+    truth: GroundTruth | None = None,
 ) -> Sensitivity:
     """Score again with other strengths of damping, or of the proximal δ, and see how much the ranking depends on it.
 
@@ -138,7 +138,7 @@ def delta_of(hook: CurvedHook) -> float:
     return kind.delta
 
 
-def _lds(scores: Floats, truth: Truth) -> float:
+def _lds(scores: Floats, truth: GroundTruth) -> float:
     return lds(truth.predicted(scores), truth.mean_change)
 
 

@@ -37,7 +37,7 @@ from benchmarks.fidelity.truths import HALVES, SINGLES, TENTHS, designs, digest,
 from benchmarks.fidelity.worlds import Size, World
 from l2l_influence import SupportInfluence
 from l2l_influence.analysis.estimators.baselines import Checkpoints, QueryLoss
-from l2l_influence.evaluation import Truth
+from l2l_influence.evaluation import GroundTruth
 
 DOCS = Path(__file__).parents[2] / "docs"
 TINY = Size(share=0.1, steps=0.01, tests=3, halves=4, singles=2, scratch=2, noise=2)
@@ -253,7 +253,7 @@ def test_figures_by_hand() -> None:
     removals = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
     scores = np.array([[3.0, 1.0], [1.0, 5.0], [2.0, 2.0]])
     change = np.array([[[-2.0, -1], [-3, -9], [-1, -3], [-4, -5]]])
-    truth = Truth(removals, (0,), np.zeros((1, 2)), change, None)
+    truth = GroundTruth(removals, (0,), np.zeros((1, 2)), change, None)
     world = SimpleNamespace(flags=np.array([True, False, False]), wrong=(0,))
     found = figures(world, "task", scores, {(HALVES, "warm"): truth, (SINGLES, "warm"): truth})  # type: ignore[arg-type]
     told = np.array([[-3, -1], [-1, -5], [-2, -2], [-4, -6]])
@@ -271,7 +271,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_the_true_ranking_is_the_fall_of_the_mean_loss() -> None:
-    truth = Truth(np.eye(2), (0,), np.zeros((1, 2)), np.array([[[-2.0, 0], [3, 1]]]), None)
+    truth = GroundTruth(np.eye(2), (0,), np.zeros((1, 2)), np.array([[[-2.0, 0], [3, 1]]]), None)
     np.testing.assert_allclose(true_ranking(truth), [1, -2])
     world = SimpleNamespace(flags=np.array([True, False]), wrong=(0,))
     assert detection(true_ranking(truth), world) == {"found": 1.0, "auc": 1.0}  # type: ignore[arg-type]
@@ -291,9 +291,9 @@ def test_moves_are_those_of_the_hooks_edits(world: World) -> None:
         edits.append((parameters_to_vector(model.parameters()).detach() - before).double().numpy())
     keys = [task.key for task in world.study.training_tasks()]
     removals = np.eye(len(world.train))[keys]
-    truth = Truth(removals, (0,), np.zeros((1, 3)), np.zeros((1, len(keys), 3)), np.stack(edits)[None])
+    truth = GroundTruth(removals, (0,), np.zeros((1, 3)), np.zeros((1, len(keys), 3)), np.stack(edits)[None])
     assert moves(world, "task", hook, names, truth) == pytest.approx({"cosine": 1, "error": 0}, abs=1e-5)
-    half = replace(truth, moved=truth.moved / 2)
+    half = replace(truth, parameter_change=truth.parameter_change / 2)
     assert moves(world, "task", hook, names, half) == pytest.approx({"cosine": 1, "error": 1}, abs=1e-5)
 
 

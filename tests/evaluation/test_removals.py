@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from l2l_influence.evaluation import leave_groups_out, leave_one_out, most_harmful, random_groups, random_subsets
+from l2l_influence.evaluation import leave_one_out, leave_subsets_out, most_harmful, random_subsets, stratified_subsets
 
 
 def test_single_items() -> None:
@@ -16,23 +16,23 @@ def test_single_items() -> None:
     assert (some != leave_one_out(20, 8, seed=2)).any()
 
 
-def test_given_groups() -> None:
-    np.testing.assert_array_equal(leave_groups_out([[0, 2], [], [3]], 4), [[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]])
+def test_given_subsets() -> None:
+    np.testing.assert_array_equal(leave_subsets_out([[0, 2], [], [3]], 4), [[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]])
 
 
-def test_groups_hold_the_same_share_of_each_stratum() -> None:
+def test_subsets_take_the_same_share_of_each_stratum() -> None:
     strata = [[0, 2, 4, 6, 8, 9], [1, 3, 5, 7]]
-    groups = random_groups(strata, 20, share=0.5, seed=3)
-    assert groups.shape == (20, 10)
-    assert (groups[:, strata[0]].sum(1) == 3).all() and (groups[:, strata[1]].sum(1) == 2).all()
-    assert len(np.unique(groups, axis=0)) > 10
-    np.testing.assert_array_equal(groups, random_groups(strata, 20, share=0.5, seed=3))
+    subsets = stratified_subsets(strata, 20, share=0.5, seed=3)
+    assert subsets.shape == (20, 10)
+    assert (subsets[:, strata[0]].sum(1) == 3).all() and (subsets[:, strata[1]].sum(1) == 2).all()
+    assert len(np.unique(subsets, axis=0)) > 10
+    np.testing.assert_array_equal(subsets, stratified_subsets(strata, 20, share=0.5, seed=3))
 
 
 @pytest.mark.parametrize("strata", [[[0, 1], [1, 2]], [[0, 3]]])
 def test_strata_must_part_the_positions(strata: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="each position once"):
-        random_groups(strata, 2)
+        stratified_subsets(strata, 2)
 
 
 def test_subsets_are_drawn_evenly() -> None:

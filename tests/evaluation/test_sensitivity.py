@@ -13,7 +13,7 @@ from torch import nn
 
 from l2l_influence import QueryInfluence, TaskInfluence
 from l2l_influence.errors import InfluenceError
-from l2l_influence.evaluation import Sensitivity, Truth, plot_sensitivity, sensitivity_of
+from l2l_influence.evaluation import GroundTruth, Sensitivity, plot_sensitivity, sensitivity_of
 from tests.influence.runs import labelled_batches, pairs, train
 
 LOSS = nn.CrossEntropyLoss()
@@ -69,7 +69,7 @@ def test_lds_is_against_the_truth_that_is_given(run, tests) -> None:
     first = sensitivity_of(hook, tests, scales=[10.0])
     scores = QueryInfluence(*run, LOSS, damping=first.values[0], progress=False).score_matrix(tests)[1].numpy()
     removals = np.random.default_rng(0).random((12, len(scores))) < 0.5
-    truth = Truth(removals.astype(float), (0,), np.zeros((1, 5)), -(removals @ scores)[None], None)
+    truth = GroundTruth(removals.astype(float), (0,), np.zeros((1, 5)), -(removals @ scores)[None], None)
     found = sensitivity_of(hook, tests, scales=(1.0, 10.0), truth=truth)
     assert found.lds is not None
     assert found.lds[1] == pytest.approx(1) and found.lds[0] < 1

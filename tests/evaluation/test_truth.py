@@ -1,4 +1,4 @@
-"""Measured removals, where retraining can be written down: the parameter is the mean of what is kept."""
+"""Measured removals where retraining has a closed form: the parameter is the mean of the points that are kept."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import pytest
 import torch
 
 from l2l_influence.errors import RetrainingError
-from l2l_influence.evaluation import Outcome, Truth, along_path, leave_one_out, measure
+from l2l_influence.evaluation import GroundTruth, Outcome, along_path, leave_one_out, measure
 from l2l_influence.evaluation.ground_truth.retraining import one_thread
 
-from .worlds import POINTS, TARGETS, Mean
+from .weighted_mean import POINTS, TARGETS, Mean
 
-GROUPS = np.array([[False, False, False, True, False, False], [True, True, False, False, False, False]])
+REMOVALS = np.array([[False, False, False, True, False, False], [True, True, False, False, False, False]])
 
 
-def same(a: Truth, b: Truth) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("baseline", "change", "moved"))
+def same(a: GroundTruth, b: GroundTruth) -> bool:
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("baseline", "change", "parameter_change")
+    )
 
 
 @pytest.fixture
@@ -32,71 +34,74 @@ def mean(tmp_path: Path) -> Mean:
 
 def test_change_is_measured_against_training_with_all(tmp_path: Path) -> None:
     retrain = Mean(tmp_path / "calls")
-    truth = measure(retrain, GROUPS, progress=False)
+    truth = measure(retrain, REMOVALS, progress=False)
     all_in, without = POINTS.mean(), np.array([POINTS[[0, 1, 2, 4, 5]].mean(), POINTS[2:].mean()])
     np.testing.assert_allclose(truth.baseline, [(all_in - TARGETS) ** 2])
     np.testing.assert_allclose(truth.losses[0], (without[:, None] - TARGETS) ** 2)
     np.testing.assert_allclose(truth.change[0], truth.losses[0] - truth.baseline)
-    np.testing.assert_allclose(truth.moved, (without - all_in)[None, :, None])
+    np.testing.assert_allclose(truth.parameter_change, (without - all_in)[None, :, None])
     assert retrain.count == 3
 
 
 def test_each_seed_has_a_baseline_of_its_own(mean: Mean) -> None:
-    truth = measure(mean, GROUPS, [3, 8], progress=False)
+    truth = measure(mean, REMOVALS, [3, 8], progress=False)
     assert truth.change.shape == (2, 2, 2) and truth.baseline.shape == (2, 2)
     assert abs(truth.baseline[0] - truth.baseline[1]).min() > 1e-6
-    first, second = (measure(mean, GROUPS, [seed], progress=False) for seed in (3, 8))
+    first, second = (measure(mean, REMOVALS, [seed], progress=False) for seed in (3, 8))
     np.testing.assert_array_equal(truth.change, np.concatenate([first.change, second.change]))
-    np.testing.assert_allclose(truth.moved[0], truth.moved[1], atol=1e-12)  # the seed's noise goes out
+    np.testing.assert_allclose(
+        truth.parameter_change[0], truth.parameter_change[1], atol=1e-12
+    )  # the seed's noise goes out
     np.testing.assert_allclose(truth.mean_change, (first.change[0] + second.change[0]) / 2)
 
 
 def test_items_can_be_taken_in_part_and_counted_twice() -> None:
     amounts = np.array([[0.5, -1.0, 0.0]])
     truth = measure(lambda weights, _: Outcome(weights, weights), amounts, progress=False)
-    np.testing.assert_array_equal(truth.moved[0], -amounts)
+    np.testing.assert_array_equal(truth.parameter_change[0], -amounts)
     np.testing.assert_array_equal(truth.predicted(np.array([2.0, 1.0, 5.0])), [-(0.5 * 2 - 1)])
 
 
 def test_harmful_members_predict_a_falling_loss() -> None:
-    truth = Truth(np.array([[1.0, 1, 0], [0, 0, 1]]), (0,), np.zeros((1, 2)), np.zeros((1, 2, 2)), None)
+    truth = GroundTruth(np.array([[1.0, 1, 0], [0, 0, 1]]), (0,), np.zeros((1, 2)), np.zeros((1, 2, 2)), None)
     np.testing.assert_allclose(truth.predicted([2.0, -0.5, 4.0]), [-1.5, -4.0])
     np.testing.assert_allclose(truth.predicted([[1.0, 0], [2, 0], [0, 3]]), [[-3.0, 0.0], [0.0, -3.0]])
 
 
 def test_a_second_call_reads_what_the_first_kept(mean: Mean, tmp_path: Path) -> None:
-    first = measure(mean, GROUPS, [0, 1], cache=tmp_path / "kept", name="a", progress=False)
+    first = measure(mean, REMOVALS, [0, 1], cache=tmp_path / "kept", name="a", progress=False)
     assert mean.count == 6
-    again = measure(mean, GROUPS, [0, 1], cache=tmp_path / "kept", name="a", progress=False)
+    again = measure(mean, REMOVALS, [0, 1], cache=tmp_path / "kept", name="a", progress=False)
     assert mean.count == 6 and same(first, again)
     more = measure(mean, leave_one_out(6), [0, 1, 2], cache=tmp_path / "kept", name="a", progress=False)
     assert mean.count == 6 + 3 * 7 - 2 - 2, "all items and the removal of item 3 are known for seeds 0 and 1"
     np.testing.assert_array_equal(more.change[:2, 3], first.change[:, 0])
-    measure(mean, GROUPS, [0], cache=tmp_path / "kept", name="b", progress=False)
+    measure(mean, REMOVALS, [0], cache=tmp_path / "kept", name="b", progress=False)
     assert mean.count == 23 + 3
     assert not list((tmp_path / "kept").glob("*.new"))
 
 
 def test_outcomes_of_other_versions_are_not_taken(mean: Mean, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure(mean, GROUPS, cache=tmp_path / "kept", name="a", progress=False)
+    measure(mean, REMOVALS, cache=tmp_path / "kept", name="a", progress=False)
     monkeypatch.setattr("l2l_influence.storage.outcomes.__version__", "0")
-    measure(mean, GROUPS, cache=tmp_path / "kept", name="a", progress=False)
+    measure(mean, REMOVALS, cache=tmp_path / "kept", name="a", progress=False)
     assert mean.count == 6
 
 
 def test_a_file_that_is_not_whole_is_made_again(mean: Mean, tmp_path: Path) -> None:
-    first = measure(mean, GROUPS, cache=tmp_path / "kept", name="a", progress=False)
+    first = measure(mean, REMOVALS, cache=tmp_path / "kept", name="a", progress=False)
     files = sorted((tmp_path / "kept").iterdir())
     files[0].write_bytes(files[0].read_bytes()[:100])
     files[1].write_bytes(b"")
-    again = measure(mean, GROUPS, cache=tmp_path / "kept", name="a", progress=False)
+    again = measure(mean, REMOVALS, cache=tmp_path / "kept", name="a", progress=False)
     assert mean.count == 5 and same(first, again)
 
 
 def test_a_measurement_that_was_killed_goes_on_where_it_was(mean: Mean, tmp_path: Path) -> None:
     calls, kept = tmp_path / "calls", tmp_path / "kept"
     code = (
-        "from pathlib import Path; from tests.evaluation.worlds import Mean; from l2l_influence.evaluation import *\n"
+        "from pathlib import Path; from tests.evaluation.weighted_mean import Mean\n"
+        "from l2l_influence.evaluation import *\n"
         f"retrain = Mean(Path({str(calls)!r}), 0.1, deadly=frozenset([4]))\n"
         f"measure(retrain, leave_one_out(6), cache={str(kept)!r}, name='a', progress=False)"
     )
@@ -108,7 +113,7 @@ def test_a_measurement_that_was_killed_goes_on_where_it_was(mean: Mean, tmp_path
 
 
 def test_processes_change_nothing_and_one_that_dies_is_named(mean: Mean, tmp_path: Path) -> None:
-    """The pool breaks with the process; what was done before is kept, and is what one process finds."""
+    """The pool breaks with the process; finished outcomes stay in the cache and equal those of a single process."""
     removals, kept = leave_one_out(6), tmp_path / "kept"
     deadly = Mean(mean.calls, mean.noise, deadly=frozenset([5]))
     with pytest.raises(RetrainingError, match="(?s)seed 1.*terminated abruptly") as caught:
@@ -142,7 +147,7 @@ def test_without_a_baseline_there_are_no_others() -> None:
         return Outcome(np.array([np.nan if weights.all() else 1.0]))
 
     with pytest.raises(RetrainingError, match="with all items, seed 0.*\n(.*\n)*.*finite numbers") as caught:
-        measure(retrain, GROUPS, progress=False)
+        measure(retrain, REMOVALS, progress=False)
     assert caught.value.others is None
 
 
@@ -150,7 +155,7 @@ def test_random_states_and_threads_are_left_alone() -> None:
     random.seed(5), np.random.seed(6), torch.manual_seed(7)
     expected = random.random(), np.random.rand(), torch.rand(()).item()
     random.seed(5), np.random.seed(6), torch.manual_seed(7)
-    measure(lambda weights, _: Outcome(torch.rand(2).numpy() + np.random.rand()), GROUPS, progress=False)
+    measure(lambda weights, _: Outcome(torch.rand(2).numpy() + np.random.rand()), REMOVALS, progress=False)
     assert (random.random(), np.random.rand(), torch.rand(()).item()) == expected
 
 
@@ -166,7 +171,7 @@ def test_leaves_the_number_of_threads_as_it_was(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ({"removals": GROUPS[0]}, "matrix"),
+        ({"removals": REMOVALS[0]}, "matrix"),
         ({"seeds": []}, "at least one"),
         ({"seeds": [1, 1]}, "different"),
         ({"cache": "anywhere"}, "needs a name"),
@@ -174,21 +179,21 @@ def test_leaves_the_number_of_threads_as_it_was(monkeypatch: pytest.MonkeyPatch)
 )
 def test_what_cannot_be_measured_is_refused(broken: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        measure(**{"retrain": lambda *_: Outcome(np.zeros(1)), "removals": GROUPS, **broken})
+        measure(**{"retrain": lambda *_: Outcome(np.zeros(1)), "removals": REMOVALS, **broken})
 
 
 def test_outcomes_of_another_model_under_the_same_name_are_noticed(mean: Mean, tmp_path: Path) -> None:
-    measure(mean, GROUPS, cache=tmp_path / "kept", name="a", progress=False)
+    measure(mean, REMOVALS, cache=tmp_path / "kept", name="a", progress=False)
     for seed, other in enumerate(
         [Outcome(np.ones(3), np.ones(1)), Outcome(np.ones(2)), Outcome(np.ones(2), np.ones(4))]
     ):
         with pytest.raises(ValueError, match="another name for the cache"):
-            measure(lambda *_, it=other: it, GROUPS, [0, seed + 1], cache=tmp_path / "kept", name="a", progress=False)
+            measure(lambda *_, it=other: it, REMOVALS, [0, seed + 1], cache=tmp_path / "kept", name="a", progress=False)
 
 
 def test_other_processes_need_a_retraining_that_travels() -> None:
     with pytest.raises(TypeError, match="not a lambda"):
-        measure(lambda *_: Outcome(np.zeros(1)), GROUPS, processes=2, progress=False)
+        measure(lambda *_: Outcome(np.zeros(1)), REMOVALS, processes=2, progress=False)
 
 
 def test_a_path_goes_from_ones_to_the_weights() -> None:

@@ -1,1 +1,1 @@
-"""Ground truth by retraining: remove items, train again, and compare."""
+"""Ground truth of removals by retraining: designs of removals, retraining in processes, and the comparison."""

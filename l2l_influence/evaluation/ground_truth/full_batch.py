@@ -1,4 +1,4 @@
-"""MAML trained on all tasks at once: retraining without the noise of small meta-batches, and many times faster."""
+"""MAML trained on all tasks in each step: faster than small meta-batches, and without their noise."""
 
 from __future__ import annotations
 
@@ -25,11 +25,24 @@ class FullBatchMAML:
     """MAML's objective ``(1/N) Σ_i c_i L_O^i + (weight_decay/2) ‖λ‖²`` on stacked tasks, minimised with Adam.
 
     Args:
-        model: the meta-model, left untouched.
+        model: the meta-model; not modified.
         loss: mean-reduced ``loss(outputs, y)``.
-        lr, steps: of the adaptation.
-        meta_lr, meta_steps: of Adam; its step size falls linearly to zero.
-        weight_decay: as torch's Adam takes it.
+        lr, steps: learning rate and number of adaptation steps.
+        meta_lr, meta_steps: Adam's initial learning rate, which falls linearly to zero, and its number of steps.
+        weight_decay: as in torch's Adam.
+
+    Example: a learner for two tasks of three samples each.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from l2l_influence.evaluation import FullBatchMAML
+        >>> _ = torch.manual_seed(0)
+        >>> x, y = torch.randn(2, 3, 4), torch.tensor([[0, 1, 0], [1, 0, 1]])
+        >>> maml = FullBatchMAML(nn.Linear(4, 2), nn.CrossEntropyLoss(), lr=0.1, steps=1, meta_lr=0.1, meta_steps=20)
+        >>> trained = maml.train((x, y, x, y), torch.ones(2), maml.parameters)
+        >>> before, after = (maml.evaluate(lam, (x, y, x, y))[0].mean() for lam in (maml.parameters, trained))
+        >>> bool(after < before)
+        True
     """
 
     model: nn.Module
@@ -46,16 +59,19 @@ class FullBatchMAML:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The model's parameters when this object was made."""
+        """The model's parameters at the time this object was made."""
         return self._function.parameters
 
     def train(self, tasks: TaskTensors, weights: Tensor, start: Parameters) -> dict[str, Tensor]:
-        """Train from ``start``. N in the objective is the number of all tasks, those of weight 0 included.
+        """Train from ``start``. N in the objective counts all tasks, including those of weight 0.
 
         Args:
             tasks: all N tasks.
-            weights: c_i, ``(N,)``; 0 for a task that is removed.
-            start: parameters by name, left untouched.
+            weights: c_i, ``(N,)``; 0 removes a task.
+            start: parameters by name; not modified.
+
+        Returns:
+            The trained parameters by name.
         """
         kept = weights.nonzero().squeeze(1)
         chosen = tuple(part[kept] for part in tasks)
@@ -71,7 +87,7 @@ class FullBatchMAML:
         return {name: value.detach() for name, value in parameters.items()}
 
     def evaluate(self, parameters: Parameters, tasks: TaskTensors) -> tuple[Floats, Floats]:
-        """Query loss and accuracy of each task after adaptation, ``(N,)`` both."""
+        """Query loss and accuracy of each task after adaptation, each ``(N,)``."""
         with torch.no_grad():
             losses, accuracies = self._losses(parameters, tasks)
         return losses.double().numpy(), accuracies.double().numpy()

@@ -1,4 +1,4 @@
-"""Retrainings, one after the other or side by side in processes, each kept as soon as it is there."""
+"""Run retrainings in turn or in several processes, and cache each outcome as soon as it is computed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache as cached
 from multiprocessing import get_context
 from typing import NamedTuple
 
@@ -25,33 +25,33 @@ Retrain = Callable[[Floats, int], Outcome]
 """``retrain(weights of the items, seed) -> outcome``: weight 1 for an item that is kept, 0 for one that is removed."""
 
 
-class Job(NamedTuple):
-    """One retraining to do: weights of the items ``(n,)``, and a seed."""
+class RetrainingJob(NamedTuple):
+    """One retraining to run: weights of the items ``(n,)``, and a seed."""
 
     weights: Floats
     seed: int
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A retraining that gave no outcome, and the traceback that says why."""
+class FailedRetraining:
+    """A retraining without an outcome; ``reason`` is the traceback."""
 
     reason: str
 
 
 def retrain_all(
-    retrain: Retrain, jobs: Mapping[str, Job], kept: Cache, processes: int, progress: bool | None
-) -> dict[str, Outcome | Failure]:
-    """The outcome of each job, by its key in ``kept``: read where it is there, retrained for and kept where not.
+    retrain: Retrain, jobs: Mapping[str, RetrainingJob], cache: Cache, processes: int, progress: bool | None
+) -> dict[str, Outcome | FailedRetraining]:
+    """Outcome of each job by its key: read from ``cache`` if it is there, otherwise retrained for and cached.
 
     Args:
-        progress: show a bar; None for only on a terminal.
+        progress: show a progress bar; None = only on a terminal.
     """
-    found = {key: kept.load(key) for key in jobs}
-    done: dict[str, Outcome | Failure] = {key: outcome for key, outcome in found.items() if outcome is not None}
+    loaded = {key: cache.load(key) for key in jobs}
+    done: dict[str, Outcome | FailedRetraining] = {key: found for key, found in loaded.items() if found is not None}
     missing = {key: job for key, job in jobs.items() if key not in done}
     hidden = None if progress is None else not progress
-    run = _in_turn(retrain, missing, kept) if processes == 1 else _in_processes(retrain, missing, kept, processes)
+    run = _in_turn(retrain, missing, cache) if processes == 1 else _in_processes(retrain, missing, cache, processes)
     with tqdm(total=len(jobs), initial=len(done), desc="retraining", unit="run", disable=hidden) as bar:
         for key, outcome in run:
             done[key] = outcome
@@ -61,7 +61,7 @@ def retrain_all(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than they give on small tensors, and change how sums are rounded."""
+    """Let torch use one thread. On small tensors several threads are slower, and they change how sums are rounded."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -70,13 +70,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _in_turn(retrain: Retrain, jobs: Mapping[str, Job], kept: Cache) -> Iterator[tuple[str, Outcome | Failure]]:
+def _in_turn(
+    retrain: Retrain, jobs: Mapping[str, RetrainingJob], cache: Cache
+) -> Iterator[tuple[str, Outcome | FailedRetraining]]:
     for key, job in jobs.items():
-        yield key, _attempt(retrain, key, job, kept)
+        yield key, _attempt(retrain, key, job, cache)
 
 
-def _attempt(retrain: Retrain, key: str, job: Job, kept: Cache) -> Outcome | Failure:
-    """Retrain from known random states, and leave everything else as it was."""
+def _attempt(retrain: Retrain, key: str, job: RetrainingJob, cache: Cache) -> Outcome | FailedRetraining:
+    """Retrain with seeded random generators, and restore their states afterwards."""
     with random_state_kept(), one_thread():
         random.seed(job.seed)
         np.random.seed(job.seed)
@@ -84,8 +86,8 @@ def _attempt(retrain: Retrain, key: str, job: Job, kept: Cache) -> Outcome | Fai
         try:
             outcome = retrain(job.weights.copy(), job.seed)
         except Exception:
-            return Failure(traceback.format_exc())
-    kept.save(key, outcome)
+            return FailedRetraining(traceback.format_exc())
+    cache.save(key, outcome)
     return outcome
 
 
@@ -93,47 +95,48 @@ def _attempt(retrain: Retrain, key: str, job: Job, kept: Cache) -> Outcome | Fai
 
 
 def _in_processes(
-    retrain: Retrain, jobs: Mapping[str, Job], kept: Cache, processes: int
-) -> Iterator[tuple[str, Outcome | Failure]]:
-    pool = ProcessPoolExecutor(min(processes, max(len(jobs), 1)), get_context("spawn"), _receive, (_sent(retrain),))
+    retrain: Retrain, jobs: Mapping[str, RetrainingJob], cache: Cache, processes: int
+) -> Iterator[tuple[str, Outcome | FailedRetraining]]:
+    workers = min(processes, max(len(jobs), 1))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _receive, (_pickled(retrain),))
     try:
-        running = {pool.submit(_attempt_there, key, job, kept): key for key, job in jobs.items()}
+        running = {pool.submit(_attempt_in_worker, key, job, cache): key for key, job in jobs.items()}
         for future in as_completed(running):
             yield running[future], _outcome(future)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _sent(retrain: Retrain) -> bytes:
-    """By pickle itself, once: what multiprocessing makes of tensors is shared memory."""
+def _pickled(retrain: Retrain) -> bytes:
+    """Pickled here, once: multiprocessing itself would move the tensors in it to shared memory."""
     try:
         return pickle.dumps(retrain)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise TypeError(
-            "other processes need a retraining that can be pickled: a function of a module, or an object of a class of "
-            f"one, not a lambda or a function within another ({error}). Or take processes=1."
+            "with processes > 1, retrain is pickled: it must be a function defined in a module, or an instance of a "
+            f"class defined in one, not a lambda or a nested function ({error}). Or use processes=1"
         ) from error
 
 
-def _outcome(future: Future[Outcome | Failure]) -> Outcome | Failure:
+def _outcome(future: Future[Outcome | FailedRetraining]) -> Outcome | FailedRetraining:
     try:
         return future.result()
     except Exception:  # the process itself died
-        return Failure(traceback.format_exc())
+        return FailedRetraining(traceback.format_exc())
 
 
 _received: dict[str, bytes] = {}
-"""In a process of the pool: the pickled retraining."""
+"""In a worker process: the pickled retraining."""
 
 
-def _receive(sent: bytes) -> None:
-    _received["retrain"] = sent
+def _receive(pickled: bytes) -> None:
+    _received["retrain"] = pickled
 
 
-@cache
-def _retrain_there() -> Retrain:
+@cached
+def _retrain_of_worker() -> Retrain:
     return pickle.loads(_received["retrain"])
 
 
-def _attempt_there(key: str, job: Job, kept: Cache) -> Outcome | Failure:
-    return _attempt(lambda weights, seed: _retrain_there()(weights, seed), key, job, kept)
+def _attempt_in_worker(key: str, job: RetrainingJob, cache: Cache) -> Outcome | FailedRetraining:
+    return _attempt(lambda weights, seed: _retrain_of_worker()(weights, seed), key, job, cache)

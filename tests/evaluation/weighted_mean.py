@@ -1,4 +1,4 @@
-"""Retrainings that can be written down, importable by processes of their own."""
+"""A retraining with a closed form: the weighted mean of some points. Worker processes can import it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TARGETS = np.array([1.0, 3.0])
 
 @dataclass(frozen=True)
 class Mean:
-    """The parameter is the weighted mean of the points, plus noise of the seed's; a file in ``calls`` for each call.
+    """The parameter is the weighted mean of the points plus noise by seed; each call leaves a file in ``calls``.
 
     Attributes:
         calls: a folder.
-        noise: its size.
+        noise: standard deviation of each of its two terms.
         deadly: the process dies in a retraining without these points.
         failing: a retraining without these points raises.
     """
