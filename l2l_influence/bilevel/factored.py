@@ -35,11 +35,11 @@ class FactoredParameters(NamedTuple):
     inputs: dict[str, Tensor]
 
     @classmethod
-    def start(cls, lam: Named, names: Collection[str], part: Layout) -> FactoredParameters:
-        """θ = λ_θ, with the weights of these names in factors."""
-        own = {name: lam[name] for name in part.shapes if name not in names}
-        by_outputs = {name: lam[name].new_zeros(0, lam[name].shape[0]) for name in names}
-        inputs = {name: lam[name].new_zeros(0, lam[name].shape[1]) for name in names}
+    def start(cls, initial: Named, names: Collection[str]) -> FactoredParameters:
+        """θ = θ_0, with the weights of these names in factors."""
+        own = {name: value for name, value in initial.items() if name not in names}
+        by_outputs = {name: initial[name].new_zeros(0, initial[name].shape[0]) for name in names}
+        inputs = {name: initial[name].new_zeros(0, initial[name].shape[1]) for name in names}
         return cls(own, by_outputs, inputs)
 
     def stepped(self, lr: float, slope: FactoredParameters) -> FactoredParameters:
@@ -50,28 +50,28 @@ class FactoredParameters(NamedTuple):
             {name: torch.cat([value, slope.inputs[name]]) for name, value in self.inputs.items()},
         )
 
-    def weight(self, name: str, lam: Named) -> Tensor:
+    def weight(self, name: str, initial: Named) -> Tensor:
         """One that is in factors, written out."""
-        return lam[name] - self.by_outputs[name].mT @ self.inputs[name]
+        return initial[name] - self.by_outputs[name].mT @ self.inputs[name]
 
-    def flat(self, lam: Named, part: Layout) -> Tensor:
+    def flat(self, initial: Named, layout: Layout) -> Tensor:
         """θ written out, ``[Q]``."""
-        return part.ravel({**self.own, **{name: self.weight(name, lam) for name in self.inputs}})
+        return layout.ravel({**self.own, **{name: self.weight(name, initial) for name in self.inputs}})
 
     @contextmanager
-    def at_work(self, lam: Named, taps: Named | None = None) -> Iterator[tuple[Named, dict[str, Tensor]]]:
+    def at_work(self, initial: Named, taps: Named | None = None) -> Iterator[tuple[Named, dict[str, Tensor]]]:
         """θ by name, for a loss that is called inside the block, and the inputs of the layers that it went through.
 
         Args:
-            lam: λ.
+            initial: θ_0 by name.
             taps: added to the outputs of the layers whose weights are in factors, ``[r, e]``: the derivative by them is
                 D. Then these weights must go into one call of ``F.linear`` each, and into nothing else.
 
         Raises:
             LossStructureError: they do not.
         """
-        stand_ins = {name: stand_in(lam[name]) for name in self.inputs}
-        with _AtWork(self, lam, stand_ins, taps) as work:
+        stand_ins = {name: stand_in(initial[name]) for name in self.inputs}
+        with _AtWork(self, initial, stand_ins, taps) as work:
             yield {**self.own, **stand_ins}, work.inputs
 
 
@@ -85,9 +85,9 @@ class _AtWork(ParameterWatch):
     Where a loss uses one in a way that is not seen here, what comes of it is NaN, and not what λ's weight gives.
     """
 
-    def __init__(self, theta: FactoredParameters, lam: Named, stand_ins: Named, taps: Named | None) -> None:
+    def __init__(self, theta: FactoredParameters, initial: Named, stand_ins: Named, taps: Named | None) -> None:
         super().__init__(stand_ins)
-        self._theta, self._lam, self._taps = theta, lam, taps
+        self._theta, self._initial, self._taps = theta, initial, taps
         self.inputs: dict[str, Tensor] = {}
 
     def meet(self, used: list[str], call: FunctionCall) -> Any:
@@ -95,13 +95,13 @@ class _AtWork(ParameterWatch):
             weight, _, inputs = LAYERS[F.linear](*call.args, **call.kwargs)
             if self.names.get(id(weight)) == used[0]:
                 return self._linear(used[0], inputs.flatten(0, 2), call)
-        output = call.given({at: self._theta.weight(name, self._lam) for at, name in self.names.items()}).made()
+        output = call.given({at: self._theta.weight(name, self._initial) for at, name in self.names.items()}).made()
         if self._taps is not None and list(tensors(output)):
             raise LossStructureError("the loss uses a weight otherwise than where its layers were looked for")
         return output
 
     def _linear(self, name: str, rows: Tensor, call: FunctionCall) -> Tensor:
-        output: Tensor = call.given({at: self._lam[name] for at, own in self.names.items() if own == name}).made()
+        output: Tensor = call.given({at: self._initial[name] for at, own in self.names.items() if own == name}).made()
         moved = (rows @ self._theta.inputs[name].mT) @ self._theta.by_outputs[name]
         if self._taps is not None:
             if name in self.inputs:

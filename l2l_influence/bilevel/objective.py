@@ -18,7 +18,7 @@ from torch.func import grad, jvp, vjp, vmap
 from ..errors import LossStructureError, TaskShapeError
 from .elementary import ElementaryNorms
 from .factored import FactoredParameters, Theta
-from .layout import Layout, Named, Vector
+from .layout import Layout, Named, ThetaLayout, Vector
 from .loss import ModelLoss, PerSampleLoss, criterion_of, outputs_of
 from .task import Samples
 
@@ -38,7 +38,7 @@ class Objective:
         direct: whether L may depend on λ other than through θ. False only where that is certain.
     """
 
-    def __init__(self, loss: PerSampleLoss, lam_layout: Layout, theta_layout: Layout) -> None:
+    def __init__(self, loss: PerSampleLoss, lam_layout: Layout, theta_layout: ThetaLayout) -> None:
         self._loss = loss
         self._lam_layout, self._theta_layout = lam_layout, theta_layout
         others = set(lam_layout.shapes) - set(theta_layout.shapes)
@@ -97,13 +97,14 @@ class Objective:
     ) -> FactoredParameters:
         """∂_θ L of one task for a θ in factors, in factors as well; ``rows`` go through each layer whose weight is."""
         by_name = self._lam_layout.unravel(lam)
+        initial = self._theta_layout.start_by_name(by_name)
 
         def value(own: dict[str, Tensor], taps: Named) -> tuple[Tensor, Named]:
-            with theta._replace(own=own).at_work(by_name, taps) as (named, inputs):
+            with theta._replace(own=own).at_work(initial, taps) as (named, inputs):
                 losses = _one_each(self._loss(by_name, named, *z[:2]), z.w)
             return (z.w * losses).sum(), inputs
 
-        taps = {name: by_name[name].new_zeros(rows[name], len(by_name[name])) for name in rows}
+        taps = {name: initial[name].new_zeros(rows[name], len(initial[name])) for name in rows}
         (by_own, by_outputs), inputs = grad(value, argnums=(0, 1), has_aux=True)(theta.own, taps)
         return FactoredParameters(by_own, by_outputs, inputs)
 
@@ -191,7 +192,7 @@ class Objective:
         if isinstance(theta, Tensor):
             yield by_name, self._theta_layout.unravel(theta)
         else:
-            with theta.at_work(by_name) as (named, _):
+            with theta.at_work(self._theta_layout.start_by_name(by_name)) as (named, _):
                 yield by_name, named
 
     def _losses(self, lam: Vector, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ..parallel.ranks import ALONE, Ranks
 from .hessians import Curvature
 from .inner import InnerKind, InnerMap, Inverse, Proximal
 from .item_gradients import ItemGradient, QueryGradient, ResolvedSupportGradient, SupportGradient, TaskGradient
-from .layout import Layout, Named, Vector
+from .layout import Layout, Named, ThetaLayout, Vector
 from .loss import PerSampleLoss
 from .memory import DEFAULT, Memory, in_bytes
 from .objective import Objective
@@ -46,7 +46,10 @@ class BilevelProblem:
         inner_loss, outer_loss: the losses; a :class:`ModelLoss` or a function.
         proximal: δ > 0, the strength of the inner proximal term; or an inner kind such as ``Unrolled(lr, steps)``.
         l2: δ_o ≥ 0, the outer regulariser.
-        theta_keys: which of λ's entries a task adapts; None for all of them.
+        theta_keys: names of the entries of λ that a task adapts. None for all of them, or for no entry of λ where
+            ``theta_start`` says what is adapted instead.
+        theta_start: start values of tensors that a task adapts and that are not in λ, by name (CAVIA's context
+            parameters: ``{"context": torch.zeros(4)}``). The losses find them in ``theta``.
         inner_solver: how the inner Hessian is inverted, see :class:`Proximal`.
         inner_tolerance: relative residual of inner solves; from the dtype unless given.
         on_indefinite: where a system is not positive definite: ``"raise"`` an error, ``"damp"`` it (with a warning), or
@@ -66,6 +69,7 @@ class BilevelProblem:
         l2: float,
         theta_keys: Sequence[str] | None = None,
         *,
+        theta_start: Named | None = None,
         inner_solver: str | Inverse = "cg",
         inner_tolerance: float | None = None,
         on_indefinite: OnIndefinite = "raise",
@@ -77,7 +81,7 @@ class BilevelProblem:
         if l2 < 0:
             raise ValueError(f"the outer regulariser l2 must not be negative, got {l2}")
         self.inner_loss, self.outer_loss, self.l2 = inner_loss, outer_loss, float(l2)
-        self.theta_keys = theta_keys
+        self.theta_keys, self.theta_start = theta_keys, theta_start
         self.memory, self.progress, self.ranks = in_bytes(memory), progress, ranks
         self.policy = Policy(on_indefinite, on_unconverged)
         self.kind = (
@@ -177,12 +181,18 @@ class BilevelProblem:
         layout = Layout(lam)
         return layout.unravel(layout.flatten(lam) + ITEM_GRADIENTS[level].sign * layout.flatten(influence))
 
+    def _adapted(self, layout: Layout) -> Sequence[str]:
+        """The entries of λ that a task adapts."""
+        if self.theta_keys is not None:
+            return self.theta_keys
+        return [] if self.theta_start else list(layout.shapes)
+
     def _problem_settings(self, lam: Named) -> ProblemSettings:
         layout = Layout(lam)
-        part = layout.keep(self.theta_keys or layout.shapes)
-        inner = Objective(self.inner_loss, layout, part)
-        outer = Objective(self.outer_loss, layout, part)
-        return ProblemSettings(inner, outer, layout, part, self.kind, self.memory, self.progress, self.ranks)
+        theta = ThetaLayout(layout, self._adapted(layout), self.theta_start)
+        inner = Objective(self.inner_loss, layout, theta)
+        outer = Objective(self.outer_loss, layout, theta)
+        return ProblemSettings(inner, outer, layout, theta, self.kind, self.memory, self.progress, self.ranks)
 
 
 class InnerSolution:

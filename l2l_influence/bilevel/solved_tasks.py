@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..parallel.ranks import ALONE, Ranks
 from .factored import Theta
 from .inner import InnerKind, InnerMap, InnerProblem, SecondDerivative
-from .layout import Layout
+from .layout import Layout, ThetaLayout
 from .memory import DEFAULT, RECYCLED, allocated_bytes
 from .objective import Joint, Objective
 from .task import Samples, Task, TaskBatch, equal_shape_batches, stack
@@ -43,7 +43,7 @@ class ProblemSettings:
     inner: Objective
     outer: Objective
     layout: Layout
-    theta_layout: Layout
+    theta_layout: ThetaLayout
     kind: InnerKind
     memory: int = DEFAULT
     progress: bool | None = False
@@ -305,15 +305,11 @@ class SolvedTasks:
         return problem, batch
 
     def _start(self, tasks: list[Task]) -> Tensor:
-        part = self.settings.theta_layout
+        layout = self.settings.theta_layout
+        initial = layout.start(self.lam)
         if all(task.start is None for task in tasks):
-            return self._prior.expand(len(tasks), -1)
-        return torch.stack([self._prior if task.start is None else part.flatten(task.start) for task in tasks])
-
-    @cached_property
-    def _prior(self) -> Tensor:
-        """The entries of λ that θ starts from, ``[Q]``."""
-        return self.lam[self.settings.layout.positions(self.settings.theta_layout)]
+            return initial.expand(len(tasks), -1)
+        return torch.stack([initial if task.start is None else layout.flatten(task.start) for task in tasks])
 
 
 def _losses_at(outer: Objective, lam: Tensor, query: Samples, theta: Theta) -> Tensor:

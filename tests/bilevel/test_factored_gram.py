@@ -119,7 +119,7 @@ class Case:
         pairs = [(randn(10 + i, N, *shape).to(dtype), torch.arange(N) % WAYS) for i in range(TASKS)]
         self.tasks = [Task(pair, pair, weights, together=together) for pair in pairs]
         self.rows = 2 * N if together else N
-        prior = self.layout.ravel(self.lam)[self.layout.positions(self.part)]
+        prior = self.part.start(self.layout.ravel(self.lam))
         self.theta = prior + 0.1 * randn(5, TASKS, self.part.size).to(dtype)
 
     def problem(self, span=slice(None)):
@@ -320,7 +320,7 @@ def rows_by_map(lam, theta, x, y):
 @pytest.mark.parametrize("loss", [slopes, rows_by_map])
 def test_outputs_that_depend_on_a_weight_in_ways_not_seen_have_rows_written_out(loss):
     lam = {"w": 0.3 * randn(0, 40, 30)}
-    layout = Layout(lam)
+    layout = Layout(lam).keep(lam)
     objective, flat = Objective(loss, layout, layout), layout.ravel(lam)
     task = Task((randn(1, 3, 30), randn(2, 3, 1)), (randn(1, 3, 30), randn(2, 3, 1)))
     samples = stack([task], [0], [1.0], flat).support

@@ -204,7 +204,7 @@ def test_gram_meets_its_tolerance_in_float32_at_real_size(delta):
 
 
 def linear_objective(criterion):
-    layout = Layout({"w": torch.zeros(4, 3)})
+    layout = Layout({"w": torch.zeros(4, 3)}).keep(["w"])
     return Objective(ModelLoss(lambda p, x: x @ p["w"], criterion), layout, layout)
 
 

@@ -20,11 +20,14 @@ from l2l_influence.bilevel import BilevelProblem, Task, Unrolled
 from l2l_influence.bilevel.hessians import Sketch
 
 from .toys import (
+    CONTEXT,
     SIZE,
+    Named,
     Reference,
     UnrolledReference,
     classification,
     classification_tasks,
+    conditioned_parameters,
     network,
     parameters,
     randn,
@@ -70,7 +73,7 @@ class MappedReference(Reference):
     """A search for θ that can be mapped over tasks and weights: always as many Newton steps."""
 
     def solve(self, lam: Tensor, task: Task) -> Tensor:
-        inner, theta = self.inner(task), lam[self.where]
+        inner, theta = self.inner(task), self.start(lam)
         for _ in range(5):
             theta = theta - torch.linalg.solve(jacrev(jacrev(inner, 1), 1)(lam, theta), jacrev(inner, 1)(lam, theta))
         return theta
@@ -85,17 +88,21 @@ def differences(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 class World:
     """A toy problem, its λ* for any weights, and the package's problem at λ*."""
 
-    def __init__(self, theta_keys: list[str] | None, kind: float | Unrolled) -> None:
+    def __init__(self, theta_keys: list[str] | None, kind: float | Unrolled, theta_start: Named | None = None) -> None:
+        lam = conditioned_parameters() if theta_start else parameters()
         if isinstance(kind, Unrolled):
-            reference = UnrolledReference(classification, parameters(), theta_keys, kind.lr, kind.steps)
+            reference = UnrolledReference(classification, lam, theta_keys, kind.lr, kind.steps, theta_start)
         else:
-            reference = MappedReference(classification, parameters(), theta_keys, kind)
+            reference = MappedReference(classification, lam, theta_keys, kind, theta_start)
+        self.size = reference.layout.size
         self.reference, self.tasks = reference, weighted(WEIGHTS)
         self._near, self._hessian = self._minimum()
         self.optimum = self.optima([WEIGHTS])[0]
         self.reference = reference.at(self.optimum)
         self.lam = reference.layout.unravel(self.optimum)
-        self.problem = BilevelProblem(classification, classification, kind, L2, theta_keys, inner_solver="dense")
+        self.problem = BilevelProblem(
+            classification, classification, kind, L2, theta_keys, theta_start=theta_start, inner_solver="dense"
+        )
 
     def total(self, lam: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         """L_Total and its gradient, ``[P]``."""
@@ -151,6 +158,10 @@ WORLDS = {
     "anil, proximal": (["head"], DELTA),
     "maml, unrolled": (None, Unrolled(lr=0.1, steps=2)),
     "anil, unrolled": (["head"], Unrolled(lr=0.1, steps=2)),
+    "context, proximal": ([], 2.0, CONTEXT),
+    "context, unrolled": ([], Unrolled(lr=0.1, steps=3), CONTEXT),
+    "context and head, proximal": (["head"], DELTA, CONTEXT),
+    "context and head, unrolled": (["head"], Unrolled(lr=0.1, steps=2), CONTEXT),
 }
 
 
@@ -184,7 +195,7 @@ def test_a_groups_influence_is_the_sum_of_its_members(world):
 
 
 def test_one_solve_scores_all_items(world):
-    v = randn(8, SIZE)
+    v = randn(8, world.size)
     hessian = world.problem.total_hessian(world.lam, world.tasks, "exact", WEIGHTS.task)
     x = hessian.solve(v).value.expand(TASKS, -1)
     (at,) = hessian.solved_tasks.microbatches()
@@ -224,7 +235,7 @@ def reweighted(task, support=None, query=None):
 
 def test_samples_slopes_are_products_with_their_gradients(world):
     at, task = of_task(world, 1)
-    v = randn(3, SIZE)
+    v = randn(3, world.size)
     by_query = [world.reference.total_gradient(reweighted(task, query=w)) @ v for w in torch.diag(task.query_weights)]
     assert relative(at.query_slopes(v)[0], torch.stack(by_query)) < 1e-8
 
@@ -244,7 +255,7 @@ def test_inner_jacobians_and_their_transposes(world):
     by_weights = differences(
         lambda w: reference.solve(world.optimum, reweighted(task, support=w)), task.support_weights
     )
-    v, e, u = randn(1, 1, SIZE), randn(2, 1, SUPPORT), randn(3, 1, reference.part.size)
+    v, e, u = randn(1, 1, world.size), randn(2, 1, SUPPORT), randn(3, 1, reference.part.size)
     assert relative(solution.jvp(v)[0], by_lam @ v[0]) < 1e-7
     assert relative(solution.jvp_weights(e)[0], by_weights @ e[0]) < 1e-7
     assert abs((u * solution.jvp(v)).sum() - (solution.vjp(u) * v).sum()) < 1e-9
@@ -256,15 +267,16 @@ def test_second_derivatives_by_lambda_and_support_weights_together(world):
     reference = world.reference
 
     def outer_loss(both):
-        lam, w = both.split([SIZE, SUPPORT])
+        lam, w = both.split([world.size, SUPPORT])
         again = reweighted(task, support=w)
         return reference.outer(again)(lam, reference.solve(lam, again))
 
     expected = differences(jacrev(outer_loss), torch.cat([world.optimum, task.support_weights]))
-    rows = [at.second(*row.unsqueeze(0).split([SIZE, SUPPORT], dim=1)) for row in torch.eye(SIZE + SUPPORT).double()]
+    sizes = [world.size, SUPPORT]
+    rows = [at.second(*row.unsqueeze(0).split(sizes, dim=1)) for row in torch.eye(sum(sizes)).double()]
     found = torch.stack([torch.cat(row, dim=1)[0] for row in rows])
     assert relative(found, expected) < 1e-7
-    assert relative(found[SIZE:, SIZE:], expected[SIZE:, SIZE:]) < 1e-7
+    assert relative(found[world.size :, world.size :], expected[world.size :, world.size :]) < 1e-7
     assert relative(found, found.T) < 1e-8
 
 
@@ -279,7 +291,7 @@ def test_resolved_support_influence_is_the_difference_of_total_gradients(world):
     without = reference.total_gradient(reweighted(world.tasks[k], support=weights))
     change = WEIGHTS.task[k] * (without - reference.total_gradient(world.tasks[k]))
     hessian = sum(c * reference.total_hessian(task) for c, task in zip(WEIGHTS.task, world.tasks, strict=True))
-    expected = -torch.linalg.solve(L2 * EYE + hessian, change)
+    expected = -torch.linalg.solve(L2 * torch.eye(world.size).double() + hessian, change)
     found = world.problem.support_influence(world.lam, world.tasks, k, j, "exact", WEIGHTS.task, removal="resolve")
     assert relative(reference.layout.ravel(found), expected) < 1e-7
 

@@ -115,7 +115,7 @@ def away_from_a_minimum(dtype=torch.float64, delta=0.05):
     loss = ModelLoss(network, lambda outputs, y: torch.nn.functional.cross_entropy(outputs, y, reduction="none"))
     tasks = classification_tasks(3)
     tasks = [Task((t.support[0].to(dtype), t.support[1]), (t.query[0].to(dtype), t.query[1])) for t in tasks]
-    layout = Layout({key: value.to(dtype) for key, value in parameters().items()})
+    layout = Layout({key: value.to(dtype) for key, value in parameters().items()}).keep(parameters())
     lam, theta = layout.ravel({key: value.to(dtype) for key, value in parameters().items()}), randn(7, 3, 28).to(dtype)
     samples = stack(tasks, [0, 1, 2], [1.0] * 3, lam).support
     problem = InnerProblem(Objective(loss, layout, layout), lam, samples, theta, layout, layout)

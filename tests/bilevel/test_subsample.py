@@ -301,7 +301,7 @@ def test_its_note_says_what_was_drawn():
     distinct = len(drawn.positions)
     assert distinct < 4
     assert note("exact", 4, "difficulty", 3) == f"exact from 4 of 5 tasks (by difficulty, {distinct} distinct)"
-    assert note("sketch", 2) == "sketch (16 draws of all 2 tasks) from 2 of 5 tasks (at random)"
+    assert note("sketch", 2) == "sketch (16 samples of all 2 tasks) from 2 of 5 tasks (at random)"
     assert note(CURVATURES["gamma"], 2) == "Gamma from 2 of 5 tasks (at random)"
 
 

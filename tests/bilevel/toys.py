@@ -37,8 +37,18 @@ SIZE = 28
 """Entries of :func:`parameters`."""
 
 
+CONTEXT = {"context": torch.tensor([0.3, -0.2], dtype=torch.float64)}
+"""Where context parameters start: entries of θ that are not in λ."""
+
+
+def conditioned_parameters(seed: int = 0) -> Named:
+    """With a matrix that brings context parameters in."""
+    return {**parameters(seed), "gate": 0.7 * randn(seed + 3, 2, 4)}
+
+
 def network(p: Named, x: Tensor) -> Tensor:
-    return torch.tanh(x @ p["body"] + p["bias"]) @ p["head"]
+    conditions = p["context"] @ p["gate"] if "context" in p else 0.0
+    return torch.tanh(x @ p["body"] + p["bias"] + conditions) @ p["head"]
 
 
 def classification(lam: Named, theta: Named, x: Tensor, y: Tensor) -> Tensor:
@@ -70,21 +80,32 @@ class Reference:
     function of.
     """
 
-    def __init__(self, loss: Callable[..., Tensor], lam: Named, theta_keys: list[str] | None, delta: float) -> None:
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        lam: Named,
+        theta_keys: list[str] | None,
+        delta: float,
+        theta_start: Named | None = None,
+    ) -> None:
+        fixed, keys = theta_start or {}, list(lam) if theta_keys is None else theta_keys
         self.layout = Layout(lam)
-        self.part = self.layout.keep(theta_keys or lam)
+        self.part = Layout({**{key: value for key, value in lam.items() if key in keys}, **fixed})
         self.lam = self.layout.ravel(lam)
         self.delta, self._loss = delta, loss
-        keys = list(self.part.shapes)
-        names = [key for key, shape in self.layout.shapes.items() for _ in range(int(torch.tensor(shape).prod()))]
-        self.where = torch.tensor([name in keys for name in names])
+        self.where = torch.cat([torch.full((value.numel(),), key in keys) for key, value in lam.items()])
+        self._fixed = torch.cat([torch.zeros(0, dtype=torch.float64), *(value.flatten() for value in fixed.values())])
+
+    def start(self, lam: Tensor) -> Tensor:
+        """Where θ starts."""
+        return torch.cat([lam[self.where], self._fixed])
 
     def outer(self, task: Task) -> Callable[[Tensor, Tensor], Tensor]:
         return self._sum(*task.query, task.query_weights)
 
     def inner(self, task: Task) -> Callable[[Tensor, Tensor], Tensor]:
         data = self._sum(*task.support, task.support_weights)
-        return lambda lam, theta: data(lam, theta) + 0.5 * self.delta * (theta - lam[self.where]).square().sum()
+        return lambda lam, theta: data(lam, theta) + 0.5 * self.delta * (theta - self.start(lam)).square().sum()
 
     def _sum(self, x: Tensor, y: Tensor, w: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
         def total(lam: Tensor, theta: Tensor) -> Tensor:
@@ -96,7 +117,7 @@ class Reference:
     def solve(self, lam: Tensor, task: Task) -> Tensor:
         """argmin_θ by Newton's method with dense Hessians; plain Newton, so the toys are kept mild."""
         inner = self.inner(task)
-        theta = lam[self.where].clone()
+        theta = self.start(lam)
         for _ in range(20):
             slope = jacrev(inner, 1)(lam, theta)
             if slope.norm() < 1e-12:
@@ -156,13 +177,19 @@ class UnrolledReference(Reference):
     """The same where θ_i(λ) is the end of gradient steps from λ, by differentiating through them."""
 
     def __init__(
-        self, loss: Callable[..., Tensor], lam: Named, theta_keys: list[str] | None, lr: float, steps: int
+        self,
+        loss: Callable[..., Tensor],
+        lam: Named,
+        theta_keys: list[str] | None,
+        lr: float,
+        steps: int,
+        theta_start: Named | None = None,
     ) -> None:
-        super().__init__(loss, lam, theta_keys, delta=0.0)
+        super().__init__(loss, lam, theta_keys, 0.0, theta_start)
         self.lr, self.steps = lr, steps
 
     def solve(self, lam: Tensor, task: Task) -> Tensor:
-        theta = lam[self.where]
+        theta = self.start(lam)
         for _ in range(self.steps):
             theta = theta - self.lr * jacrev(self.inner(task), 1)(lam, theta)
         return theta

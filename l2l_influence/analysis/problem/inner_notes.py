@@ -56,7 +56,7 @@ def _distance_note(study: Snapshot, solution: InnerMap) -> list[str]:
         return []
     problem = solution.problem
     adapted = Unrolled(lr, steps).solve(problem).theta
-    apart = (solution.theta - adapted).norm(dim=-1) / (adapted - problem.prior).norm(dim=-1)
+    apart = (solution.theta - adapted).norm(dim=-1) / (adapted - problem.initial).norm(dim=-1)
     return [
         f"θ: the proximal solution and the end of the loop's {steps} steps lie {float(apart.median()):.0%} of the "
         f"adaptation's length apart (median of {len(apart)} tasks)"

@@ -39,7 +39,7 @@ class Direct(PerTask):
 def _any_of_its_own(solved_tasks: SolvedTasks) -> bool:
     """Whether L_O depends on λ at fixed θ, in any task. Where all of λ is adapted, its gradient tells."""
     settings = solved_tasks.settings
-    if not settings.outer.direct or settings.theta_layout.size < settings.layout.size:
+    if not settings.outer.direct or not settings.theta_layout.adapts_all:
         return settings.outer.direct
     own = any(bool(solved.outer_gradient[0].any()) for solved in solved_tasks.microbatches("direct gradient"))
     return bool(settings.ranks.maximum(own))

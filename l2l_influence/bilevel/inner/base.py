@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 from torch.func import grad_and_value, jvp, vmap
 
 from ..factored import Theta
-from ..layout import Layout
+from ..layout import Layout, ThetaLayout
 from ..objective import Objective
 from ..task import Samples
 
@@ -35,32 +34,22 @@ class InnerProblem:
     samples: Samples
     start: Tensor
     layout: Layout
-    theta_layout: Layout
+    theta_layout: ThetaLayout
     outer: Callable[[Theta], Tensor] | None = None
 
-    @cached_property
-    def positions(self) -> slice | Tensor:
-        """Where θ lies in λ."""
-        return self.layout.positions(self.theta_layout)
+    @property
+    def initial(self) -> Tensor:
+        """θ_0(λ), where steps begin and what the proximal term pulls θ to: ``[Q]``, the same for all tasks."""
+        return self.theta_layout.start(self.lam)
 
     @property
-    def prior(self) -> Tensor:
-        """The entries of λ that θ starts from, ``[Q]``."""
-        return self.lam[self.positions]
+    def entries(self) -> int:
+        """How many numbers λ and θ have between them, those of λ that are adapted counted once."""
+        return self.layout.size + self.theta_layout.size - self.theta_layout.from_lam
 
     def select(self, span: slice) -> InnerProblem:
         """Those of some of the tasks."""
         return replace(self, samples=self.samples.select(span), start=self.start[span])
-
-    def restrict(self, v: Tensor) -> Tensor:
-        """The θ entries of λ-space vectors: ``[B, P] -> [B, Q]``."""
-        return v[:, self.positions]
-
-    def embed(self, u: Tensor) -> Tensor:
-        """θ-space vectors as λ-space vectors, zero elsewhere: ``[B, Q] -> [B, P]``."""
-        out = u.new_zeros(len(u), self.layout.size)
-        out[:, self.positions] = u
-        return out
 
 
 OfOne = Callable[..., Tensor]
@@ -151,7 +140,7 @@ class InnerKind(ABC):
 
     def written_out(self, problem: InnerProblem) -> int:
         """Bytes of λ's or θ's entries that are made anew for each task on the way to what is asked for."""
-        return problem.lam.nbytes
+        return problem.entries * problem.lam.element_size()
 
     @abstractmethod
     def solve(self, problem: InnerProblem) -> InnerMap:

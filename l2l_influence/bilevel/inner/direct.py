@@ -82,7 +82,7 @@ class IdentityJacobian(FixedJacobian):
     """dθ/dλ = I on the adapted entries: θ_i carried along with λ, as first-order MAML has it."""
 
     def jvp(self, v: Tensor) -> Tensor:
-        return self.problem.restrict(v)
+        return self.problem.theta_layout.push(v)
 
     def vjp(self, u: Tensor) -> Tensor:
-        return self.problem.embed(u)
+        return self.problem.theta_layout.pull(u)

@@ -63,22 +63,22 @@ class Proximal(InnerKind):
         return ProximalMap(problem, minimum, self, min(aim, 1e-4))
 
     def _search(self, problem: InnerProblem, tolerance: float) -> Minimum:
-        objective, lam, samples, prior = problem.objective, problem.lam, problem.samples, problem.prior
+        objective, lam, samples, initial = problem.objective, problem.lam, problem.samples, problem.initial
 
         def value(theta: Tensor) -> Tensor:
-            return objective.value(lam, theta, samples) + 0.5 * self.delta * (theta - prior).square().sum(-1)
+            return objective.value(lam, theta, samples) + 0.5 * self.delta * (theta - initial).square().sum(-1)
 
         def gradient(theta: Tensor) -> Tensor:
-            return objective.gradient_theta(lam, theta, samples) + self.delta * (theta - prior)
+            return objective.gradient_theta(lam, theta, samples) + self.delta * (theta - initial)
 
         def direction(theta: Tensor, slope: Tensor) -> Tensor:
             # Loosely, as is enough far from the minimum; CG stops at negative curvature with a descent direction.
             hessian = InnerHessian(problem, theta, self.delta).for_many_products()
             return -CG(tolerance=0.1, max_iterations=30).solve(hessian, slope).value
 
-        scale = gradient(prior.expand_as(problem.start)).norm(dim=-1)
+        scale = gradient(initial.expand_as(problem.start)).norm(dim=-1)
         # λ may already be the minimiser: a gradient that moves θ by less than its rounding is none.
-        scale = scale.clamp_min(torch.finfo(lam.dtype).eps / tolerance * self.delta * float(prior.norm()))
+        scale = scale.clamp_min(torch.finfo(lam.dtype).eps / tolerance * self.delta * float(initial.norm()))
         return minimise(value, gradient, direction, problem.start, scale, tolerance, self.max_iterations)
 
 
@@ -122,7 +122,7 @@ class ProximalMap(InnerMap):
     def jvp(self, v: Tensor) -> Tensor:
         problem = self.problem
         mixed = problem.objective.mixed(problem.lam, self.theta, problem.samples, v)
-        return self.inverse(self._delta * problem.restrict(v) - mixed)
+        return self.inverse(self._delta * problem.theta_layout.push(v) - mixed)
 
     def vjp(self, u: Tensor) -> Tensor:
         return self._through_lam(self.inverse(u))
@@ -141,7 +141,7 @@ class ProximalMap(InnerMap):
 
         def product(v: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
             mixed = problem.objective.mixed(problem.lam, self.theta, problem.samples, v)
-            moved = self.inverse(self._delta * problem.restrict(v) - mixed - self._slope(e))
+            moved = self.inverse(self._delta * problem.theta_layout.push(v) - mixed - self._slope(e))
             above = outer.hessian(problem.lam, self.theta, query, Joint(v, moved, none))
             below = problem.objective.third(problem.lam, self.theta, problem.samples, x, Joint(v, moved, e))
             back = self.inverse(above.theta - below.theta)
@@ -158,7 +158,7 @@ class ProximalMap(InnerMap):
         """−(∂_θ∂_λ L_I)ᵀ x."""
         problem = self.problem
         mixed = problem.objective.mixed_transposed(problem.lam, self.theta, problem.samples, x)
-        return problem.embed(self._delta * x) - mixed
+        return problem.theta_layout.pull(self._delta * x) - mixed
 
     def _through_weights(self, x: Tensor) -> Tensor:
         """−⟨∂_θ ℓ_j, x⟩ of each sample."""

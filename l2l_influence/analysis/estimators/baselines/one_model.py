@@ -33,7 +33,9 @@ class OneModel:
     def of(study: Snapshot) -> OneModel:
         """That of a study, with its loss."""
         layout = study.solved_tasks.settings.layout
-        return OneModel(study.solved_tasks.lam, layout, Objective(study.problem.outer_loss, layout, layout))
+        return OneModel(
+            study.solved_tasks.lam, layout, Objective(study.problem.outer_loss, layout, layout.keep(layout.shapes))
+        )
 
     def outputs(self, x: Tensor, y: Tensor, parameters: Named) -> Tensor:
         """Of one batch, ``[n, …]``, with these parameters."""

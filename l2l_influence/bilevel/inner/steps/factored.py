@@ -39,15 +39,15 @@ class FactoredSteps(MappedSteps):
 
     @cached_property
     def theta(self) -> Tensor:
-        problem = self.problem
-        lam = problem.layout.unravel(problem.lam)
-        return vmap(lambda point: point.flat(lam, problem.theta_layout))(self.point)
+        theta_layout = self.problem.theta_layout
+        initial = theta_layout.unravel(self.problem.initial)
+        return vmap(lambda point: point.flat(initial, theta_layout))(self.point)
 
     def _steps(self, samples: Samples) -> Callable[..., FactoredParameters]:
         problem = self.problem
 
         def steps(lam: Vector, w: Tensor) -> FactoredParameters:
-            theta = FactoredParameters.start(problem.layout.unravel(lam), self._rows, problem.theta_layout)
+            theta = FactoredParameters.start(self._initial(lam), self._rows)
             for _ in range(self._count):
                 slope = problem.objective.slope_of_one(lam, theta, samples._replace(w=w), self._rows)
                 theta = theta.stepped(self._lr, slope)
@@ -56,8 +56,12 @@ class FactoredSteps(MappedSteps):
         return steps
 
     def _ends(self, samples: Samples) -> OfBoth:
-        problem, steps = self.problem, self._steps(samples)
-        return lambda lam, w: steps(lam, w).flat(problem.layout.unravel(lam), problem.theta_layout)
+        steps, theta_layout = self._steps(samples), self.problem.theta_layout
+        return lambda lam, w: steps(lam, w).flat(self._initial(lam), theta_layout)
+
+    def _initial(self, lam: Vector) -> Named:
+        """θ_0(λ) by name."""
+        return self.problem.theta_layout.start_by_name(self.problem.layout.unravel(lam))
 
     def sum_of_totals(self, weight: Tensor, value: OfOne, *given: Any) -> Tensor:
         """By differentiating the sum, in which a wide weight's gradient is one product for all tasks."""
@@ -94,14 +98,14 @@ NARROW = 4
 
 def wide_layers(problem: InnerProblem, steps: int) -> dict[str, int]:
     """The weights of linear layers through which few rows go beside their size, and how many rows these are."""
-    lam, theta = problem.layout.unravel(problem.lam), problem.theta_layout.unravel(problem.prior)
+    lam, theta = problem.layout.unravel(problem.lam), problem.theta_layout.unravel(problem.initial)
     x, y = problem.samples.x[0], problem.samples.y[0]
 
     def narrow(rows: int, weight: Tensor) -> bool:
         return NARROW * steps * rows * sum(weight.shape) <= weight.numel()
 
     layers = linear_layers(lambda theta: problem.objective.loss(lam, theta, x, y), theta, len(y), narrow)
-    if not layers or not _sees_all(problem, FactoredParameters.start(lam, layers, problem.theta_layout)):
+    if not layers or not _sees_all(problem, FactoredParameters.start(theta, layers)):
         return {}
     return {name: layer.rows for name, layer in layers.items()}
 

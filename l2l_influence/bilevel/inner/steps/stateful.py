@@ -91,8 +91,9 @@ class StatefulMap(StepsMap):
 
     def _steps(self, samples: Samples) -> OfBoth:
         def steps(lam: Tensor, w: Tensor) -> Tensor:
-            theta, problem = lam[self.problem.positions], self.problem
-            tracked, leaf = theta.requires_grad, theta.detach().requires_grad_()
+            problem = self.problem
+            theta, tracked = problem.theta_layout.start(lam), lam.requires_grad
+            leaf = theta.detach().requires_grad_()
             optimizer = higher.get_diff_optim(self._kind.optimizer([leaf]), [leaf], track_higher_grads=tracked)
             theta = theta if tracked else leaf
             for _ in range(self._kind.steps):

@@ -51,8 +51,8 @@ class Unrolled(InnerKind):
     def written_out(self, problem: InnerProblem) -> int:
         if self.first_order or not isinstance(self.rule, PlainSteps):
             return super().written_out(problem)
-        apart = sum(prod(problem.layout.shapes[name]) for name in wide_layers(problem, self.steps))
-        return problem.lam.nbytes - apart * problem.lam.element_size()
+        wide = sum(prod(problem.theta_layout.shapes[name]) for name in wide_layers(problem, self.steps))
+        return (problem.entries - wide) * problem.lam.element_size()
 
     def solve(self, problem: InnerProblem) -> InnerMap:
         rule, steps = self.rule, self.steps
@@ -90,8 +90,8 @@ class UnrolledMap(MappedSteps):
 
     def _walk(self, lam: Tensor, slope: Slope) -> Tensor:
         """K steps from λ_θ by λ's rule, along what ``slope`` gives at each."""
-        problem = self.problem
-        theta, step = lam[problem.positions], self._kind.rule.first(problem.layout.unravel(lam), problem.theta_layout)
+        layout, theta_layout = self.problem.layout, self.problem.theta_layout
+        theta, step = theta_layout.start(lam), self._kind.rule.first(layout.unravel(lam), theta_layout)
         for _ in range(self._kind.steps):
             theta, step = step(theta, slope(theta))
         return theta
