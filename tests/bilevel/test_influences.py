@@ -158,7 +158,7 @@ WORLDS = {
     "anil, proximal": (["head"], DELTA),
     "maml, unrolled": (None, Unrolled(lr=0.1, steps=2)),
     "anil, unrolled": (["head"], Unrolled(lr=0.1, steps=2)),
-    "context, proximal": ([], 2.0, CONTEXT),
+    "context, proximal": ([], 5.0, CONTEXT),
     "context, unrolled": ([], Unrolled(lr=0.1, steps=3), CONTEXT),
     "context and head, proximal": (["head"], DELTA, CONTEXT),
     "context and head, unrolled": (["head"], Unrolled(lr=0.1, steps=2), CONTEXT),

@@ -74,7 +74,7 @@ def test_what_preconditions_is_looked_at_once(monkeypatch):
     )
     problem = BilevelProblem(classification, classification, UNROLLED, 0.5)
     hessian = problem.total_hessian(LAM, TASKS, "gauss-newton")
-    gram = hessian._near.operator.gram()
+    gram = hessian._sketched.operator.gram()
     for k in range(3):
         hessian.solve_rows(randn(k, 1, SIZE), damping=0.1, without=[[k]])
     assert sum(a is gram for a in asked) == 1
