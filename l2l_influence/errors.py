@@ -1,4 +1,32 @@
-"""Every error this package raises on purpose. Each message says what happened and what to do about it."""
+"""All errors that the package raises on purpose. Each message says what happened and what to do about it.
+
+The tree, with the built-in classes that some of them also belong to::
+
+    InfluenceError                       catches everything below
+    ├── NotConvergedError                an iterative solver missed its tolerance
+    ├── NegativeCurvatureError           a solver for positive definite systems met non-positive curvature
+    ├── LossStructureError               the loss does not have the form that an estimator needs
+    ├── UncoveredParameterError          an estimator cannot handle one of the parameters
+    ├── BatchNormError                   batch normalisation mixed batch and running statistics
+    ├── EstimatorError                   the chosen estimator cannot answer the question
+    ├── TaskShapeError (ValueError)      shapes of data, weights or vectors do not fit together
+    ├── ItemsError (ValueError)          unknown, repeated or missing items to remove or relabel
+    ├── RecordingError                   the recording is empty, incomplete, or failed
+    │   ├── NothingRecordedError         no training task was recorded
+    │   ├── UnmatchedInputError          the learner trained on input that no taskset served
+    │   ├── AmbiguousTaskError           the input fits two different tasks
+    │   ├── LabelMismatchError           the loss saw other labels than the taskset served
+    │   ├── TaskDataChangedError         a task read again has other data than it was trained on
+    │   ├── PartlySavedError             the study was saved without the data of some tasks
+    │   ├── NotCopiedError (TypeError)   a study was copied or pickled
+    │   └── RanksDisagreeError           studies to merge end in different parameters
+    ├── ForeignMatrixError               the folder holds something else than this score matrix
+    ├── UnfinishedMatrixError            the score matrix is not finished, or files are missing
+    ├── RanksApartError                  processes asked different questions
+    ├── RankFailedError                  another process of the group failed
+    ├── NotSharedError                   the operation does not support a process group
+    └── RetrainingError                  some retrainings failed
+"""
 
 from __future__ import annotations
 
@@ -11,7 +39,7 @@ class InfluenceError(Exception):
 
 
 class NotConvergedError(InfluenceError):
-    """An iterative solve missed its tolerance."""
+    """An iterative solver missed its tolerance within the allowed number of iterations."""
 
 
 class NegativeCurvatureError(InfluenceError):
@@ -19,15 +47,19 @@ class NegativeCurvatureError(InfluenceError):
 
 
 class LossStructureError(InfluenceError):
-    """A loss does not have the form that the chosen estimator needs."""
+    """The loss does not have the form that the chosen Hessian or estimator needs."""
 
 
 class UncoveredParameterError(InfluenceError):
-    """A parameter cannot be treated by the chosen estimator."""
+    """The chosen Hessian or estimator cannot handle one of the parameters."""
 
 
 class BatchNormError(InfluenceError):
-    """The loop's batch normalisation did not always work with the same kind of statistics."""
+    """Batch normalisation used batch statistics in one part of the training loop and running statistics in another."""
+
+
+class EstimatorError(InfluenceError):
+    """The chosen estimator cannot answer this question; the message names estimators that can."""
 
 
 class TaskShapeError(InfluenceError, ValueError):
@@ -35,15 +67,15 @@ class TaskShapeError(InfluenceError, ValueError):
 
 
 class ItemsError(InfluenceError, ValueError):
-    """What is to be removed or relabelled was named twice, or nothing was."""
+    """The items to score, remove or relabel are empty, unknown, or contain the same item twice."""
 
 
 class RecordingError(InfluenceError):
-    """The recording of a training loop cannot answer: it is empty, incomplete, or something in it went wrong."""
+    """The recording of a training loop is empty or incomplete, or recording it failed."""
 
 
 class NothingRecordedError(RecordingError):
-    """No task that the learner trained on was recorded."""
+    """The recording contains no task that the learner trained on."""
 
 
 class UnmatchedInputError(RecordingError):
@@ -51,7 +83,7 @@ class UnmatchedInputError(RecordingError):
 
 
 class AmbiguousTaskError(RecordingError):
-    """What the learner was fed fits two different tasks equally well."""
+    """The input of the learner fits two different tasks equally well."""
 
 
 class LabelMismatchError(RecordingError):
@@ -59,48 +91,49 @@ class LabelMismatchError(RecordingError):
 
 
 class TaskDataChangedError(RecordingError):
-    """A task that was read again from its taskset no longer has the data that were trained on."""
+    """A task was read again from its taskset, and its data differ from those that were trained on."""
 
 
 class PartlySavedError(RecordingError):
-    """A study was saved, but without the data of some of its tasks, which could not be had again."""
+    """A study was saved without the data of some of its tasks, because these could not be read again."""
 
 
 class NotCopiedError(RecordingError, TypeError):
-    """A study or a recording was to be copied or pickled; there are files for that."""
+    """A study or a recording was copied or pickled, which it does not support: save it to a folder instead."""
 
 
 class RanksDisagreeError(RecordingError):
-    """Studies to be merged do not end in the same weights, so that they are not of one run."""
+    """Studies to be merged end in different parameters, so they do not belong to the same run."""
 
 
 class ForeignMatrixError(InfluenceError):
-    """A folder holds the score matrix of another study, or something else."""
+    """The folder holds the score matrix of another study, of other settings, or something else altogether."""
 
 
 class UnfinishedMatrixError(InfluenceError):
-    """A score matrix is not all there yet, or no more."""
+    """The score matrix is incomplete: not finished, or files are missing or damaged."""
 
 
 class RanksApartError(InfluenceError):
-    """Processes that share the work were asked different questions, or are at different steps of it."""
+    """The processes of a group asked different questions, or asked them in a different order."""
 
 
 class RankFailedError(InfluenceError):
-    """Another of the processes that share the work failed; what failed was raised there."""
+    """Another process of the group failed; the cause was raised there."""
 
 
 class NotSharedError(InfluenceError):
-    """Several processes were to share work that only one can do."""
+    """This operation does not support a process group."""
 
 
 class RetrainingError(InfluenceError):
-    """Some of the retrainings of a measurement failed.
+    """Some retrainings of a measurement failed; the others are in ``others``.
 
     Attributes:
-        failures: the traceback of each, by seed and by row of the removals (None: with all items).
-        others: the :class:`~l2l_influence.evaluation.GroundTruth` of the removals that succeeded with every seed; None
-            if there are none, or if a retraining with all items failed.
+        failures: the traceback of each failed retraining, by seed and row of the removals (row None: training with all
+            items).
+        others: the ground truth measured from the removals that succeeded with every seed, an
+            ``evaluation.GroundTruth``; None if there are no such removals, or if a retraining with all items failed.
     """
 
     def __init__(self, failures: Mapping[tuple[int, int | None], str], others: Any) -> None:
@@ -108,7 +141,7 @@ class RetrainingError(InfluenceError):
         (seed, removal), reason = next(iter(self.failures.items()))
         where = "with all items" if removal is None else f"without removal {removal}"
         super().__init__(
-            f"{len(self.failures)} retrainings failed; see .failures for all of them, and .others for what the others "
-            "found. With a cache, measuring again repeats only those that failed. "
-            f"The first, {where}, seed {seed}:\n{reason}"
+            f"{len(self.failures)} retrainings failed: .failures has their tracebacks, .others the result of the "
+            "others. With a cache, measuring again repeats only the failed ones. "
+            f"The first failure, {where}, seed {seed}:\n{reason}"
         )

@@ -1,34 +1,34 @@
-"""What a retraining led to, and the folder that keeps it."""
+"""Outcomes of retrainings, and a folder that caches them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from .._version import __version__
-from ..evaluation.metrics import Floats
+from .atomic import replacing
+from .manifest import versions
 
 FORMAT = 1
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a retraining ended.
+    """The result of one retraining.
 
     Attributes:
         losses: of each test task, ``(T,)``.
-        parameters: λ, ``(P,)``; None where only losses are asked for.
+        parameters: λ at the end, ``(P,)``; None where only losses are needed.
 
     Raises:
-        ValueError: one of the two is no vector, or not finite: training diverged.
+        ValueError: losses or parameters are not a vector, or not finite because training diverged.
     """
 
     losses: Floats
@@ -42,11 +42,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cache:
-    """Outcomes as files, each named by a digest of what led to it; without a folder nothing is kept.
+    """Outcomes as files, each named by a digest of its inputs; without a folder nothing is kept.
 
     Attributes:
         folder: made if missing.
-        name: of the configuration: everything that an outcome depends on beyond weights and seed.
+        name: identifies everything that an outcome depends on beyond weights and seed.
     """
 
     folder: Path | None
@@ -55,13 +55,12 @@ class Cache:
     def key(self, weights: Floats, seed: int) -> str:
         """Digest of name, weights, seed, and the versions of torch and of this package."""
         about = {"format": FORMAT, "name": self.name, "seed": int(seed), "items": len(weights)}
-        versions = {"torch": torch.__version__, "l2l_influence": __version__}
-        digest = hashlib.sha256(json.dumps(about | versions, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(about | versions(), sort_keys=True).encode())
         digest.update(np.ascontiguousarray(weights, dtype="<f8").tobytes())
         return digest.hexdigest()[:32]
 
     def load(self, key: str) -> Outcome | None:
-        """None if it is not there, or not whole."""
+        """The outcome; None if its file is missing or damaged."""
         if self.folder is None:
             return None
         try:
@@ -71,13 +70,12 @@ class Cache:
             return None
 
     def save(self, key: str, outcome: Outcome) -> None:
-        """Moved into place when it is complete: whenever the writer is stopped, no reader finds half a file."""
+        """Write an outcome; several processes may share the folder."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".new", delete=False) as file:
+        with replacing(self._path(self.folder, key)) as new, new.open("wb") as file:
             np.savez(file, **{field: value for field, value in vars(outcome).items() if value is not None})
-        os.replace(file.name, self._path(self.folder, key))
 
     @staticmethod
     def _path(folder: Path, key: str) -> Path:
@@ -87,5 +85,5 @@ class Cache:
 def _vector(name: str, value: Floats) -> Floats:
     vector = np.asarray(value, dtype=np.float64)
     if vector.ndim != 1 or not np.isfinite(vector).all():
-        raise ValueError(f"a retraining must give {name} that are a vector of finite numbers, not {vector!r}")
+        raise ValueError(f"the {name} of a retraining must be a vector of finite numbers, not {vector!r}")
     return vector

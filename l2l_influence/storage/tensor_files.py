@@ -1,9 +1,7 @@
-"""Tensor files that are named by their content, never changed, and on the disk when their name is there."""
+"""Tensor files that are named by their content and never changed, so a name that exists is a whole file."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,28 +9,29 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..recording.options import MIB
+from .atomic import TEMPORARY, move_into_place, temporary
+from .fingerprints import file_digest
 
-SHARD_BYTES = 64 * MIB
+SHARD_BYTES = 2**26
 
-OWN = re.compile(r"\w+-[0-9a-f]{32}\.safetensors|\w+(\.json)?\.new")
-"""Names of the files, and of those that are being written."""
+OWN = re.compile(rf"\w+-[0-9a-f]{{32}}\.safetensors|\w+(\.json)?{TEMPORARY}")
+"""Names of the files, and the temporary names of these and of a manifest."""
 
 Named = tuple[str, dict[str, Tensor]]
-"""What some tensors belong to, and the tensors by the names that they have in a file."""
+"""The owner of some tensors, and the tensors by their names in the file."""
 
 
 def write(folder: Path, stem: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
-    """Write a file; returns its name, which holds its digest."""
-    new = folder / f"{stem}.new"
-    save_file({name: _plain(value) for name, value in tensors.items()}, new, metadata)
-    name = f"{stem}-{digest(new)}.safetensors"
-    move_into_place(new, folder / name)
+    """Write a file; returns its name, ``<stem>-<digest>.safetensors``."""
+    with temporary(folder / stem) as new:
+        save_file({name: _plain(value) for name, value in tensors.items()}, new, metadata)
+        name = f"{stem}-{file_digest(new)}.safetensors"
+        move_into_place(new, folder / name)
     return name
 
 
 def write_shards(folder: Path, stem: str, groups: Iterable[Named]) -> dict[str, str]:
-    """Write several files of about :data:`SHARD_BYTES`; returns the file of each group."""
+    """Write several files of about :data:`SHARD_BYTES`; returns the file name for each owner."""
     return {
         owner: name
         for shard in _shards(groups)
@@ -42,36 +41,20 @@ def write_shards(folder: Path, stem: str, groups: Iterable[Named]) -> dict[str, 
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is there, and as it was written."""
-    return path.is_file() and digest(path) in path.name
-
-
-def digest(path: Path) -> str:
-    """Of all that a file holds, 32 hexadecimal digits."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(MIB):
-            found.update(block)
-    return found.hexdigest()[:32]
+    """True if the file exists and has the content that its name promises."""
+    return path.is_file() and file_digest(path) in path.name
 
 
 def is_own(path: Path) -> bool:
-    """Whether it is a file that was written here, or begun."""
+    """True for a file that :func:`write` wrote or began, and for an unfinished manifest."""
     return OWN.fullmatch(path.name) is not None
 
 
 def remove(folder: Path, but: Collection[str] = ()) -> None:
-    """Take away the files that were written here, save those named in ``but``."""
+    """Remove the files that were written here, except those named in ``but``."""
     for path in folder.iterdir():
         if is_own(path) and path.name not in but:
             path.unlink()
-
-
-def move_into_place(new: Path, path: Path) -> None:
-    """Give a written file the name under which it is looked for, not before all of it is on the disk."""
-    _sync(new)
-    os.replace(new, path)
-    _sync(path.parent)
 
 
 def _shards(groups: Iterable[Named]) -> Iterator[list[Named]]:
@@ -88,16 +71,5 @@ def _shards(groups: Iterable[Named]) -> Iterator[list[Named]]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """On the CPU, and with memory of its own, as safetensors wants it."""
+    """On the CPU, and with memory of its own, as safetensors requires."""
     return tensor.detach().cpu().clone().contiguous()
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, outlast a power cut; where the system has no such call, it may not."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

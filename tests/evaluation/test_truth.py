@@ -83,7 +83,7 @@ def test_a_second_call_reads_what_the_first_kept(mean: Mean, tmp_path: Path) -> 
 
 def test_outcomes_of_other_versions_are_not_taken(mean: Mean, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure(mean, REMOVALS, cache=tmp_path / "kept", name="a", progress=False)
-    monkeypatch.setattr("l2l_influence.storage.outcomes.__version__", "0")
+    monkeypatch.setattr("l2l_influence.storage.manifest.__version__", "0")
     measure(mean, REMOVALS, cache=tmp_path / "kept", name="a", progress=False)
     assert mean.count == 6
 

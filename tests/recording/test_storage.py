@@ -128,7 +128,7 @@ def test_data_that_the_folder_has_are_not_asked_for_again(
 def test_nothing_in_the_folder_runs_code(study: Study, tmp_path: Path) -> None:
     folder = study.save(tmp_path / "study")
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
-    json.loads((folder / storage.MANIFEST).read_text(encoding="utf-8"))
+    json.loads((folder / storage.MANIFEST.name).read_text(encoding="utf-8"))
 
 
 def test_a_changed_or_missing_file_is_refused(study: Study, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_writer_that_is_stopped_leaves_the_study_before(
     with torch.no_grad():
         before = study.learner.module.weight.clone()
         study.learner.module.weight.add_(1)
-    monkeypatch.setattr(storage.json, "dumps", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         study.save(folder)
     monkeypatch.undo()

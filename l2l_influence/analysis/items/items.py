@@ -24,7 +24,7 @@ from ..estimators.scoring import Found, each_test_gradient, mean_test_gradient, 
 from ..problem.data import Split
 from ..problem.inner_notes import inner_notes
 from ..problem.snapshot import Snapshot
-from ..results.matrix import Cut, Dependence, ScoreMatrix, Writer
+from ..results.matrix import MatrixFingerprint, ScoreMatrix, ShardPlan, Writer
 from ..results.result import Scores
 
 if TYPE_CHECKING:
@@ -146,9 +146,9 @@ class ItemInfluence(CurvedHook, Generic[Ref, Result]):
         outer = self._outer()
         study = outer.study
         test = study.test_problem(test_tasks, num_tasks, split, seed)
-        cut = Cut.within(test, [self._count(task) for task in study.recorded], shard)
-        writer = Writer(folder, outer, self._level, test, exact, cut)
-        writer.begin(Dependence.of(self._run, outer, self._level, test, exact, cut))
+        plan = ShardPlan.within(test, [self._count(task) for task in study.recorded], shard)
+        writer = Writer(folder, outer, self._level, test, exact, plan)
+        writer.begin(MatrixFingerprint.of(self._run, outer, self._level, test, exact, plan))
         solved = writer.solve()
         writer.score()
         study.stationarity = writer.tally.stationarity()

@@ -8,26 +8,23 @@ stopped. Data are named by their content too: of a study that is saved again and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..._version import __version__
 from ...errors import PartlySavedError, RecordingError, TaskDataChangedError
 from ...storage import tensor_files as files
+from ...storage.manifest import Manifest
 from ..episodes.losses import Loss
 from ..episodes.task import RecordedTask
 
-FORMAT = 1
-MANIFEST = "study.json"
+MANIFEST = Manifest("study.json", "recording", 1, missing=RecordingError, foreign=RecordingError)
 
 TENSORS = {"adapted", "seen_labels", "seen_query_labels", "read"}
 """Fields of a task that go into the tensor files."""
@@ -69,8 +66,8 @@ def save(
     entries = [
         {**_described(task), "data": data.get(task.fingerprint), "state": states.get(str(task.id))} for task in tasks
     ]
-    _replace_manifest(folder, {"about": dict(about), "weights": weights_file}, entries)
-    files.remove(folder, but={MANIFEST, weights_file, *data.values(), *states.values()})
+    MANIFEST.write(folder, {"about": dict(about), "weights": weights_file}, {"tasks": entries})
+    files.remove(folder, but={weights_file, *data.values(), *states.values()})
     if missing:
         raise PartlySavedError(
             f"{folder} holds the study, but of {len(missing)} of {len(entries)} tasks not the data. {missing[0]}"
@@ -85,11 +82,7 @@ def load(folder: str | Path) -> Saved:
         RecordingError: the folder holds no recording, one of a later format, or a file was changed since.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise RecordingError(f"{folder} holds no recording: there is no {MANIFEST} in it")
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if manifest.get("format") != FORMAT:
-        raise RecordingError(f"{folder} was written in format {manifest.get('format')}; this version reads {FORMAT}")
+    manifest = MANIFEST.read(folder)
     entries = manifest["tasks"]
     states = {entry["state"] for entry in entries} - {None}
     for name in {manifest["weights"], *(entry["data"] for entry in entries), *states} - {None}:
@@ -102,8 +95,8 @@ def load(folder: str | Path) -> Saved:
 
 def remove(folder: Path) -> None:
     """Take away the recording that a folder holds, if it holds one, and the folder if nothing else is in it."""
-    if (folder / MANIFEST).is_file():
-        (folder / MANIFEST).unlink()
+    if MANIFEST.is_in(folder):
+        (folder / MANIFEST.name).unlink()
         files.remove(folder)
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -111,17 +104,8 @@ def remove(folder: Path) -> None:
 
 def _require_own(folder: Path) -> None:
     begun = folder.is_dir() and all(map(files.is_own, folder.iterdir()))  # by a writer that was stopped
-    if folder.is_dir() and not begun and not (folder / MANIFEST).is_file():
+    if folder.is_dir() and not begun and not MANIFEST.is_in(folder):
         raise RecordingError(f"{folder} is not empty and holds no recording: pass a new folder")
-
-
-def _replace_manifest(folder: Path, head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
-    versions = {"l2l_influence": __version__, "torch": torch.__version__}
-    start = json.dumps({"format": FORMAT, "versions": versions, **head}, indent=1)
-    lines = ",\n".join(map(json.dumps, entries))  # one a task: there may be very many, and an indent takes its time
-    new = folder / f"{MANIFEST}.new"
-    new.write_text(f'{start[:-2]},\n "tasks": [\n{lines}\n]\n}}\n', encoding="utf-8")
-    files.move_into_place(new, folder / MANIFEST)
 
 
 # ---- the tasks' data --------------------------------------------------------------------------------------------
@@ -149,9 +133,9 @@ def _write_data(folder: Path, tasks: Sequence[RecordedTask]) -> tuple[dict[str, 
 def _known_data(folder: Path) -> dict[str, str]:
     """By fingerprint the files of the recording that the folder holds."""
     try:
-        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["tasks"]
+        entries = MANIFEST.read(folder)["tasks"]
         found = {entry["fingerprint"]: entry["data"] for entry in entries if entry["data"]}
-    except (OSError, ValueError, KeyError):  # none, or one that this version cannot make use of
+    except (OSError, RecordingError, KeyError):  # no manifest, or one that this version cannot read
         return {}
     return {fingerprint: name for fingerprint, name in found.items() if (folder / name).is_file()}
 

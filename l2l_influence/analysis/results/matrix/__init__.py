@@ -1,8 +1,8 @@
-"""Score matrices beyond memory: written shard by shard to a folder, and read from it."""
+"""Score matrices larger than memory: written to a folder shard by shard, and read from it."""
 
-from .cut import Cut
-from .dependence import Dependence
+from .fingerprint import MatrixFingerprint
 from .reading import ScoreMatrix
+from .shard_plan import ShardPlan
 from .writing import Writer
 
-__all__ = ["Cut", "Dependence", "ScoreMatrix", "Writer"]
+__all__ = ["MatrixFingerprint", "ScoreMatrix", "ShardPlan", "Writer"]

@@ -1,4 +1,4 @@
-"""Reads a score matrix from its folder, a shard at a time."""
+"""Reads a score matrix from its folder, one shard at a time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ....errors import ItemsError, UnfinishedMatrixError
-from ....storage.matrix_folder import MANIFEST, MatrixFolder
+from ....storage.matrix_folder import MATRIX, MatrixFolder
 
 Ref = int | tuple[int, int]
-"""A task's id; or (task's id, sample)."""
+"""The id of a task; for samples, (id of the task, position of the sample)."""
 
 
 class Shard(NamedTuple):
-    """Some rows of a score matrix.
+    """Consecutive rows of a score matrix.
 
     Attributes:
-        start: the number of the first.
-        scores: mapped into memory and read when used, ``[rows, T]``.
+        start: the number of the first row.
+        scores: memory-mapped, read when used, ``[rows, T]``.
     """
 
     start: int
@@ -30,16 +30,16 @@ class Shard(NamedTuple):
 
 
 class ScoreMatrix:
-    """IS of every item on every test task (Def. 5.2), as ``score_matrix_to`` of a hook has written it.
+    """Influence scores of every item on every test task (Def. 5.2), written by ``score_matrix_to`` of a hook.
 
-    Positive = harmful: the loss of that test task is predicted to fall by the score if the item is removed and λ
-    retrained. The scores stay on the disk: what is asked for is read a shard at a time.
+    A positive score means harmful: the loss of the test task is predicted to fall by the score if the item is removed
+    and λ retrained. The scores stay on the disk and are read one shard at a time.
 
     Attributes:
-        what: what the items are: ``"task"``, ``"query sample"`` or ``"support sample"``.
+        what: kind of the items: ``"task"``, ``"query sample"`` or ``"support sample"``.
         shape: ``(items, T)``.
-        test_losses: of each test task at λ*, after adaptation, ``[T]``.
-        notes: how the scores were computed, a line each.
+        test_losses: loss of each test task at λ*, after adaptation, ``[T]``.
+        notes: how the scores were computed, one entry a line.
     """
 
     def __init__(self, folder: MatrixFolder, manifest: dict[str, Any]) -> None:
@@ -54,18 +54,16 @@ class ScoreMatrix:
         """Open a finished matrix.
 
         Raises:
-            UnfinishedMatrixError: there is none in the folder, it is not finished, or a shard is missing or cut off.
+            UnfinishedMatrixError: the folder has no matrix, it is not finished, or a shard is missing or truncated.
+            ForeignMatrixError: it was written in a format that this version does not read.
         """
-        files = MatrixFolder(folder)
-        manifest = files.manifest()
-        if manifest is None:
-            raise UnfinishedMatrixError(f"{folder} holds no score matrix: there is no {MANIFEST} in it")
+        manifest = MATRIX.read(Path(folder))
         if "notes" not in manifest:
             raise UnfinishedMatrixError(
-                f"the score matrix in {folder} is not finished: score_matrix_to(folder, ...) on the same study goes on "
-                "with it"
+                f"the score matrix in {folder} is not finished: call score_matrix_to(folder, ...) with the same study "
+                "and settings to resume it"
             )
-        matrix = cls(files, manifest)
+        matrix = cls(MatrixFolder(folder), manifest)
         matrix._require_all()
         return matrix
 
@@ -77,14 +75,14 @@ class ScoreMatrix:
 
     @cached_property
     def items(self) -> list[Ref]:
-        """What each row is of, as the hook names it: a task's id, or (task's id, sample)."""
+        """The item of each row: the id of a task; for samples, (id of the task, position of the sample)."""
         if self.what == "task":
             ids: list[Ref] = self._tasks[:, 0].tolist()
             return ids
         return [(task, j) for task, count in self._tasks.tolist() for j in range(count)]
 
     def shards(self) -> Iterator[Shard]:
-        """All rows in order, some at a time."""
+        """All rows in order, one shard at a time."""
         start = 0
         for number in range(self._manifest["shards"]):
             scores = self._folder.shard(number)
@@ -102,15 +100,15 @@ class ScoreMatrix:
         return self._picked(np.arange(*which.indices(len(self))))
 
     def array(self) -> npt.NDArray[Any]:
-        """All of it in memory, ``[items, T]``."""
+        """The whole matrix in memory, ``[items, T]``."""
         return np.concatenate([scores for _, scores in self.shards()])
 
     def mean(self) -> npt.NDArray[np.float64]:
-        """Each item's score on the mean loss of the test tasks, ``[items]``."""
+        """Score of each item on the mean loss of the test tasks, ``[items]``."""
         return np.concatenate([scores.mean(axis=1, dtype=np.float64) for _, scores in self.shards()])
 
     def top(self, count: int = 10) -> list[tuple[Ref, float]]:
-        """The items that are most harmful to the mean loss of the test tasks, with their score on it."""
+        """The items most harmful to the mean loss of the test tasks, with their scores on it."""
         mean = self.mean()
         return [(self._ref(int(row)), float(mean[row])) for row in np.argsort(-mean, kind="stable")[:count]]
 
@@ -124,15 +122,19 @@ class ScoreMatrix:
 
     @cached_property
     def _starts(self) -> npt.NDArray[np.int64]:
-        """The first row of each task, and the number of all rows."""
+        """The first row of each task, then the number of rows."""
         return np.concatenate([[0], np.cumsum(self._tasks[:, 1])])
 
     def _row(self, ref: Ref) -> int:
         task, j = (ref, 0) if isinstance(ref, int) else ref
-        (places,) = np.nonzero(self._tasks[:, 0] == task)
-        if isinstance(ref, int) != (self.what == "task") or not len(places) or not 0 <= j < self._tasks[places[0], 1]:
-            raise ItemsError(f"there is no {self.what} {ref!r} in this matrix; .items lists them")
-        return int(self._starts[places[0]]) + j
+        (positions,) = np.nonzero(self._tasks[:, 0] == task)
+        if (
+            isinstance(ref, int) != (self.what == "task")
+            or not len(positions)
+            or not 0 <= j < self._tasks[positions[0], 1]
+        ):
+            raise ItemsError(f"there is no {self.what} {ref!r} in this matrix; .items lists all items")
+        return int(self._starts[positions[0]]) + j
 
     def _ref(self, row: int) -> Ref:
         place = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -142,4 +144,7 @@ class ScoreMatrix:
     def _require_all(self) -> None:
         rows = sum(len(scores) for _, scores in self.shards())
         if rows != self.shape[0]:
-            raise UnfinishedMatrixError(f"{self._folder.path} has {rows} rows of scores, and not {self.shape[0]}")
+            raise UnfinishedMatrixError(
+                f"{self._folder.path} has {rows} rows of scores instead of {self.shape[0]}: call "
+                "score_matrix_to(folder, ...) again with the same study to complete it"
+            )

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...._version import __version__
 from ....bilevel.item_gradients import ItemGradient
 from ....bilevel.solved_tasks import SolvedBatch, SolvedTasks
 from ....storage.matrix_folder import DIGEST_BYTES, MatrixFolder, Solved
 from ...estimators.outer import Outer
 from ...estimators.scoring import each_test
 from ...estimators.tally import Tally
-from .cut import Cut
-from .dependence import Dependence
+from .fingerprint import MatrixFingerprint
+from .shard_plan import ShardPlan
 
 
 class Writer:
@@ -36,12 +35,12 @@ class Writer:
     """
 
     def __init__(
-        self, folder: str | Path, outer: Outer, level: ItemGradient, test: SolvedTasks, exact: bool, cut: Cut
+        self, folder: str | Path, outer: Outer, level: ItemGradient, test: SolvedTasks, exact: bool, plan: ShardPlan
     ) -> None:
         self._folder, self._outer, self._level = MatrixFolder(folder), outer, level
-        self._test, self._exact, self._cut = test, exact, cut
+        self._test, self._exact, self._plan = test, exact, plan
         self.tally = Tally(outer.study.solved_tasks, outer.study.problem.l2)
-        self._done = torch.zeros(len(cut.shards), DIGEST_BYTES, dtype=torch.uint8)
+        self._done = torch.zeros(len(plan.shards), DIGEST_BYTES, dtype=torch.uint8)
         self._tallied = 0
         self._vectors: tuple[int, Tensor] | None = None
         self._test_losses: list[float] = []
@@ -49,32 +48,31 @@ class Writer:
         self._dtype = np.dtype(np.float64 if test.lam.dtype == torch.float64 else np.float32)
         self._about: dict[str, Any] = {}
 
-    def begin(self, depends: Dependence) -> None:
+    def begin(self, fingerprint: MatrixFingerprint) -> None:
         """Go on with what the folder holds, or begin.
 
         Raises:
             ForeignMatrixError: it depends on something else.
         """
         self._about = {
-            "versions": {"l2l_influence": __version__, "torch": torch.__version__},
             "what": self._level.item_name,
-            "shape": [int(self._cut.starts[-1]), self._cut.tests],
+            "shape": [int(self._plan.starts[-1]), self._plan.tests],
             "dtype": self._dtype.name,
-            "shards": len(self._cut.shards),
-            "depends": asdict(depends),
+            "shards": len(self._plan.shards),
+            "depends": asdict(fingerprint),
         }
         known = self._folder.manifest()
         if known is not None:
-            depends.require(known["depends"], self._folder.path)
+            fingerprint.require(known["depends"], self._folder.path)
             self._go_on()
         else:
             ids = np.array([task.id for task in self._outer.study.recorded], dtype=np.int64)
-            self._folder.begin(self._about, np.stack([ids, self._cut.counts], axis=1))
+            self._folder.begin(self._about, np.stack([ids, self._plan.counts], axis=1))
 
     def solve(self) -> list[str]:
         """See that all test vectors are in the folder; how they were solved."""
         notes: dict[str, None] = {}
-        for number, columns in enumerate(self._cut.blocks):
+        for number, columns in enumerate(self._plan.blocks):
             if self._folder.solved(number) is None:
                 self._folder.keep_solved(number, self._solved(columns))
             solved = self._read(number)
@@ -97,6 +95,7 @@ class Writer:
 
     def _go_on(self) -> None:
         """From where the run before was killed, if there was one."""
+        self._folder.remove_unfinished()
         found = self._folder.progress()
         if found is not None:
             self._done, self._tallied = found["done"], int(found["tallied"])
@@ -131,11 +130,11 @@ class Writer:
         return self._vectors[1]
 
     def _fill(self, number: int) -> None:
-        tasks = self._cut.shards[number]
+        tasks = self._plan.shards[number]
         solved_tasks = self._outer.study.solved_tasks.subset(list(tasks))
-        rows = self._cut.rows(tasks)
-        with self._folder.writing(number, (rows.stop - rows.start, self._cut.tests), self._dtype) as array:
-            for block, columns in enumerate(self._cut.blocks):
+        rows = self._plan.rows(tasks)
+        with self._folder.writing(number, (rows.stop - rows.start, self._plan.tests), self._dtype) as array:
+            for block, columns in enumerate(self._plan.blocks):
                 vectors = self._block(block)
                 for solved in solved_tasks.microbatches("scores"):
                     self._put(array[:, columns.start : columns.stop], tasks, solved, vectors)
@@ -145,6 +144,6 @@ class Writer:
     def _put(self, array: npt.NDArray[Any], tasks: range, solved: SolvedBatch, vectors: Tensor) -> None:
         """The scores of a batch, into the rows of a shard."""
         scores = -self._level.gradients_along(self._outer.curvature.linearised(solved), vectors)
-        starts = self._cut.starts[tasks.start :] - self._cut.starts[tasks.start]
+        starts = self._plan.starts[tasks.start :] - self._plan.starts[tasks.start]
         for place, found in zip(solved.batch.index, scores.cpu().numpy().astype(self._dtype), strict=True):
             array[starts[place] : starts[place + 1]] = found

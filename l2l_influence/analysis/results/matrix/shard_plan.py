@@ -1,4 +1,4 @@
-"""How a score matrix is cut: shards of training tasks, blocks of test tasks."""
+"""Divides a score matrix into shards of training tasks and blocks of test tasks."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import numpy.typing as npt
 from ....bilevel.solved_tasks import SolvedTasks
 
 SHARD_BYTES = 2**26
-"""What a shard of scores takes at most, unless one task takes more: it is what a run that is killed has to repeat."""
+"""Largest size of a shard, unless a single task takes more; an interrupted run repeats one shard at most."""
 
 MOST_TASKS = 1024
-"""In a shard: where rows are short, it is not their bytes that take the time."""
+"""Largest number of training tasks in a shard: with short rows it is the tasks that take the time, not the bytes."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Where the shards and blocks begin.
+class ShardPlan:
+    """The bounds of shards and blocks.
 
-    It follows from sizes alone, before anything is computed: a run that goes on where another was killed batches the
-    same tasks together, so that its numbers are the same to the last bit.
+    They follow from sizes alone, before anything is computed. A resumed run therefore batches the same tasks together,
+    and its numbers are bit-identical.
 
     Attributes:
-        counts: items of each training task, ``[N]``.
-        tests: T.
-        shard: training tasks in a shard.
-        block: test tasks in a block.
+        counts: number of items of each training task, ``[N]``.
+        tests: number of test tasks, T.
+        shard: number of training tasks in a shard.
+        block: number of test tasks in a block.
     """
 
     counts: npt.NDArray[np.int64]
@@ -38,8 +38,8 @@ class Cut:
     block: int
 
     @classmethod
-    def within(cls, test: SolvedTasks, counts: Sequence[int], shard: int | None) -> Cut:
-        """By the memory budget, and by ``shard`` if given.
+    def within(cls, test: SolvedTasks, counts: Sequence[int], shard: int | None) -> ShardPlan:
+        """The plan that fits the memory budget of the test tasks' problem, with ``shard`` as given if it is.
 
         Raises:
             ValueError: ``shard`` is less than 1.
@@ -49,27 +49,27 @@ class Cut:
         tests, items = len(test.tasks), np.asarray(counts, dtype=np.int64)
         block = min(tests, test.settings.right_hand_sides_at_once(test.lam))
         most = SHARD_BYTES // int(items.mean() * tests * test.lam.element_size())
-        # With several blocks a shard's inner solutions are used as often: they are to fit in memory.
+        # With several blocks the inner solutions of a shard are used once for each, so they have to fit in memory.
         fitting = min(most, MOST_TASKS) if block == tests else min(most, MOST_TASKS, block)
         return cls(items, tests, shard or max(1, fitting), block)
 
     @property
     def shards(self) -> list[range]:
-        """Positions of the training tasks of each."""
+        """Positions of the training tasks in each shard."""
         return _runs(len(self.counts), self.shard)
 
     @property
     def blocks(self) -> list[range]:
-        """Positions of the test tasks of each."""
+        """Positions of the test tasks in each block."""
         return _runs(self.tests, self.block)
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
-        """The first row of each task, and the number of all rows, ``[N + 1]``."""
+        """The first row of each training task, then the number of rows, ``[N + 1]``."""
         return np.concatenate([[0], np.cumsum(self.counts)])
 
     def rows(self, tasks: range) -> slice:
-        """The matrix's rows that belong to a run of tasks."""
+        """The rows of the matrix that belong to consecutive training tasks."""
         return slice(int(self.starts[tasks.start]), int(self.starts[tasks.stop]))
 
 
