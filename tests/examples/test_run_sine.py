@@ -41,7 +41,7 @@ def test_the_example_prints_the_same_losses_and_leaves_a_scored_study(tmp_path: 
     assert len(scores) == TASKS and all(map(math.isfinite, scores)) and scores[0] > scores[-1]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "loss: nn.MSELoss(), as the loop called it" in page and "Scores of fit, not of generalisation" in page
-    assert "<th>its own loss</th>" in page and "<th>classes</th>" not in page, "sines have none"
+    assert "<th>query loss</th>" in page and "<th>classes</th>" not in page, "sines have none"
     tasks = Study.load(out / "study", SineModel()).training_tasks()
     assert len(tasks) == TASKS and max(map(off_its_sine, tasks)) < 1e-4
 
