@@ -1,4 +1,4 @@
-"""Which training tasks harm a meta-learner? The same as ``l2l-influence demo``; ``--help`` lists options."""
+"""Find the training tasks that harm a meta-learner: the same as ``l2l-influence demo``. ``--help`` lists options."""
 
 import sys
 

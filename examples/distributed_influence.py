@@ -1,10 +1,10 @@
-"""Influence scores by several processes that share the training tasks.
+"""Compute influence scores with several processes that share the training tasks.
 
     torchrun --nproc-per-node 2 examples/distributed_influence.py
-    python examples/distributed_influence.py                       # the same by one process
+    python examples/distributed_influence.py                       # the same with one process
 
-Process 0 trains a second-order MAML on tasks of synthetic images and saves the recording; all load it, and score the
-tasks together. Each ends with the same scores.
+Process 0 trains second-order MAML on tasks of synthetic images and saves the study. All processes load the study and
+score the tasks together. Each process gets all scores.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def model() -> nn.Module:
 
 
 def task(generator: torch.Generator) -> tuple[Pair, Pair]:
-    """Classes are noisy copies of patterns of their own."""
+    """Support and query set of a task. The images of a class are noisy copies of one random pattern."""
     patterns = torch.randn(WAYS, PIXELS, generator=generator)
     y = torch.arange(WAYS).repeat_interleave(SHOTS)
     return tuple((patterns[y] + torch.randn(len(y), PIXELS, generator=generator), y) for _ in range(2))
 
 
 def train(count: int, seed: int, folder: Path) -> None:
-    """The loop, and its recording in a folder that all processes can read."""
+    """Train, and save the study to a folder that all processes can read."""
     torch.manual_seed(seed)
     generator, loss = torch.Generator().manual_seed(seed), nn.CrossEntropyLoss()
     with record() as study:
@@ -58,7 +58,7 @@ def train(count: int, seed: int, folder: Path) -> None:
 
 @contextmanager
 def processes() -> Iterator[dist.ProcessGroup | None]:
-    """All those that torchrun started; None for this one alone."""
+    """The processes that torchrun started; None without torchrun."""
     if "RANK" not in os.environ:
         yield None
         return
@@ -71,10 +71,11 @@ def processes() -> Iterator[dist.ProcessGroup | None]:
         dist.destroy_process_group()
 
 
-def shared_folder(group: dist.ProcessGroup | None, given: Path | None) -> Path:
-    """One name for all: that of process 0."""
-    name = [str(given or tempfile.mkdtemp()) if group is None or dist.get_rank(group) == 0 else None]
-    if group is not None:
+def shared_folder(process_group: dist.ProcessGroup | None, given: Path | None) -> Path:
+    """The folder that process 0 chooses, for all processes."""
+    first = process_group is None or dist.get_rank(process_group) == 0
+    name = [str(given or tempfile.mkdtemp()) if first else None]
+    if process_group is not None:
         dist.broadcast_object_list(name)
     return Path(str(name[0]))
 
@@ -84,25 +85,28 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=100, help="training tasks")
     parser.add_argument("--hessian", default="sketch", help="kind of total Hessian")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="of the recording, on a disk that all machines share")
+    parser.add_argument("--folder", type=Path, help="folder for the study, on a disk that all machines share")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args()
-    with processes() as group:
-        first, folder = group is None or dist.get_rank(group) == 0, shared_folder(group, options.folder)
+    with processes() as process_group:
+        first = process_group is None or dist.get_rank(process_group) == 0
+        folder = shared_folder(process_group, options.folder)
         if first:
             train(options.tasks, options.seed, folder)
-        if group is not None:
+        if process_group is not None:
             dist.barrier()
         study = Study.load(folder, model().to("cuda" if torch.cuda.is_available() else "cpu"))
         progress = False if options.quiet else None
-        hook = TaskInfluence(study, loss=nn.CrossEntropyLoss(), hessian=options.hessian, group=group, progress=progress)
-        test = [task(torch.Generator().manual_seed(options.seed + 1 + at)) for at in range(20)]
+        influence = TaskInfluence(
+            study, loss=nn.CrossEntropyLoss(), hessian=options.hessian, group=process_group, progress=progress
+        )
+        tests = [task(torch.Generator().manual_seed(options.seed + 1 + number)) for number in range(20)]
         start = time.perf_counter()
-        result = hook.scores(test)
+        scores = influence.scores(tests)
         if first:
-            count = 1 if group is None else dist.get_world_size(group)
+            count = 1 if process_group is None else dist.get_world_size(process_group)
             print(f"{options.tasks} tasks scored by {count} process(es) in {time.perf_counter() - start:.2f} s")
-            print("\n".join(f"task {row.task}: {row.score:+.3e}" for row in result.top(5)))
+            print("\n".join(f"task {row.task}: {row.score:+.3e}" for row in scores.top(5)))
 
 
 if __name__ == "__main__":

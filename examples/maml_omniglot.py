@@ -6,9 +6,9 @@ Demonstrates how to:
     * use the benchmark interface to load Omniglot, and
     * sample tasks and split them in adaptation and evaluation sets.
 
-A port of learn2learn's examples/vision/maml_omniglot.py (learn2learn/ beside this file holds the original and its
-licence). The five lines that record training and rank its tasks end in "# influence"; what else is new gets the data
-from local files (omniglot_data.py) and the settings from the command line.
+A port of learn2learn's examples/vision/maml_omniglot.py (the original and its licence are in the folder learn2learn/).
+The five lines that record training and rank its tasks end in "# influence". The other new lines read the data from
+local files (omniglot_data.py) and the settings from the command line.
 """
 
 import argparse

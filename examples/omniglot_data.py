@@ -1,14 +1,14 @@
-"""The complete Omniglot as learn2learn tasks, read straight from the two zips of its author's repository.
+"""The complete Omniglot as learn2learn tasks, read from the two zip files of its author's repository.
 
-learn2learn downloads the zips and has torchvision check their MD5. Here they are found on the machine, may have been
-packed again, and are only read: nothing is unpacked and nothing is written. Differences from
+learn2learn downloads the zip files, and torchvision checks their MD5. This module reads local copies, which may have
+been packed again; it unpacks and writes nothing. Differences from
 ``learn2learn.vision.benchmarks.get_tasksets('omniglot')``, release 0.2.0:
 
-- Training, validation and test tasks draw from different characters (``filter_labels``). learn2learn splits the
-  characters likewise but draws all tasks from all of them (vision/benchmarks/omniglot_benchmark.py, lines 43-61).
-- Each character of a task has a rotation of its own. learn2learn's ``RandomClassRotation`` gives all of them that of
-  the last one (vision/transforms.py, lines 56-57).
-- A label says its character's name when printed.
+- Training, validation and test tasks use different characters (``filter_labels``). learn2learn splits the characters in
+  the same way but draws all tasks from all of them (vision/benchmarks/omniglot_benchmark.py, lines 43-61).
+- Each character of a task is rotated by its own angle. learn2learn's ``RandomClassRotation`` rotates all of them by the
+  angle of the last one (vision/transforms.py, lines 56-57).
+- A label prints as the name of its character.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ class Tasksets(NamedTuple):
 
 
 def find_data() -> Path:
-    """The folder that holds ``omniglot-py``: the one that the environment variable names, or one beside the project.
+    """The folder that contains ``omniglot-py``: from the environment variable, or else beside the project.
 
     Raises:
-        FileNotFoundError: it is not there; the message says what is expected where.
+        FileNotFoundError: the archives are not there; the message says which files are expected where.
     """
     named = os.environ.get(VARIABLE)
     root = Path(named).expanduser() if named else BESIDE_THE_PROJECT
     missing = [str(root / FOLDER / name) for name in ARCHIVES if not (root / FOLDER / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"Omniglot was not found: there is no {' and no '.join(missing)}. Set the environment variable {VARIABLE} "
-            f"to a folder that holds {FOLDER}/{ARCHIVES[0]} and {FOLDER}/{ARCHIVES[1]}, the two archives under python/ "
-            "in the repository brendenlake/omniglot"
+            f"Omniglot was not found: missing {' and '.join(missing)}. Set the environment variable {VARIABLE} to a "
+            f"folder that contains {FOLDER}/{ARCHIVES[0]} and {FOLDER}/{ARCHIVES[1]}, the two archives in the folder "
+            "python/ of the repository brendenlake/omniglot"
         )
     return root
 
 
 class Character(int):
-    """A class label: the character's number, in torchvision's order, that prints as its name."""
+    """A class label: the number of a character in torchvision's order; prints as the name of the character."""
 
     name: str
 
@@ -75,7 +75,7 @@ class Character(int):
 
 
 class Omniglot(torch.utils.data.Dataset):
-    """All 32,460 images, ``(1, 28, 28)`` floats with ink = 1, decoded when first asked for and kept, a byte a pixel."""
+    """All 32,460 images, ``(1, 28, 28)`` floats with ink = 1; decoded at first use, cached at a byte per pixel."""
 
     def __init__(self, root: Path) -> None:
         self._archives = [zipfile.ZipFile(root / FOLDER / name) for name in ARCHIVES]
@@ -106,7 +106,7 @@ class Omniglot(torch.utils.data.Dataset):
 def get_tasksets(
     root: Path, train_ways: int, train_samples: int, test_ways: int, test_samples: int, num_tasks: int
 ) -> Tasksets:
-    """Training, validation and test tasks, from characters split at random as learn2learn does."""
+    """Training, validation and test tasks; characters are split at random, as in learn2learn."""
     omniglot = Omniglot(root)
     dataset = l2l.data.MetaDataset(omniglot, indices_to_labels=omniglot.labels)
     classes = list(dataset.labels)
@@ -131,7 +131,7 @@ def _transforms(dataset: l2l.data.MetaDataset, classes: list[Character], ways: i
 
 
 class RotatedClasses:
-    """A task transform that turns all images of a class by the same random multiple of 90 degrees."""
+    """Task transform that rotates all images of a class by the same random multiple of 90 degrees."""
 
     def __init__(self, dataset: l2l.data.MetaDataset) -> None:
         self._label_of = dataset.indices_to_labels
@@ -151,13 +151,13 @@ def _turn(quarters: int, sample: tuple) -> tuple:
 
 
 def _decode(png: bytes) -> Tensor:
-    """``(1, 28, 28)`` bytes, paper = 255, made smaller as learn2learn does."""
+    """``(1, 28, 28)`` bytes, paper = 255; resized as in learn2learn."""
     with Image.open(io.BytesIO(png)) as image:
         return torch.from_numpy(np.array(image.convert("L").resize((28, 28), Image.Resampling.LANCZOS))).unsqueeze(0)
 
 
 def _characters(paths: list[str]) -> list[Character]:
-    """The label of each image from its path, ``<archive>/<alphabet>/character<NN>/<image>``."""
+    """Label of each image, from its path ``<archive>/<alphabet>/character<NN>/<image>``."""
     numbers: dict[str, Character] = {}
     for folder in (path.rsplit("/", 1)[0] for path in paths):
         if folder not in numbers:

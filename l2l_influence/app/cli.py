@@ -1,29 +1,22 @@
-"""The command ``l2l-influence``: what can be said before its libraries are known to be there."""
+"""Entry point of the command ``l2l-influence``."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Sequence
 
-NEEDED = {
-    "jinja2": "jinja2",
-    "matplotlib": "matplotlib",
-    "rich": "rich",
-    "sklearn": "scikit-learn",
-    "typer": "typer",
-}
-"""What the commands import, by module, and the distributions these come from."""
+from .requirements import require
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; ``arguments`` are the command line's unless given. Ends in ``SystemExit``, as commands do."""
-    missing = [distribution for module, distribution in NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        sys.exit(
-            f"l2l-influence needs {', '.join(missing)}, left out by a plain installation. "
-            "This installs what is missing: pip install 'l2l-influence[demo]'"
-        )
+    """Run the command line.
+
+    Args:
+        arguments: what follows ``l2l-influence``; those of the process if None.
+
+    Raises:
+        SystemExit: always, with the command's exit code.
+    """
+    require("l2l-influence", ["typer"], extras="cli")
     from .commands import application
 
     application(args=None if arguments is None else list(arguments), prog_name="l2l-influence")

@@ -1,1 +1,1 @@
-"""What a person looks at: pictures and pages."""
+"""Plots and HTML pages. Imports nothing from the rest of the package except its version."""

@@ -1,4 +1,4 @@
-"""The one place that writes pages: templates filled in, pictures inside, no other file needed."""
+"""HTML reports from templates. Pictures are embedded, so a page needs no other file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ LIBRARIES = ("torch", "learn2learn", "numpy", "scikit-learn")
 
 
 def write_page(path: str | Path, template: str, **values: Any) -> Path:
-    """Fill in ``report/templates/<template>`` and write it. Text is escaped; figures come through `embed`."""
+    """Render ``report/templates/<template>`` with ``values`` and write it to ``path``; returns the path.
+
+    Text is escaped. Templates insert figures with the filter `embed`.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -36,14 +39,14 @@ def write_page(path: str | Path, template: str, **values: Any) -> Path:
 
 
 def embed(figure: Figure) -> str:
-    """The picture as a ``data:`` address."""
+    """The figure as a PNG in a ``data:`` URL."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
-    """Versions that belong to a result: this package, Python, and the libraries that are installed."""
+    """Versions to report with a result: this package, Python, and those of ``libraries`` that are installed."""
     found = {"l2l-influence": __version__, "Python": platform.python_version()}
     for library in libraries:
         try:

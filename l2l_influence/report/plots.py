@@ -1,14 +1,14 @@
-"""The one place that draws. Figures are objects of their own: nothing here touches matplotlib's global state.
+"""All plots of the package. Functions take plain values and return a figure; matplotlib's global state is not used.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; what colour says is said by shape or text too.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; shape or text repeats what colour shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,8 +16,6 @@ from numpy.typing import ArrayLike
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from ..analysis.results.result import Scores
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A"
 INK = "#222222"
@@ -30,15 +28,36 @@ SERIES = (
 DPI = 130
 
 
+class RankedRow(Protocol):
+    """A row of scores: its rank (1 = most harmful) and its score."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def score(self) -> float: ...
+
+
+class RankedScores(Protocol):
+    """Scores, most harmful first; ``what`` names their items in the plural."""
+
+    @property
+    def what(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[RankedRow]: ...
+
+
 @dataclass(frozen=True)
 class Panel:
-    """Predicted against true changes, one point a removed group.
+    """A scatter plot of predicted and true changes of the loss, one point for each removed subset.
 
     Attributes:
-        title: above the panel.
+        title: shown above the panel.
         predicted, true: the changes, equally long; ``predicted`` in any unit.
         note: shown in a corner, such as the correlation.
-        same_unit: whether predictions are in the unit of the truth, so that the diagonal means something.
+        same_unit: True if predictions have the unit of the truth; then the diagonal is drawn.
     """
 
     title: str
@@ -50,7 +69,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Bar:
-    """One outcome: its name, a loss and an accuracy (0 … 1), and whether it is the one to look at."""
+    """A row of a comparison: name, loss, accuracy (0 … 1), and whether to highlight it."""
 
     name: str
     loss: float
@@ -60,40 +79,40 @@ class Bar:
 
 @dataclass(frozen=True)
 class Curve:
-    """Figures between −1 and 1 at several strengths of a setting.
+    """Numbers between −1 and 1, such as correlations, at several values of a setting.
 
     Attributes:
-        setting: its name.
-        values: strengths, positive and rising.
-        own: the strength in use.
-        lines: by name, a figure for each strength; nan where there is none.
+        setting: name of the setting.
+        values: its values, positive and increasing.
+        current: the value in use.
+        lines: by name, a number for each value; nan where the value was refused.
     """
 
     setting: str
     values: Sequence[float]
-    own: float
+    current: float
     lines: Mapping[str, Sequence[float]]
 
 
 def draw_ranking(
-    scores: Scores[Any],
+    scores: RankedScores,
     path: str | Path | None = None,
-    marked: Collection[int] = (),
+    marked: Sequence[bool] | None = None,
     marked_name: str = "marked",
 ) -> Figure:
-    """All tasks (or samples) from the most harmful to the most helpful, one bar each.
+    """Bar plot of the scores of all items, from the most harmful to the most helpful.
 
     Args:
         scores: the ranking.
-        path: where to save the picture.
-        marked: ids of tasks to bring out.
-        marked_name: what these tasks are.
+        path: file to save the picture to.
+        marked: a flag for each row of ``scores``: True for the rows to highlight.
+        marked_name: name of the highlighted items in the legend.
     """
     figure, axes = _new(9, 3.6)
     ranks = np.array([row.rank for row in scores])
     values = np.array([row.score for row in scores])
-    chosen = np.array([row.task in set(marked) for row in scores], dtype=bool)
-    axes.bar(ranks[~chosen], values[~chosen], width=1.0, color=BLUE, label="others" if marked else None)
+    chosen = np.zeros(len(ranks), dtype=bool) if marked is None else np.asarray(marked, dtype=bool)
+    axes.bar(ranks[~chosen], values[~chosen], width=1.0, color=BLUE, label="others" if marked is not None else None)
     if chosen.any():
         axes.bar(ranks[chosen], values[chosen], width=1.0, color=VERMILION, label=f"{marked_name} ({chosen.sum()})")
         axes.plot(ranks[chosen], np.zeros(chosen.sum()), "|", color=INK, markersize=6, markeredgewidth=0.8)
@@ -101,18 +120,18 @@ def draw_ranking(
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xlim(0.5, len(scores) + 0.5)
     axes.set_xlabel("rank: 1 = most harmful")
-    axes.set_ylabel("influence score\n(predicted fall of the test loss\nif it is removed)")
+    axes.set_ylabel("influence score\n(predicted decrease of the\ntest loss if it is removed)")
     axes.set_title(f"{len(scores)} {scores.what} by influence on the test tasks", loc="left")
     return _saved(figure, path)
 
 
 def draw_detection(curves: Mapping[str, ArrayLike], target: str, path: str | Path | None = None) -> Figure:
-    """How many of the tasks looked for are found after checking the first k of each ranking.
+    """Share of the targets found after checking the first k tasks of each ranking.
 
     Args:
-        curves: by name of the ranking, the share found after 1 … n checked.
-        target: what is looked for.
-        path: where to save the picture.
+        curves: by name of the ranking, the share found after checking 1 … n tasks.
+        target: name of the targets, such as "wrong tasks".
+        path: file to save the picture to.
     """
     figure, axes = _new(6, 4)
     for (name, curve), (colour, line, width) in zip(curves.items(), SERIES, strict=False):
@@ -129,7 +148,7 @@ def draw_detection(curves: Mapping[str, ArrayLike], target: str, path: str | Pat
 
 
 def draw_predictions(rows: Mapping[str, Sequence[Panel]], path: str | Path | None = None) -> Figure:
-    """Predicted against true change of the mean test loss: a row of panels for each way of drawing the groups."""
+    """Predicted and true change of the mean test loss: a row of panels for each design of removals."""
     from matplotlib.figure import Figure
 
     columns = max(len(panels) for panels in rows.values())
@@ -144,7 +163,7 @@ def draw_predictions(rows: Mapping[str, Sequence[Panel]], path: str | Path | Non
 
 
 def draw_comparison(bars: Sequence[Bar], path: str | Path | None = None) -> Figure:
-    """Test loss and accuracy of several outcomes beside each other."""
+    """Test loss and accuracy of several sets of meta-parameters, side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 0.55 * len(bars) + 1.1), layout="constrained")
@@ -152,7 +171,7 @@ def draw_comparison(bars: Sequence[Bar], path: str | Path | None = None) -> Figu
     rows, colours = range(len(bars)), [GREEN if bar.highlighted else GREY for bar in bars]
     drawn = left.barh(rows, [bar.loss for bar in bars], color=colours, height=0.7)
     left.bar_label(drawn, [f"{bar.loss:.3f}" for bar in bars], padding=3, fontsize=8)
-    left.set_xlabel("test loss after adaptation (less is better)")
+    left.set_xlabel("test loss after adaptation (lower is better)")
     # Points, not bars: the axis does not start at zero.
     percent = [100 * bar.accuracy for bar in bars]
     right.scatter(percent, rows, color=colours, s=60)
@@ -160,7 +179,7 @@ def draw_comparison(bars: Sequence[Bar], path: str | Path | None = None) -> Figu
         right.annotate(f"{value:.1f}", (value, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
     right.grid(axis="y", color="#E6E6E6")
     right.set_axisbelow(True)
-    right.set_xlabel("test accuracy in % (more is better)")
+    right.set_xlabel("test accuracy in % (higher is better)")
     for axes in (left, right):
         axes.margins(x=0.16)
         _bare(axes)
@@ -175,12 +194,12 @@ def draw_task(
     title: str,
     path: str | Path | None = None,
 ) -> Figure:
-    """A task's images: a row for each label, its support images on the left, its query images on the right.
+    """Images of a task: one row for each label, with support images on the left and query images on the right.
 
     Args:
         support, query: images ``(n, height, width)`` and labels ``(n,)``.
-        title: above the picture.
-        path: where to save it.
+        title: shown above the picture.
+        path: file to save the picture to.
     """
     from matplotlib.figure import Figure
 
@@ -203,13 +222,13 @@ def draw_task(
 
 
 def draw_sensitivity(curves: Sequence[Curve], path: str | Path | None = None) -> Figure:
-    """A panel for each setting: figures over its strengths, the one in use marked, refused strengths crossed."""
+    """One panel for each setting: numbers over its values; marks the value in use, and refused values by crosses."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.4 * len(curves), 4.2), layout="constrained")
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, curve in zip(panels, curves, strict=True):
-        _strengths(axes, curve)
+        _sensitivity(axes, curve)
     lowest = min(np.nanmin(line) for curve in curves for line in curve.lines.values())
     panels[0].set_ylim(min(0.0, lowest) - 0.05, 1.05)
     panels[0].set_ylabel("correlation")
@@ -218,18 +237,18 @@ def draw_sensitivity(curves: Sequence[Curve], path: str | Path | None = None) ->
     return _saved(figure, path)
 
 
-def _strengths(axes: Axes, curve: Curve) -> None:
+def _sensitivity(axes: Axes, curve: Curve) -> None:
     values = np.asarray(curve.values, dtype=float)
     for (name, line), (colour, style, _), marker in zip(curve.lines.items(), SERIES, "os", strict=False):
         figures = np.asarray(line, dtype=float)
         axes.plot(values, figures, style, marker=marker, markersize=5, color=colour, linewidth=1.8, label=name)
-    axes.axvline(curve.own, linestyle=":", color=GREY, linewidth=1.6, label="in use")
+    axes.axvline(curve.current, linestyle=":", color=GREY, linewidth=1.6, label="in use")
     refused = values[np.isnan(np.asarray(next(iter(curve.lines.values())), dtype=float))]
     if len(refused):
         axes.plot(refused, np.zeros(len(refused)), "x", color=INK, label="refused")
     axes.axhline(0, color=GREY, linewidth=0.6)
     axes.set_xscale("log")
-    axes.set_xlabel(f"{curve.setting} (in use: {curve.own:.3g})")
+    axes.set_xlabel(f"{curve.setting} (in use: {curve.current:.3g})")
     axes.set_title(f"Sensitivity to {curve.setting}", loc="left", fontsize=10)
     _bare(axes)
 
@@ -238,7 +257,7 @@ def _scatter(axes: Axes, panel: Panel) -> None:
     axes.plot(panel.predicted, panel.true, "o", color=BLUE, markersize=5.5, markeredgecolor="white")
     axes.margins(0.1, 0.2)
     if panel.same_unit:
-        axes.set_xlim(axes.get_xlim())  # the diagonal shall not stretch the axes
+        axes.set_xlim(axes.get_xlim())  # so that the diagonal does not stretch the axes
         axes.set_ylim(axes.get_ylim())
         axes.axline((0, 0), slope=1, linestyle="--", color=GREY, linewidth=1.2, label="prediction = truth")
         axes.legend(frameon=False, fontsize=7, loc="lower right")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,42 @@ def run(*arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-def test_says_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Call it with modules that shall seem not to be installed."""
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("rich", "sklearn") else real(name))
+
+    def hide(*modules: str) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in modules else real(name))
+
+    return hide
+
+
+def test_says_how_to_install_what_is_missing(without: Callable[..., None]) -> None:
+    without("rich", "sklearn")
     with pytest.raises(SystemExit, match=r"needs rich, scikit-learn.*pip install 'l2l-influence\[demo\]'"):
         main(["demo"])
 
 
-def test_help_names_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_needs_only_its_own_packages(without: Callable[..., None], tmp_path: Path) -> None:
+    without("rich", "sklearn")
+    assert run("run", str(tmp_path / "nothing.py")) == 2, "there is no such script, but no package is missing"
+    without("jinja2", "sklearn")
+    assert run("demo", "--help") == 0
+    with pytest.raises(SystemExit, match=r"l2l-influence run needs jinja2,.*'l2l-influence\[cli,report\]'"):
+        main(["run", str(tmp_path / "nothing.py")])
+
+
+def test_without_typer_it_names_the_extra(without: Callable[..., None]) -> None:
+    without("typer")
+    with pytest.raises(SystemExit, match=r"l2l-influence needs typer,.*'l2l-influence\[cli\]'"):
+        main(["--help"])
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
-    assert "demo" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "demo" in shown and "run" in shown
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

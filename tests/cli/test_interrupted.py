@@ -1,4 +1,4 @@
-"""``l2l-influence run`` of a script that does not come to its end: what was recorded until then is there."""
+"""``l2l-influence run`` of a script that is stopped before its end: the study until then is saved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from l2l_influence import Study, TaskInfluence
 
-from .test_run import SET_UP, TRAINING, VALIDATION, in_tmp_path, loaded, page, run, scores, write
+from .scripts import SET_UP, TRAINING, VALIDATION, in_tmp_path, loaded, page, run, scores, write
 
 __all__ = ["in_tmp_path"]
 
@@ -31,7 +31,7 @@ maml.clone()
 
 
 class Scripts:
-    """Scripts under the recorder, side by side, each with a folder of its name."""
+    """Scripts that run under the recorder at the same time, each in a folder with its name."""
 
     def __init__(self) -> None:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -46,7 +46,7 @@ class Scripts:
         )
 
     def end(self, name: str) -> tuple[int, bytes, bytes]:
-        """Return code, standard output and what was said."""
+        """Return code, stdout and stderr."""
         printed, said = self.processes[name].communicate(timeout=120)
         return self.processes[name].returncode, printed, said
 

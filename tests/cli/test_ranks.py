@@ -1,4 +1,4 @@
-"""``l2l-influence run`` under torchrun: the process that ends last merges the studies of all, and scores the whole."""
+"""``l2l-influence run`` under torchrun: the process that ends last merges all studies and scores the tasks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 from torch import nn
 
 from l2l_influence import Study
-from l2l_influence.app.script_run.ranks import Job
+from l2l_influence.app.script_run.ranks import TorchrunJob
 
-from .test_run import FILES, SET_UP, TRAINING, VALIDATION, in_tmp_path, loaded, page, run, scores, write
+from .scripts import FILES, SET_UP, TRAINING, VALIDATION, in_tmp_path, loaded, page, run, scores, write
 
 __all__ = ["in_tmp_path"]
 
-# learn2learn's distributed_maml.py in short; what it has of cherry, written out.
+# learn2learn's distributed_maml.py, shortened, with its calls of cherry written out.
 DISTRIBUTED = """
 import torch.distributed as dist
 dist.init_process_group("gloo")
@@ -40,7 +40,7 @@ dist.destroy_process_group()
 
 
 def lines(*command: str) -> list[str]:
-    """What two processes print, in no order."""
+    """Lines that two processes print, sorted."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     torchrun = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ended = subprocess.run([sys.executable, *torchrun, *command], env=environment, capture_output=True, timeout=240)
@@ -119,7 +119,7 @@ def test_learners_are_merged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_of_two_that_end_at_once_one_merges(tmp_path: Path) -> None:
-    jobs = [Job(tmp_path, rank, 2, "a") for rank in range(2)]
+    jobs = [TorchrunJob(tmp_path, rank, 2, "a") for rank in range(2)]
     for job in jobs:
         job.begin()
     assert not jobs[0].end()
@@ -130,5 +130,5 @@ def test_a_folder_of_the_user_s_is_left_alone(tmp_path: Path) -> None:
     for name in ("rank-list", "rank-7"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine").touch()
-    Job(tmp_path, 0, 2, "a").begin()
+    TorchrunJob(tmp_path, 0, 2, "a").begin()
     assert (tmp_path / "rank-list" / "mine").exists() and (tmp_path / "rank-7" / "mine").exists()

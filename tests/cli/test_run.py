@@ -1,8 +1,7 @@
-"""``l2l-influence run``: a script runs as under python, and its study is there when it has ended."""
+"""``l2l-influence run``: a script runs as with python, and its study is saved when it ends."""
 
 from __future__ import annotations
 
-import csv
 import html
 import os
 import re
@@ -17,82 +16,10 @@ import pytest
 from torch import nn
 
 from l2l_influence import Study, TaskInfluence
-from l2l_influence.app.cli import main
 
-FILES = {"study", "scores.csv", "ranking.png", "report.html"}
+from .scripts import FILES, SET_UP, TRAINING, VALIDATION, in_tmp_path, loaded, page, run, scores, write
 
-SET_UP = """
-import argparse, os, pickle, random, sys
-import learn2learn as l2l, numpy as np, torch
-from torch import nn
-from learn2learn.data.transforms import FusedNWaysKShots, LoadData, RemapLabels
-
-random.seed(0), np.random.seed(0), torch.manual_seed(0)
-labels = torch.arange(60) % 6
-images = torch.randn(6, 8)[labels] + torch.randn(60, 8)
-support = torch.arange(12) % 2 == 0
-
-def taskset(count):
-    data = l2l.data.MetaDataset(torch.utils.data.TensorDataset(images, labels))
-    transforms = [FusedNWaysKShots(data, n=3, k=4), LoadData(data), RemapLabels(data)]
-    return l2l.data.Taskset(data, transforms, num_tasks=count)
-
-def evaluate(maml, batch):
-    learner, (x, y) = maml.clone(), batch
-    learner.adapt(loss(learner(x[support]), y[support]))
-    return loss(learner(x[~support]), y[~support])
-
-def step(maml, batch):
-    optimiser = torch.optim.SGD(maml.parameters(), 0.1)
-    error = evaluate(maml, batch)
-    error.backward()
-    optimiser.step()
-    print("error", error.item())
-
-loss = nn.CrossEntropyLoss()
-training, validation = taskset(10), taskset(6)
-maml = l2l.algorithms.MAML(nn.Linear(8, 3), lr=0.4)
-"""
-
-TRAINING = """
-for i in range(10):
-    step(maml, training[i])
-"""
-
-VALIDATION = """
-print("validation", sum(evaluate(maml, validation[i]).item() for i in range(6)) / 6)
-"""
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def write(*parts: str) -> None:
-    Path("script.py").write_text("".join(dedent(part) for part in parts))
-
-
-def run(*arguments: str) -> int | str | None:
-    with pytest.raises(SystemExit) as end:
-        main(["run", *arguments])
-    return end.value.code
-
-
-def page(folder: str = "l2l-influence-run") -> str:
-    """The report's text, its white space evened out."""
-    text = re.sub(r"<(style|pre).*?</\1>|<[^>]+>", " ", (Path(folder) / "report.html").read_text(), flags=re.DOTALL)
-    return " ".join(html.unescape(text).split())
-
-
-def scores(folder: str = "l2l-influence-run") -> dict[int, float]:
-    with (Path(folder) / "scores.csv").open(newline="") as file:
-        return {int(row["task"]): float(row["score"]) for row in csv.DictReader(file)}
-
-
-def loaded(folder: str = "l2l-influence-run") -> Study:
-    return Study.load(Path(folder) / "study", nn.Linear(8, 3))
-
+__all__ = ["in_tmp_path"]
 
 # ---- as under python --------------------------------------------------------------------------------------------
 
@@ -194,9 +121,9 @@ def test_the_page_s_code_goes_on_with_the_study() -> None:
     code = re.findall(r"<pre><code>(from torch.*?)</code>", Path("o/report.html").read_text(), re.DOTALL)[0]
     names = {"model": nn.Linear(8, 3)}
     exec(html.unescape(code), names)
-    study, hook = names["study"], names["hook"]
+    study, influence = names["study"], names["influence"]
     tests = [(task.support, task.query) for task in study.tasks if not task.trained]
-    again = hook.scores(tests).values
+    again = influence.scores(tests).values
     np.testing.assert_allclose([again[task] for task in scores("o")], list(scores("o").values()), rtol=1e-4)
     assert set(names["edited"]) == {"module.weight", "module.bias"}
 
@@ -217,10 +144,10 @@ def test_what_a_learner_learned_of_its_steps_is_scored_too(learner: str, learned
     assert len(scores()) == 10 and "by a learned rule whose parameters are meta-parameters too" in page()
     like = eval(f"l2l.algorithms.{learner}", {"l2l": l2l, "nn": nn})
     study = Study.load("l2l-influence-run/study", like)
-    hook = TaskInfluence(study, loss=nn.CrossEntropyLoss())
-    again = hook.scores([(task.support, task.query) for task in study.tasks if not task.trained]).values
+    influence = TaskInfluence(study, loss=nn.CrossEntropyLoss())
+    again = influence.scores([(task.support, task.query) for task in study.tasks if not task.trained]).values
     np.testing.assert_allclose([again[task] for task in scores()], list(scores().values()), rtol=1e-4)
-    assert {re.sub(r".*\.(?=mc)", "", name) for name in hook.influence(0)} == {"weight", "bias", *learned}
+    assert {re.sub(r".*\.(?=mc)", "", name) for name in influence.influence(0)} == {"weight", "bias", *learned}
     assert ("a learner like the script's" in page()) == learner.startswith("GBML")
 
 
@@ -256,17 +183,17 @@ def test_another_loss_and_reduction(capsys: pytest.CaptureFixture[str]) -> None:
     loss = float(re.findall(r"validation (.*)", printed)[0])
     assert f"the test tasks now ({loss:.4f})" in page()
     assert "loss: nn.MSELoss(reduction='sum'), as the loop called it" in said
-    assert "hook = TaskInfluence(study)\n" in Path("l2l-influence-run/report.html").read_text()
+    assert "influence = TaskInfluence(study)\n" in Path("l2l-influence-run/report.html").read_text()
 
 
 def test_a_loss_that_cannot_be_read_off_has_to_be_said(capsys: pytest.CaptureFixture[str]) -> None:
-    """Cross-entropy written out."""
+    """The loss is cross-entropy, computed by hand."""
     by_hand = "loss = lambda o, y: -o.log_softmax(1)[range(len(y)), y].mean()"
     other_data = SET_UP.replace("seed(0)", "seed(1)")  # labels unseen do not tell tasks of equal rows apart
     write(other_data.replace("loss = nn.CrossEntropyLoss()", by_hand), TRAINING, VALIDATION)
     run("script.py")
     printed, said = capsys.readouterr()
-    assert "There are no scores: the losses of" in said and "--loss and --reduction say which" in said
+    assert "There are no scores: the losses of" in said and "with --loss and --reduction" in said
     run("--loss", "cross-entropy", "script.py")
     loss = float(re.findall(r"validation (.*)", printed)[0])
     assert f"the test tasks now ({loss:.4f})" in page()

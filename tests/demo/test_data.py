@@ -1,4 +1,4 @@
-"""The demo's tasks: every combination once, labels wrong where they are said to be and nowhere else."""
+"""Tasks of the demo: each combination once, with wrong labels exactly where they are announced."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows_of(taskset: object, task: int) -> tuple[Tensor, Tensor]:
 
 
 def meaning(classes: Tensor, labels: Tensor) -> dict[int, set[int]]:
-    """Which digits go by each label."""
+    """The digits that have each label."""
     return {label: set(classes[labels == label].tolist()) for label in range(WAYS)}
 
 

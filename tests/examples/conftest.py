@@ -1,4 +1,4 @@
-"""The examples are scripts, not a package: their folder goes on the path as it does when one of them is run."""
+"""Put the folder of the examples on the path, as python does when it runs one of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 @pytest.fixture(scope="session")
 def omniglot_root() -> Path:
-    """The folder with the real images; without it the test is skipped, and says what is missing."""
+    """Folder with the images of Omniglot; if it is missing, tests are skipped with a message that says so."""
     import omniglot_data
 
     try:
@@ -25,7 +25,7 @@ def omniglot_root() -> Path:
 
 
 def run_both(home: Path, *commands: list[str]) -> list[str]:
-    """What they print, run side by side with learn2learn's own examples on the path, and ``home`` for home folder."""
+    """Output of commands run at the same time, with learn2learn's examples on the path and ``home`` as home folder."""
     original = str(EXAMPLES / "learn2learn")
     environment = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join([original, *sys.path])}
     processes = [

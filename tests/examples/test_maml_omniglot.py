@@ -1,4 +1,4 @@
-"""The port of learn2learn's MAML on Omniglot: few lines added, the same training to the bit, a ranking at the end."""
+"""The port of learn2learn's MAML on Omniglot: five lines added, bit-identical training, a ranking at the end."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_it_ranks_real_tasks_and_trains_as_without_recording(omniglot_root: Path
 
 
 def plain_script() -> str:
-    """The port without the lines that record and rank."""
+    """The port without the five lines that record and rank."""
     text = PORT.read_text().replace(
         f"    maml = MAML(model, lr=fast_lr, first_order=False){MARK}",
         "    maml = l2l.algorithms.MAML(model, lr=fast_lr, first_order=False)\n",

@@ -1,4 +1,4 @@
-"""The reader of Omniglot: the images of learn2learn's own pipeline, tasks from separate characters."""
+"""The reader of Omniglot: the same images as learn2learn's pipeline, tasks from disjoint characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""learn2learn's own MAML on MNIST, not a line of it changed, under ``l2l-influence run``."""
+"""learn2learn's own MAML on MNIST, unchanged, under ``l2l-influence run``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""learn2learn's own MAML on Omniglot, not a line of it changed, under ``l2l-influence run``."""
+"""learn2learn's own MAML on Omniglot, unchanged, under ``l2l-influence run``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""learn2learn's own MAML on sines, not a line of it changed, under ``l2l-influence run``.
+"""learn2learn's own MAML on sines, unchanged, under ``l2l-influence run``.
 
-It takes its batches from torchmeta, so no taskset serves them: tasks are recorded as they were fed.
+Its batches come from torchmeta and not from a taskset, so tasks are recorded as they were fed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WIDTH = 32
 
 
 class SineModel(nn.Module):
-    """With parameters as the example's has them."""
+    """A model with the same parameters as the example's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,13 +41,13 @@ def test_the_example_prints_the_same_losses_and_leaves_a_scored_study(tmp_path: 
     assert len(scores) == TASKS and all(map(math.isfinite, scores)) and scores[0] > scores[-1]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "loss: nn.MSELoss(), as the loop called it" in page and "Scores of fit, not of generalisation" in page
-    assert "<th>its own loss</th>" in page and "<th>classes</th>" not in page, "sines have none"
+    assert "<th>query loss</th>" in page and "<th>classes</th>" not in page, "sines have none"
     tasks = Study.load(out / "study", SineModel()).training_tasks()
     assert len(tasks) == TASKS and max(map(off_its_sine, tasks)) < 1e-4
 
 
 def off_its_sine(task: RecordedTask) -> float:
-    """How far both sets lie from the one sine through them: labels of other rows, or rows of two tasks, lie far."""
+    """Largest distance of both sets from one sine: mixed-up labels, or rows of two tasks, are far away."""
     (x, y), (query_x, query_y) = task.support, task.query
     assert x.shape == y.shape == query_x.shape == query_y.shape == (10, 1)
     angles, values = torch.cat([x, query_x]).double(), torch.cat([y, query_y]).double()

@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves."""
+"""Pages that need no other file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is drawn is what was given."""
+"""Plots show the values that they are given."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def scores() -> TaskScores:
     return TaskScores(rows, 0.7, [])
 
 
-def test_ranking_has_a_bar_a_task_and_brings_out_the_marked(scores: TaskScores) -> None:
-    axes = draw_ranking(scores, marked={12}, marked_name="wrong labels").axes[0]
+def test_ranking_has_a_bar_for_each_task_and_highlights_the_marked(scores: TaskScores) -> None:
+    axes = draw_ranking(scores, marked=[False, True, False], marked_name="wrong labels").axes[0]
     bars = {round(bar.get_x() + bar.get_width() / 2): bar for bar in axes.patches}
     assert [bars[rank].get_height() for rank in (1, 2, 3)] == VALUES
     assert [to_hex(bars[rank].get_facecolor()).upper() for rank in (1, 2, 3)] == [BLUE, VERMILION, BLUE]

@@ -1,4 +1,4 @@
-"""Handwritten digits as few-shot tasks, a fifth of them with wrong labels: learn2learn's tasksets and transforms."""
+"""Few-shot tasks of handwritten digits, a fifth of them with wrong labels, made with learn2learn's tasksets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 WAYS, SHOTS = 5, 5
 TRAINING_IMAGES = 1200
 
-Rows = list[Any]  # learn2learn's task description: one DataDescription a sample
+Rows = list[Any]  # learn2learn's task description: one DataDescription for each sample
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Digits:
     """The demo's tasks.
 
     Attributes:
-        train: training tasks, one for each choice of five digits out of ten.
-        test: clean tasks on held-out images.
+        train: training tasks, one for each combination of five digits out of ten.
+        test: correct tasks on held-out images.
         wrong: indices of the training tasks whose query labels are wrong.
     """
 
@@ -37,7 +37,7 @@ class Digits:
 
 
 class EachCombination:
-    """Task transform that starts a task: like ``FusedNWaysKShots``, but one combination of classes after the other."""
+    """Task transform that starts a task: like ``FusedNWaysKShots``, but goes through given combinations of classes."""
 
     def __init__(self, dataset: l2l.data.MetaDataset, combos: Iterable[Sequence[int]]) -> None:
         self._tasks = (FusedNWaysKShots(dataset, WAYS, 2 * SHOTS, filter_labels=list(combo)) for combo in combos)
@@ -50,11 +50,11 @@ class EachCombination:
 class WrongQueryLabels:
     """Task transform that gives every query row of some tasks the label of another class.
 
-    Support and query then contradict each other: a learner that adapted well is told that it is wrong. (Labels
-    permuted in support and query alike would be no error: in few-shot tasks labels are names without meaning.)
+    Support and query set then contradict each other, so a learner that adapts well gets a high query loss. (Permuting
+    the labels of both sets in the same way would be no error, because labels of few-shot tasks are arbitrary.)
 
     Args:
-        wrong: for one task after the other, whether its labels are to be wrong.
+        wrong: for one task after the other, True if its labels shall be wrong.
     """
 
     def __init__(self, wrong: Iterable[bool]) -> None:
@@ -73,12 +73,12 @@ def _another_label(sample: Sequence[Any]) -> list[Any]:
 
 
 def support_rows() -> Tensor:
-    """Which rows of a batch are for adaptation: every other one, as in learn2learn's examples; the rest are queries."""
+    """Flags of the support rows of a batch: every other one, as in learn2learn's examples; the rest are queries."""
     return torch.arange(2 * SHOTS * WAYS) % 2 == 0
 
 
 def digits(wrong_share: float = 0.2, test_tasks: int = 100) -> Digits:
-    """Training and test tasks; draws from Python's and NumPy's random numbers, as learn2learn does."""
+    """Make training and test tasks, with Python's and NumPy's global random generators, as learn2learn does."""
     train_images, test_images = _images()
     combos = list(combinations(range(10), WAYS))
     wrong = frozenset(random.sample(range(len(combos)), round(wrong_share * len(combos))))
@@ -89,7 +89,7 @@ def digits(wrong_share: float = 0.2, test_tasks: int = 100) -> Digits:
 
 
 def _images() -> tuple[l2l.data.MetaDataset, l2l.data.MetaDataset]:
-    """scikit-learn's 1,797 scanned digits, 8×8 pixels, standardised; the last third is held out."""
+    """scikit-learn's 1,797 scanned digits of 8×8 pixels, standardised: training images, and the last third held out."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -107,12 +107,12 @@ def _taskset(dataset: l2l.data.MetaDataset, combos: Sequence[Sequence[int]], mor
     transforms = [EachCombination(dataset, combos), LoadData(dataset), RemapLabels(dataset), *more]
     taskset = l2l.data.Taskset(dataset, transforms, num_tasks=len(combos))
     for task in range(len(taskset)):
-        taskset[task]  # learn2learn composes a task when it is first asked for: here in order
+        taskset[task]  # learn2learn composes a task when it is first used; this fixes the order
     return taskset
 
 
 def without(taskset: l2l.data.Taskset, removed: Iterable[int]) -> l2l.data.Taskset:
-    """The same tasks, less some."""
+    """A taskset with the same tasks, except those removed."""
     gone = set(removed)
     kept = [task for task in range(len(taskset)) if task not in gone]
     rest = l2l.data.Taskset(taskset.dataset, taskset.task_transforms, num_tasks=len(kept))

@@ -1,4 +1,4 @@
-"""A trained learner with its recording, and the same tasks as stacked tensors for quick retraining."""
+"""Train a learner with its recording, and stack the same tasks as tensors for fast retraining."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ Advance = Callable[[], None]
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything the demo does.
+    """Size of the demo.
 
     Attributes:
         iterations: meta-iterations of training.
         retrain_steps: full-batch steps of each retraining.
-        groups: groups of tasks that are left out, for each way of drawing them.
-        test_tasks: clean tasks on held-out images.
+        subsets: number of subsets of tasks to retrain without, for each design of removals.
+        test_tasks: number of correct tasks on held-out images.
     """
 
     iterations: int = 420
     retrain_steps: int = 60
-    groups: int = 16
+    subsets: int = 16
     test_tasks: int = 100
 
 
-QUICK = Scale(iterations=120, retrain_steps=30, groups=6, test_tasks=30)
+QUICK = Scale(iterations=120, retrain_steps=30, subsets=6, test_tasks=30)
 
 
 @dataclass(frozen=True)
-class Run:
-    """Everything that training left behind.
+class DemoRun:
+    """The result of training.
 
     Attributes:
-        digits: the tasks, and which are wrong.
+        digits: the tasks, and which of them are wrong.
         maml, tasks: the recorded learner and taskset.
-        full_batch: MAML on stacked tasks, at this run's settings.
-        train, test: the stacked tasks, in the order of the tasksets' indices.
-        weights: c_i, how often each training task was drawn, relative to the average, ``(N,)``.
-        seed, scale: what to repeat it with.
-        seconds: of the training loop.
+        full_batch: MAML on stacked tasks, with the settings of this run.
+        train, test: the stacked tasks, in the order of the tasksets.
+        weights: c_i, how often each training task was drawn, divided by the average, ``(N,)``.
+        seed, scale: of this run.
+        seconds: duration of training.
     """
 
     digits: Digits
@@ -71,12 +71,12 @@ class Run:
 
     @property
     def wrong(self) -> Flags:
-        """``(N,)``, whether a training task has wrong labels."""
+        """``(N,)``, True for training tasks with wrong labels."""
         return np.isin(np.arange(len(self.weights)), list(self.digits.wrong))
 
     @property
     def l2(self) -> float:
-        """δ_o: Adam's weight decay is that of the average over tasks, the influence's objective is a sum."""
+        """δ_o: Adam's weight decay belongs to the average over tasks, the influence objective is a sum."""
         return WEIGHT_DECAY * len(self.weights)
 
     def test_result(self, parameters: dict[str, Tensor]) -> tuple[Floats, Floats]:
@@ -84,7 +84,7 @@ class Run:
         return self.full_batch.evaluate(parameters, self.test)
 
 
-def train(seed: int, scale: Scale, advance: Advance) -> Run:
+def train(seed: int, scale: Scale, advance: Advance) -> DemoRun:
     """Make the tasks from ``seed`` and train on them."""
     random.seed(seed)
     np.random.seed(seed)
@@ -98,7 +98,7 @@ def train(seed: int, scale: Scale, advance: Advance) -> Run:
     full_batch = FullBatchMAML(
         maml.module, nn.CrossEntropyLoss(), ADAPT_LR, ADAPT_STEPS, RETRAIN_LR, scale.retrain_steps, WEIGHT_DECAY
     )
-    return Run(
+    return DemoRun(
         made,
         maml,
         tasks,
@@ -112,8 +112,8 @@ def train(seed: int, scale: Scale, advance: Advance) -> Run:
     )
 
 
-def train_again(run: Run, removed: list[int], advance: Advance) -> dict[str, Tensor]:
-    """The same loop from the same start, without some tasks."""
+def train_again(run: DemoRun, removed: list[int], advance: Advance) -> dict[str, Tensor]:
+    """Train with the same loop and the same initial parameters, without some tasks."""
     torch.manual_seed(run.seed)
     maml = l2l.algorithms.MAML(new_model(), lr=ADAPT_LR)
     meta_train(maml, without(run.digits.train, removed), run.scale.iterations, advance)
@@ -129,7 +129,7 @@ def stacked(taskset: l2l.data.Taskset) -> TaskTensors:
 
 
 def _weights(maml: MAML, tasks: TaskDataset) -> Tensor:
-    draws = torch.zeros(len(tasks))
+    times_trained = torch.zeros(len(tasks))
     for task in recording_of(maml).training_tasks(tasks):
-        draws[task.key] = task.trained
-    return draws / draws.mean()
+        times_trained[task.key] = task.trained
+    return times_trained / times_trained.mean()

@@ -1,4 +1,4 @@
-"""The loop that the demo analyses: MAML as in learn2learn's examples. Nothing in it knows that it is recorded."""
+"""The training loop that the demo analyses: MAML as in learn2learn's examples, without any code for recording."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEIGHT_DECAY = 1e-4
 
 
 def new_model() -> nn.Module:
-    """A small network for 8×8 images; P = 2,245 parameters."""
+    """A small network for images of 8×8 pixels, with P = 2,245 parameters."""
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, WAYS))
 
 

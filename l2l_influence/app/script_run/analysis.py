@@ -1,4 +1,4 @@
-"""Scoring what a script trained on, with no more than the recording to go by."""
+"""Score the training tasks of a script from its recording alone."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ LOSSES: dict[str, type[nn.CrossEntropyLoss] | type[nn.MSELoss]] = {
     "cross-entropy": nn.CrossEntropyLoss,
     "mse": nn.MSELoss,
 }
-"""By the name that a user gives."""
+"""By the name on the command line."""
 
 REDUCTIONS = ("mean", "sum")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to score.
+class ScoringSettings:
+    """How to score the tasks of a script.
 
     Attributes:
-        loss: one of :data:`LOSSES`; None for what the script called.
-        reduction: how that reduces its samples, where ``loss`` says what it is.
-        hessian: kind of total Hessian; None for the hook's own choice.
-        test_tasks: at most how many tasks to score on.
-        seed: of which, if there are more.
-        progress: show bars; None for only on a terminal.
+        loss: one of :data:`LOSSES`; None = the loss that the script called.
+        reduction: reduction of ``loss``, if that is given.
+        hessian: kind of total Hessian; None = the default of the hook.
+        test_tasks: maximum number of tasks to score on.
+        seed: for drawing them, if there are more.
+        progress: show progress bars; None = only on a terminal.
 
     Raises:
-        ValueError: there is no such loss, reduction or Hessian, or no test task.
+        ValueError: unknown loss, reduction or Hessian, or fewer than one test task.
     """
 
     loss: str | None = None
@@ -50,7 +50,7 @@ class Settings:
 
     @property
     def chosen_loss(self) -> nn.CrossEntropyLoss | nn.MSELoss | None:
-        """What a user said the script's loss is."""
+        """The loss that the user named, or None."""
         return None if self.loss is None else LOSSES[self.loss](reduction=self.reduction)
 
     def __post_init__(self) -> None:
@@ -60,17 +60,17 @@ class Settings:
         if self.hessian is not None:
             curvature(self.hessian)
         if self.test_tasks < 1:
-            raise ValueError(f"the number of test tasks must be at least 1, got {self.test_tasks}")
+            raise ValueError(f"the number of test tasks must be at least 1; got {self.test_tasks}")
 
 
 @dataclass(frozen=True)
-class Tests:
-    """Tasks to score on.
+class ScoringTasks:
+    """The tasks to score on: a score is about their mean loss.
 
     Attributes:
-        pairs: their support and query sets.
-        held_out: whether the learner never trained on them.
-        note: which they are.
+        pairs: support and query set of each.
+        held_out: True if the learner never trained on them.
+        note: describes them in one line.
     """
 
     pairs: list[tuple[Pair, Pair]]
@@ -79,61 +79,61 @@ class Tests:
 
 
 @dataclass(frozen=True)
-class Found:
+class ScoredRun:
     """The ranking of a learner's training tasks.
 
     Attributes:
-        scores: of all tasks that trained.
-        tests: what they were scored on.
-        loss: the loss as an argument of a hook, as code; empty if hooks find it themselves.
+        scores: scores of all training tasks.
+        tests: the tasks they were scored on.
+        loss: the loss as code, for the argument of a hook; empty if hooks detect it.
     """
 
     scores: TaskScores
-    tests: Tests
+    tests: ScoringTasks
     loss: str
 
     @property
     def notes(self) -> list[str]:
-        """What the scores rest on, and how they were computed."""
+        """The test tasks, and how the scores were computed."""
         return [self.tests.note, *self.scores.notes]
 
 
-def analyse(study: Study, settings: Settings, early: bool) -> Found | str:
-    """Score the tasks that trained the study's one learner, or say why that cannot be done.
+def analyse(study: Study, settings: ScoringSettings, early: bool) -> ScoredRun | str:
+    """Score the training tasks of the study's one learner; returns the reason if that is not possible.
 
     Args:
-        study: what was recorded.
+        study: the recording.
         settings: how to score.
-        early: whether the script was stopped; the last tasks may then not have come to their backward.
+        early: True if the script was stopped; its last tasks may then lack their backward pass.
     """
     try:
         with warnings.catch_warnings():
-            # What torch says to those who write code with it says nothing to those who run a script.
+            # Deprecations inside torch concern its developers, not users of the script.
             warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
             return _scored(study, settings, early)
     except LossStructureError as error:
-        return f"{error}. On the command line, --loss and --reduction say which loss it is"
+        return f"{error}. Name the loss on the command line with --loss and --reduction"
     except InfluenceError as error:
         return str(error)
-    except Exception as error:  # a script's model may do anything; that it cannot be scored is no failure of the script
+    except Exception as error:  # a script's model can be anything; failing to score it must not fail the script
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
 
 
-def _scored(study: Study, settings: Settings, early: bool) -> Found:
-    study.training_tasks()  # raises, and says why, if they are not all there
+def _scored(study: Study, settings: ScoringSettings, early: bool) -> ScoredRun:
+    study.training_tasks()  # raises an error with the reason if some are missing
     loss = settings.chosen_loss
     tests = choose_tests(study.tasks, settings, early)
-    hook = TaskInfluence(study, loss=loss, hessian=settings.hessian, progress=settings.progress)
+    influence = TaskInfluence(study, loss=loss, hessian=settings.hessian, progress=settings.progress)
     code = "" if loss is None else f'loss=nn.{type(loss).__name__}(reduction="{loss.reduction}")'
-    return Found(hook.scores(tests.pairs), tests, code)
+    return ScoredRun(influence.scores(tests.pairs), tests, code)
 
 
-def choose_tests(tasks: Sequence[RecordedTask], settings: Settings, early: bool) -> Tests:
-    """Tasks that never trained, for validation or testing; those that trained where there are no others.
+def choose_tests(tasks: Sequence[RecordedTask], settings: ScoringSettings, early: bool) -> ScoringTasks:
+    """Choose the tasks to score on: tasks that never trained (validation, testing), else the training tasks.
 
     Raises:
-        NothingRecordedError: of none are the support and query sets known.
+        NothingRecordedError: no task has both its support and its query set recorded.
     """
     fed = [task for task in tasks if task.support_rows and task.query_rows]
     held_out = _held_out(fed, early)
@@ -141,14 +141,14 @@ def choose_tests(tasks: Sequence[RecordedTask], settings: Settings, early: bool)
     drawn = random.Random(settings.seed).sample(candidates, min(settings.test_tasks, len(candidates)))
     pairs = [pair for task in sorted(drawn, key=lambda task: task.id) if (pair := _pair(task)) is not None]
     if not pairs:
-        raise NothingRecordedError("There is no task to score on: of none are the support and the query set known.")
-    what = "that the learner was fed but never trained on" if held_out else "that the learner was trained on"
-    unread = f"; {len(drawn) - len(pairs)} more were drawn, but their data are not known" * (len(pairs) < len(drawn))
-    return Tests(pairs, bool(held_out), f"test tasks: {len(pairs)} of {len(candidates)} {what}{unread}")
+        raise NothingRecordedError("there is no task to score on: no task has both support and query set recorded")
+    kind = "that the learner was fed but never trained on" if held_out else "that the learner was trained on"
+    unread = f"; {len(drawn) - len(pairs)} more were drawn, but their data are missing" * (len(pairs) < len(drawn))
+    return ScoringTasks(pairs, bool(held_out), f"test tasks: {len(pairs)} of {len(candidates)} {kind}{unread}")
 
 
 def _held_out(fed: Sequence[RecordedTask], early: bool) -> list[RecordedTask]:
-    """Those of tasksets that trained nothing, or else those that did not train."""
+    """Tasks of tasksets without any training task; if there are none, tasks that did not train."""
     training = {task.taskset for task in fed if task.trained}
     apart = [task for task in fed if task.taskset not in training]
     return apart or [task for task in fed if not task.trained and not early]
@@ -161,6 +161,6 @@ def _pair(task: RecordedTask) -> tuple[Pair, Pair] | None:
         return None
 
 
-def _require_known(what: str, value: str, known: Collection[str]) -> None:
+def _require_known(setting: str, value: str, known: Collection[str]) -> None:
     if value not in known:
-        raise ValueError(f"{what} must be one of {', '.join(known)}, not {value!r}")
+        raise ValueError(f"{setting} must be one of {', '.join(known)}; got {value!r}")

@@ -1,4 +1,4 @@
-"""The files that a run leaves: its study, scores, a picture, and the page that explains them."""
+"""The files of a run: study, scores, a plot, and the page that explains them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ...recording import Study
 from ...recording.learners.base import model_of, rule_of
 from ...recording.study import storage
 from ...report.html import versions, write_page
-from .analysis import Found
+from .analysis import ScoredRun
 from .script import Ending
 
 STUDY, SCORES, RANKING, PAGE = "study", "scores.csv", "ranking.png", "report.html"
-_COLUMNS = ("rank", "task", "key", "classes", "times trained", "its own loss", "score")
+_COLUMNS = ("rank", "task", "key", "classes", "times trained", "query loss", "score")
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A script that has ended, and what was recorded of one of its learners.
+class FinishedScript:
+    """A script that has ended, and the study of one of its learners.
 
     Attributes:
         argv: the script and its arguments.
         ending: how it ended.
-        study: what was recorded.
+        study: the recording.
     """
 
     argv: Sequence[str]
@@ -37,56 +37,56 @@ class Finished:
 
     @property
     def command(self) -> str:
-        """As it would be typed."""
+        """The command line, as typed with ``python``."""
         return shlex.join(["python", *self.argv])
 
     @property
     def model(self) -> str:
-        """The class of the learner's model."""
+        """Class name of the learner's model."""
         return type(model_of(self.study.learner)).__name__
 
     @property
     def needs_learner(self) -> bool:
-        """Whether a study of it is loaded around a learner: GBML's transforms are of classes that no file tells."""
+        """True if loading the study needs a learner, not a model: files cannot describe the transforms of GBML."""
         return rule_of(self.study.learner) == "gbml"
 
     @property
     def has_body(self) -> bool:
-        """Whether the learner is the head of something else."""
+        """True if the learner is a head on the features of another module."""
         return self.study.recording.body is not None
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What became of a study's files.
+class SaveResult:
+    """Result of saving a study.
 
     Attributes:
-        there: whether there is a study to be loaded.
-        trouble: what is not in it, or why there is none; or nothing.
+        loadable: True if there is a study that can be loaded.
+        trouble: what is missing from it, or why there is none; empty if all was saved.
     """
 
-    there: bool = True
+    loadable: bool = True
     trouble: str = ""
 
     def __str__(self) -> str:
         if not self.trouble:
             return ""
-        return f"{'Not all of the study could be saved' if self.there else 'The study could not be saved'}:"
+        return f"{'Not all of the study could be saved' if self.loadable else 'The study could not be saved'}:"
 
 
-def save_study(study: Study, path: Path) -> Kept:
-    """Save it as far as that can be done."""
+def save_study(study: Study, path: Path) -> SaveResult:
+    """Save as much of the study as possible."""
     try:
         study.save(path)
     except PartlySavedError as error:
-        return Kept(True, str(error))
+        return SaveResult(True, str(error))
     except (InfluenceError, OSError) as error:
-        return Kept(False, str(error))
-    return Kept()
+        return SaveResult(False, str(error))
+    return SaveResult()
 
 
 def clear(folder: Path) -> None:
-    """Take away all that an earlier run left: studies, and what stands beside them."""
+    """Remove all files of an earlier run: studies, and the results beside them."""
     for place in (folder, *folder.glob("learner-*")):
         storage.remove(place / STUDY)
     clear_results(folder)
@@ -95,7 +95,7 @@ def clear(folder: Path) -> None:
 
 
 def clear_results(folder: Path) -> None:
-    """Take away what an earlier run left beside the study."""
+    """Remove the results of an earlier run, but not its studies."""
     for place in (folder, *folder.glob("learner-*")):
         for name in (SCORES, RANKING, PAGE):
             (place / name).unlink(missing_ok=True)
@@ -103,19 +103,19 @@ def clear_results(folder: Path) -> None:
             place.rmdir()
 
 
-def write_files(finished: Finished, found: Found | str, kept: Kept, folder: Path) -> Path:
-    """scores.csv, ranking.png and report.html; or, where there are no scores, a page that says why.
+def write_files(script: FinishedScript, scored: ScoredRun | str, saved: SaveResult, folder: Path) -> Path:
+    """Write scores.csv, ranking.png and report.html; without scores, only a page with the reason.
 
     Args:
-        finished: what was run.
-        found: the scores, or why there are none.
-        kept: what became of the study.
-        folder: where the files go.
+        script: the script that was run.
+        scored: the scores, or the reason why there are none.
+        saved: the result of saving the study.
+        folder: folder for the files.
 
     Returns:
-        The page.
+        The path of the page.
     """
-    scores = None if isinstance(found, str) else found.scores
+    scores = None if isinstance(scored, str) else scored.scores
     figure = None
     if scores is not None:
         scores.to_csv(folder / SCORES)
@@ -123,19 +123,19 @@ def write_files(finished: Finished, found: Found | str, kept: Kept, folder: Path
     return write_page(
         folder / PAGE,
         "run.html.j2",
-        finished=finished,
-        found=found,
-        kept=kept,
+        script=script,
+        scored=scored,
+        saved=saved,
         figure=figure,
         **(_tables(scores) if scores else {}),
         worst=[row.task for row in scores.top(3)] if scores else [],
-        saved_in=str(folder / STUDY),
+        study_path=str(folder / STUDY),
         versions=versions(),
     )
 
 
 def _tables(scores: TaskScores) -> dict[str, list[Any]]:
-    """Both ends of the ranking, and the columns of which either end has something to show."""
+    """Both ends of the ranking, with the columns that are not empty in both."""
     harmful = [_cells(row) for row in scores.top() if row.score > 0]
     helpful = [_cells(row) for row in scores.bottom() if row.score < 0]
     columns = [name for name in _COLUMNS if any(row[name] for row in harmful + helpful)]

@@ -1,4 +1,4 @@
-"""What is done when the process is told to end, as schedulers do before they take a machine away."""
+"""Save the study on SIGTERM, which schedulers send before they take a machine away."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 PATIENCE, AGAIN = 5.0, 0.02
-"""Seconds that the recorder has to come to the end of what it is at, and between two looks."""
+"""Seconds that the recorder has to finish its current operation, and seconds between two checks."""
 
 _RECORDER = __name__.rpartition(".app.")[0] + ".recording."
 
 
 @contextmanager
 def before_sigterm(last: Callable[[], object]) -> Iterator[None]:
-    """Inside, SIGTERM has ``last`` called, and then ends the process as it would have.
+    """Inside the block, SIGTERM calls ``last`` and then ends the process as it normally does.
 
-    Where there is a handler already, or the script sets one, that one stays alone.
+    A handler that exists already, or that the script sets, takes precedence; ``last`` is then not called.
     """
     free = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if not free:
@@ -43,7 +43,7 @@ class _Handler:
     deadline: float | None = None
 
     def __call__(self, _number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # forked by the script
+        if os.getpid() != self.process:  # a child process that the script forked
             _end()
         if self.deadline is None:
             self.deadline = time.monotonic() + PATIENCE
@@ -62,7 +62,7 @@ def _end() -> None:
 
 
 def _recorder_at_work(frame: FrameType | None) -> bool:
-    """Whether the signal came in the middle of something that the recorder does."""
+    """True if the signal interrupted code of the recorder."""
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith(_RECORDER):
             return True

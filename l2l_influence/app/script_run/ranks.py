@@ -1,4 +1,4 @@
-"""The processes that torchrun starts for one script: which of them is the last to end, with no word between them."""
+"""The processes that torchrun starts for one script. They find out through files which of them ends last."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ ENDED, MERGER = "ended", "merged-by"
 
 
 @dataclass(frozen=True)
-class Job:
-    """One process among those of a job; without torchrun, the only one.
+class TorchrunJob:
+    """One process of a torchrun job; without torchrun, the only one.
 
     Attributes:
-        folder: of the whole job; all its processes see it.
-        rank: of this process.
-        size: how many there are.
-        run: what tells this job from others before it, as far as torchrun says.
+        folder: folder of the whole job, visible to all its processes.
+        rank: rank of this process.
+        size: number of processes.
+        run: identifies this job among earlier ones in the same folder, as far as torchrun provides names.
     """
 
     folder: Path
@@ -28,8 +28,8 @@ class Job:
     run: str = ""
 
     @classmethod
-    def of_environment(cls, folder: Path) -> Job:
-        """What torchrun tells the processes that it starts."""
+    def of_environment(cls, folder: Path) -> TorchrunJob:
+        """The job that torchrun describes in environment variables."""
         size = int(os.environ.get("WORLD_SIZE", 1))
         names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
         run = " ".join(os.environ.get(name, "-") for name in names)
@@ -37,15 +37,15 @@ class Job:
 
     @property
     def own(self) -> Path:
-        """The folder of this process's own study."""
-        return self.of(self.rank) if self.size > 1 else self.folder
+        """Folder for the study of this process."""
+        return self.folder_of(self.rank) if self.size > 1 else self.folder
 
-    def of(self, rank: int) -> Path:
-        """The folder of the study of one of the processes."""
+    def folder_of(self, rank: int) -> Path:
+        """Folder for the study of the process with this rank."""
         return self.folder / f"rank-{rank}"
 
     def begin(self) -> None:
-        """Take away what an earlier job left. None of this one has ended yet, so that nothing of its own is lost."""
+        """Remove the files of an earlier job. Safe because no process of this job has saved anything yet."""
         if self.size == 1:
             return
         (self.folder / MERGER).unlink(missing_ok=True)
@@ -54,12 +54,12 @@ class Job:
             clear(folder)
 
     def _others(self) -> list[Path]:
-        """Folders of a job that had more processes."""
+        """Folders of an earlier job with more processes."""
         numbers = {folder.name.removeprefix("rank-"): folder for folder in self.folder.glob("rank-*")}
         return [folder for number, folder in numbers.items() if number.isdigit() and int(number) >= self.size]
 
     def end(self) -> bool:
-        """This process has saved its study. Says whether it is the one that goes on, because all others have too."""
+        """Mark this process as ended; returns True for the one process that has to merge, because all have ended."""
         if self.size == 1:
             return True
         self.own.mkdir(parents=True, exist_ok=True)
@@ -67,11 +67,11 @@ class Job:
         return all(self._has_ended(rank) for rank in range(self.size)) and self._first()
 
     def _has_ended(self, rank: int) -> bool:
-        mark = self.of(rank) / ENDED
+        mark = self.folder_of(rank) / ENDED
         return mark.is_file() and mark.read_text(encoding="utf-8") == self.run
 
     def _first(self) -> bool:
-        """Two that end at once may both see that all have ended: one of them makes this file."""
+        """Two processes that end at once may both see that all have ended; only one can create this file."""
         try:
             (self.folder / MERGER).open("x").close()
         except FileExistsError:

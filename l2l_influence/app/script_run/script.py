@@ -1,4 +1,4 @@
-"""Running a script as ``python script.py`` would: what it finds, and how it ends."""
+"""Run a script as ``python script.py`` does, and report how it ended."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ class Ending:
     """How a script ended.
 
     Attributes:
-        how: to be read after "the script ended".
-        status: what it ended with, as ``sys.exit`` takes it; 130 for Ctrl-C, as shells report that.
-        early: whether an exception or Ctrl-C stopped it.
+        how: completes "the script ended …".
+        status: exit status as ``sys.exit`` takes it; 130 for Ctrl-C, as in shells.
+        early: True if an exception or Ctrl-C stopped it.
     """
 
-    how: str = "by itself"
+    how: str = "normally"
     status: int | str | None = 0
     early: bool = False
 
 
 @contextmanager
 def as_main(script: str, arguments: Sequence[str]) -> Iterator[ModuleType]:
-    """A module ``__main__`` for the script, with the ``sys.argv`` and ``sys.path`` that python gives it, for a while.
+    """Inside the block: a module ``__main__`` for the script, and the ``sys.argv`` and ``sys.path`` that python sets.
 
-    What a script leaves behind, such as data sets, may still need its module: end the block after the last use.
+    Objects of the script, such as data sets, may need its module, so keep the block open while they are in use.
     """
     module = _main_module(script)
     argv, path, main = sys.argv, list(sys.path), sys.modules["__main__"]
     sys.argv, sys.modules["__main__"] = [script, *arguments], module
-    if not getattr(sys.flags, "safe_path", False):  # else the first entry is nobody's folder
+    if not getattr(sys.flags, "safe_path", False):  # otherwise python adds no folder of the script
         sys.path[0] = os.path.dirname(os.path.realpath(script))
     try:
         yield module
@@ -47,7 +47,7 @@ def as_main(script: str, arguments: Sequence[str]) -> Iterator[ModuleType]:
 
 
 def execute(module: ModuleType) -> Ending:
-    """Run the script of :func:`as_main`. An exception is shown as python shows it, and goes no further."""
+    """Run the script of :func:`as_main`. An exception is printed as python does, and not raised."""
     try:
         loader = vars(module)["__loader__"]
         exec(loader.source_to_code(loader.get_data(loader.path), loader.path), vars(module))
@@ -61,14 +61,15 @@ def execute(module: ModuleType) -> Ending:
 
 
 def _main_module(script: str) -> ModuleType:
-    module, path = ModuleType("__main__"), os.path.join(os.getcwd(), script)  # as python has it: absolute, but as typed
+    module = ModuleType("__main__")
+    path = os.path.join(os.getcwd(), script)  # as in python: absolute, symbolic links kept
     loader = SourceFileLoader("__main__", path)
     vars(module).update(__file__=path, __cached__=None, __loader__=loader, __builtins__=builtins, __annotations__={})
     return module
 
 
 def _show(error: BaseException, module: ModuleType) -> None:
-    """Print the traceback from the script's own first line on."""
+    """Print the traceback, starting at the script itself."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals is not vars(module):
         trace = trace.tb_next
