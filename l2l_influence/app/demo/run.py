@@ -131,5 +131,5 @@ def stacked(taskset: l2l.data.Taskset) -> TaskTensors:
 def _weights(maml: MAML, tasks: TaskDataset) -> Tensor:
     draws = torch.zeros(len(tasks))
     for task in recording_of(maml).training_tasks(tasks):
-        draws[task.key] = task.trained
+        draws[task.key] = task.times_trained
     return draws / draws.mean()

@@ -26,7 +26,10 @@ from ...storage import tensor_files as files
 from ..episodes.losses import Loss
 from ..episodes.task import RecordedTask
 
-FORMAT = 1
+FORMAT = 2
+RENAMED = {"draws": "times_seen", "trained": "times_trained"}
+"""What format 1 called fields of a task."""
+
 MANIFEST = "study.json"
 
 TENSORS = {"adapted", "seen_labels", "seen_query_labels", "read"}
@@ -88,8 +91,10 @@ def load(folder: str | Path) -> Saved:
     if not (folder / MANIFEST).is_file():
         raise RecordingError(f"{folder} holds no recording: there is no {MANIFEST} in it")
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if manifest.get("format") != FORMAT:
-        raise RecordingError(f"{folder} was written in format {manifest.get('format')}; this version reads {FORMAT}")
+    if manifest.get("format") not in (1, FORMAT):
+        raise RecordingError(
+            f"{folder} was written in format {manifest.get('format')}; this version reads 1 to {FORMAT}"
+        )
     entries = manifest["tasks"]
     states = {entry["state"] for entry in entries} - {None}
     for name in {manifest["weights"], *(entry["data"] for entry in entries), *states} - {None}:
@@ -216,7 +221,9 @@ def _states(paths: Iterator[Path]) -> dict[str, dict[str, Tensor]]:
 def _task(folder: Path, entry: dict[str, Any], state: Mapping[str, Tensor]) -> RecordedTask:
     data = entry.pop("data")
     del entry["state"]
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    values: dict[str, Any] = {
+        RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value for name, value in entry.items()
+    }
     adapted = {name.removeprefix("adapted."): value for name, value in state.items() if name.startswith("adapted.")}
     where = f"task {entry['key']} of taskset {entry['taskset']}"
     read = partial(_read, folder / data, entry["fingerprint"]) if data else partial(_unread, where)

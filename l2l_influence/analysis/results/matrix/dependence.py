@@ -24,7 +24,7 @@ from ...problem.state import state_of
 from ...run import Run
 from .cut import Cut
 
-UNUSED = {"taskset", "read", "classes", "indices", "draws"}
+UNUSED = {"taskset", "read", "classes", "indices", "times_seen"}
 """Fields of a recorded task that no score depends on, its fingerprint standing for its data; tasksets are numbered
 anew in each process."""
 
