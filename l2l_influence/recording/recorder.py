@@ -89,7 +89,7 @@ class Recording(Uncopied):
         """
         ledger = self._current_ledger()
         require_complete(ledger, self.failures, self.options)
-        trained = [task for task in self._handed_out(ledger) if task.trained]
+        trained = [task for task in self._handed_out(ledger) if task.times_trained]
         if tasks is not None:
             trained = [task for task in trained if task.taskset == card_of(tasks).number]
         require_tasks(trained, ledger, tasks)
@@ -102,7 +102,7 @@ class Recording(Uncopied):
         Raises:
             RecordingError: not all tasks that trained came through the same modules.
         """
-        found = {record.bodies for record in self._current_ledger().records.values() if record.trained}
+        found = {record.bodies for record in self._current_ledger().records.values() if record.times_trained}
         if len(found) > 1:
             raise RecordingError(
                 "not all tasks that trained were fed as features of the same modules: pass body=, the module that "
@@ -241,8 +241,8 @@ class Recording(Uncopied):
                     classes=record.classes,
                     support_rows=record.support_rows,
                     query_rows=record.query_rows,
-                    draws=record.draws,
-                    trained=record.trained,
+                    times_seen=record.times_seen,
+                    times_trained=record.times_trained,
                     lr=record.lr,
                     steps=record.steps,
                     first_order=record.first_order,

@@ -182,7 +182,9 @@ def test_the_recorded_loop_does_what_retraining_does(tasks: Stacked, monkeypatch
         for name, value in state.items():
             torch.testing.assert_close(value, there[name], rtol=1e-6, atol=1e-8)
     assert [lr for _, lr in checkpoints] == pytest.approx([0.05, 0.04, 0.03, 0.02, 0.01])
-    assert {task.key: task.trained for task in study.training_tasks()} == {key: drawn.count(key) for key in set(drawn)}
+    assert {task.key: task.times_trained for task in study.training_tasks()} == {
+        key: drawn.count(key) for key in set(drawn)
+    }
 
 
 def test_batches_are_drawn_in_proportion_and_never_hold_what_is_removed() -> None:

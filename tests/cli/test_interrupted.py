@@ -92,8 +92,8 @@ def test_a_script_that_is_told_to_end_or_killed_or_forks() -> None:
     status, printed, _ = scripts.end("killed")
     assert status == -signal.SIGKILL and printed.count(b"error") == 10 and printed.count(b"validation") == 1
     study = loaded("killed")
-    assert [task.trained for task in study.tasks] == 10 * [1] + 6 * [0]
-    tests = [(task.support, task.query) for task in study.tasks if not task.trained]
+    assert [task.times_trained for task in study.tasks] == 10 * [1] + 6 * [0]
+    tests = [(task.support, task.query) for task in study.tasks if not task.times_trained]
     found = TaskInfluence(study, loss=nn.CrossEntropyLoss()).scores(tests).values
     assert len(found) == 10 and all(map(math.isfinite, found.values()))
     assert {path.name for path in Path("killed").iterdir()} == {"study"}

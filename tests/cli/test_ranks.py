@@ -54,7 +54,7 @@ def test_two_processes_of_torchrun_leave_one_scored_study() -> None:
     assert len(printed) == 8 and printed == lines("script.py")
     assert {path.name for path in Path("both").iterdir()} == FILES | {"rank-0", "rank-1", "merged-by"}
     study = loaded("both")
-    assert [(task.rank, task.trained) for task in study.training_tasks()] == 4 * [(0, 1)] + 4 * [(1, 1)]
+    assert [(task.rank, task.times_trained) for task in study.training_tasks()] == 4 * [(0, 1)] + 4 * [(1, 1)]
     assert len(scores("both")) == 8 and "8 tasks that the learner was fed but never trained on" in page("both")
     assert "MAML: 2 processes.<br>Process 0: MAML: 8 tasks" in Path("both/report.html").read_text(), "a line each"
     with Path("both/scores.csv").open(newline="") as file:
@@ -80,8 +80,8 @@ def test_the_last_to_end_merges_and_equal_tasks_are_one(
     run_as(monkeypatch, rank=1)
     assert not (OUT / "study").exists() and "The process that ends last merges" in capsys.readouterr().err
     run_as(monkeypatch, rank=0)
-    assert [task.trained for task in loaded().training_tasks()] == [2] * 10 and len(scores()) == 10
-    assert Study.load(OUT / "rank-1" / "study", nn.Linear(8, 3)).training_tasks()[0].trained == 1
+    assert [task.times_trained for task in loaded().training_tasks()] == [2] * 10 and len(scores()) == 10
+    assert Study.load(OUT / "rank-1" / "study", nn.Linear(8, 3)).training_tasks()[0].times_trained == 1
 
 
 def test_what_another_job_left_is_not_merged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_learners_are_merged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None
         run_as(monkeypatch, rank)
     for number in (1, 2):
         found = loaded(f"l2l-influence-run/learner-{number}").training_tasks()
-        assert [task.trained for task in found] == [2] * 10
+        assert [task.times_trained for task in found] == [2] * 10
 
 
 def test_of_two_that_end_at_once_one_merges(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_the_page_s_code_goes_on_with_the_study() -> None:
     names = {"model": nn.Linear(8, 3)}
     exec(html.unescape(code), names)
     study, influence = names["study"], names["influence"]
-    tests = [(task.support, task.query) for task in study.tasks if not task.trained]
+    tests = [(task.support, task.query) for task in study.tasks if not task.times_trained]
     again = influence.scores(tests).values
     np.testing.assert_allclose([again[task] for task in scores("o")], list(scores("o").values()), rtol=1e-4)
     assert set(names["edited"]) == {"module.weight", "module.bias"}
@@ -145,7 +145,7 @@ def test_what_a_learner_learned_of_its_steps_is_scored_too(learner: str, learned
     like = eval(f"l2l.algorithms.{learner}", {"l2l": l2l, "nn": nn})
     study = Study.load("l2l-influence-run/study", like)
     influence = TaskInfluence(study, loss=nn.CrossEntropyLoss())
-    again = influence.scores([(task.support, task.query) for task in study.tasks if not task.trained]).values
+    again = influence.scores([(task.support, task.query) for task in study.tasks if not task.times_trained]).values
     np.testing.assert_allclose([again[task] for task in scores()], list(scores().values()), rtol=1e-4)
     assert {re.sub(r".*\.(?=mc)", "", name) for name in influence.influence(0)} == {"weight", "bias", *learned}
     assert ("a learner like the script's" in page()) == learner.startswith("GBML")

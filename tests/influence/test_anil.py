@@ -117,7 +117,7 @@ def test_what_hooks_compute_inside_the_block_is_none_of_the_loops() -> None:
         assert len(TaskInfluence(study, loss=LOSS).scores(pairs(BATCHES))) == len(study.training_tasks())
         loop.run(epochs=1)
         assert study.recording.body is loop.body
-        assert sum(task.trained for task in study.training_tasks()) == 2 * len(BATCHES)
+        assert sum(task.times_trained for task in study.training_tasks()) == 2 * len(BATCHES)
 
 
 def test_no_body_is_kept_alive() -> None:

@@ -132,7 +132,7 @@ def main(folder: Path) -> None:
         torch.save(seen, folder / name / f"seen-{rank}")
         whole = gather(study)
         if rank == 0:
-            uses = [(task.rank, task.key, task.draws, task.trained) for task in whole.training_tasks()]
+            uses = [(task.rank, task.key, task.times_seen, task.times_trained) for task in whole.training_tasks()]
             names = [sorted(task.adapted or ()) for task in whole.tasks]
             torch.save({"scores": scored(whole), "uses": uses, "adapted": names}, folder / name / "found")
     dist.destroy_process_group()

@@ -36,7 +36,7 @@ def test_a_told_episode_is_a_trained_draw_of_a_task() -> None:
     assert study.learner is maml
     (task,) = study.training_tasks()
     assert (task.lr, task.steps, task.first_order, task.rule, task.labels) == (0.1, 2, True, "sgd", "confirmed")
-    assert (task.draws, task.trained, task.indices, task.adapted) == (1, 1, None, None)
+    assert (task.times_seen, task.times_trained, task.indices, task.adapted) == (1, 1, None, None)
     assert (task.support_rows, task.query_rows) == ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))
     for told, rows in ((task.support, slice(0, None, 2)), (task.query, slice(1, None, 2))):
         assert torch.equal(told[0], x[rows])
@@ -48,10 +48,10 @@ def test_the_same_data_again_are_another_draw() -> None:
     data = batches(3)
     for i in (0, 1, 0, 2, 0):
         study.add_episode(learner=maml, **halves(data[i]), **STEP)
-    assert [(task.id, task.trained) for task in study.training_tasks()] == [(0, 3), (1, 1), (2, 1)]
+    assert [(task.id, task.times_trained) for task in study.training_tasks()] == [(0, 3), (1, 1), (2, 1)]
     assert len({task.key for task in study.tasks}) == 3
     Study().add_episode(learner=maml, **halves(data[0]), **STEP)
-    assert study.training_tasks()[0].trained == 4
+    assert study.training_tasks()[0].times_trained == 4
 
 
 def test_a_key_names_the_task() -> None:
@@ -61,7 +61,7 @@ def test_a_key_names_the_task() -> None:
     for i, key in ((0, 0), (1, 0), (2, 5)):
         study.add_episode(learner=maml, **halves(data[i]), **STEP, key=key)
     found = {task.key: task for task in study.training_tasks()}
-    assert {key: task.trained for key, task in found.items()} == {-1: 1, 0: 2, 5: 1}
+    assert {key: task.times_trained for key, task in found.items()} == {-1: 1, 0: 2, 5: 1}
     assert torch.equal(found[0].support[0], data[1][0][::2])  # of the last draw
 
 

@@ -270,7 +270,7 @@ def test_validation_on_the_same_learner_and_tasks_is_no_training(kit: Kit, block
             fast_adapt(tasks[key], maml.clone(), cross_entropy, split=lambda _rows: ([0, 1], [2, 3]))
             fast_adapt(tasks[5], maml.clone(), cross_entropy)
     found = recording_of(maml).training_tasks(tasks)
-    assert [(task.key, task.draws, task.trained) for task in found] == [(0, 2, 1), (1, 2, 1)]
+    assert [(task.key, task.times_seen, task.times_trained) for task in found] == [(0, 2, 1), (1, 2, 1)]
     assert all(task.support_rows == (0, 2, 4, 6, 8) for task in found)
     assert len(recording_of(maml).training_tasks()) == 2
     assert len(recording_of(maml).tasks) == 5
@@ -289,7 +289,7 @@ def test_interleaved_learners_and_nested_clones(kit: Kit, block: Block) -> None:
             (cross_entropy(nested(x[1::2]), y[1::2]) + cross_entropy(b(x[::2]), y[::2])).backward()
     for learner, steps, support in ((one, 2, (0, 2, 4, 6, 8)), (other, 1, (1, 3, 5, 7, 9))):
         found = recording_of(learner).training_tasks()
-        assert [(task.key, task.trained) for task in found] == [(0, 1), (1, 1), (2, 1)]
+        assert [(task.key, task.times_trained) for task in found] == [(0, 1), (1, 1), (2, 1)]
         assert all((task.steps, task.support_rows) == (steps, support) for task in found)
 
 
@@ -301,7 +301,7 @@ def test_draws_of_an_infinite_taskset_have_a_cap(kit: Kit, block: Block) -> None
         for _draw in range(12):
             step(maml, tasks.sample())
     recording = recording_of(maml)
-    assert [task.trained for task in recording.training_tasks()] == [1] * 4
+    assert [task.times_trained for task in recording.training_tasks()] == [1] * 4
     assert recording.stands_for == 3
     assert "uniform sample" in recording.describe()
 
@@ -459,7 +459,7 @@ def test_a_failing_adapt_fails_as_learn2learns(kit: Kit, block: Block, capfd: py
         assert "does not require grad" in capfd.readouterr().err
         fast_adapt((x, y), learner, cross_entropy)[0].backward()
     (task,) = recording_of(maml).training_tasks()
-    assert (task.key, task.steps, task.trained) == (0, 1, 1)
+    assert (task.key, task.steps, task.times_trained) == (0, 1, 1)
 
 
 def test_updates_by_hand_are_inner_steps_or_mentioned() -> None:

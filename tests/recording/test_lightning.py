@@ -127,10 +127,10 @@ def test_tasks_rows_and_labels(make: Any, settings: dict[str, Any]) -> None:
     trainer(recorder, notes, **settings).fit(make(), batcher)
     tasks = recorder.study.training_tasks(batcher.train_tasks)
     assert len(tasks) == len(recorder.study.training_tasks())
-    assert sum(task.trained for task in tasks) == len(notes.batches) == 2 * LENGTH
+    assert sum(task.times_trained for task in tasks) == len(notes.batches) == 2 * LENGTH
     for task in tasks:
         batches = served(notes, task)
-        assert task.trained == len(batches)
+        assert task.times_trained == len(batches)
         assert (task.support_rows, task.query_rows, task.steps, task.lr) == (SUPPORT, QUERY, 2, 0.1)
         x, y = batcher.train_tasks[task.key]
         for part, rows in ((task.support, SUPPORT), (task.query, QUERY)):
@@ -203,8 +203,8 @@ def facts(study: Study) -> list[dict[str, Any]]:
 def test_the_sanity_check_is_left_out() -> None:
     recorder, notes = RecordingCallback(), Notes()
     trainer(recorder, notes, num_sanity_val_steps=3, check_val_every_n_epoch=9).fit(maml(), data())
-    assert all(task.draws == task.trained for task in recorder.study.tasks)
-    assert sum(task.draws for task in recorder.study.tasks) == 2 * LENGTH
+    assert all(task.times_seen == task.times_trained for task in recorder.study.tasks)
+    assert sum(task.times_seen for task in recorder.study.tasks) == 2 * LENGTH
     assert "forwards" not in recorder.study.describe()
 
 
@@ -221,8 +221,8 @@ def test_validation_and_tests_in_between_are_no_training() -> None:
     fitting = trainer(recorder, notes, Testing(), inference_mode=False)
     fitting.fit(module, batcher)
     assert len(recorder.study.training_tasks(batcher.train_tasks)) == len(recorder.study.training_tasks())
-    assert sum(task.trained for task in recorder.study.tasks) == len(notes.batches) == 2 * LENGTH
-    assert sum(task.draws for task in recorder.study.tasks) == 3 * 2 * LENGTH
+    assert sum(task.times_trained for task in recorder.study.tasks) == len(notes.batches) == 2 * LENGTH
+    assert sum(task.times_seen for task in recorder.study.tasks) == 3 * 2 * LENGTH
     before = recorder.study.describe()
     fitting.validate(module, batcher, verbose=False)
     assert recorder.study.describe() == before
@@ -251,9 +251,9 @@ def test_a_fit_that_breaks_off_leaves_its_recording() -> None:
     with pytest.raises(ZeroDivisionError):
         trainer(recorder, notes, Breaking()).fit(module, data())
     assert not patches.studies
-    assert sum(task.trained for task in recorder.study.training_tasks()) == 4
+    assert sum(task.times_trained for task in recorder.study.training_tasks()) == 4
     trainer(recorder).fit(module, data())
-    assert sum(task.trained for task in recorder.study.training_tasks()) == 4 + 2 * LENGTH
+    assert sum(task.times_trained for task in recorder.study.training_tasks()) == 4 + 2 * LENGTH
 
 
 def test_nothing_to_train() -> None:
@@ -269,10 +269,10 @@ def test_several_fits() -> None:
     first = recorder.study
     trainer(recorder).fit(one, data())
     assert recorder.study.learner is first.learner is one.model
-    assert sum(task.trained for task in recorder.study.training_tasks()) == 2 * 2 * LENGTH
+    assert sum(task.times_trained for task in recorder.study.training_tasks()) == 2 * 2 * LENGTH
     trainer(recorder).fit(other, data())
     assert recorder.study.learner is other.model
-    assert sum(task.trained for task in recorder.study.training_tasks()) == 2 * LENGTH
+    assert sum(task.times_trained for task in recorder.study.training_tasks()) == 2 * LENGTH
 
 
 def test_checkpoints_know_nothing_of_it_and_going_on_from_one_is_mentioned(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_checkpoints_know_nothing_of_it_and_going_on_from_one_is_mentioned(tmp_p
         trainer(*callbacks, max_epochs=2).fit(resumed, data(), ckpt_path=path)
         for callback in callbacks:
             assert "went on from a checkpoint" in callback.study.describe()
-            assert sum(task.trained for task in callback.study.training_tasks()) == LENGTH
+            assert sum(task.times_trained for task in callback.study.training_tasks()) == LENGTH
     assert "checkpoint" not in recorder.study.describe()
 
 
@@ -312,7 +312,7 @@ def test_distributed_data_parallel(make: Any) -> None:
     finally:
         torch.distributed.destroy_process_group()
     tasks = recorder.study.training_tasks()
-    assert sum(task.trained for task in tasks) == 2 * LENGTH
+    assert sum(task.times_trained for task in tasks) == 2 * LENGTH
     assert all(served(notes, task) and task.query_rows == QUERY for task in tasks)
 
 
@@ -325,7 +325,7 @@ def test_data_parallel(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder, module = RecordingCallback(), make(data_parallel=True)
     trainer(recorder).fit(module, data())
     assert module.data_parallel
-    assert sum(task.trained for task in recorder.study.training_tasks()) == 2 * LENGTH
+    assert sum(task.times_trained for task in recorder.study.training_tasks()) == 2 * LENGTH
     for task in recorder.study.training_tasks():
         assert list(task.adapted or {}) == [name for name, _ in recorder.study.learner.module.named_parameters()]
     assert len(TaskInfluence(recorder.study, loss=module.loss).scores(small(2), num_tasks=1))

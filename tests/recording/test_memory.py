@@ -91,7 +91,7 @@ def test_no_graph_learner_or_parameter_is_kept_alive(trains: bool) -> None:
         assert all(reference() is None for reference in gone)
     finally:
         gc.enable()
-    assert [task.draws for task in recording_of(maml).tasks] == [1]
+    assert [task.times_seen for task in recording_of(maml).tasks] == [1]
 
 
 @pytest.mark.parametrize("looked_into", [False, True])
@@ -215,7 +215,7 @@ def test_augmented_draws_of_a_task_are_one_task() -> None:
     step(maml, last)
     fast_adapt(tasks[0], maml.clone(), cross_entropy)
     (task,) = recording_of(maml).training_tasks()
-    assert (task.draws, task.trained) == (3, 2)
+    assert (task.times_seen, task.times_trained) == (3, 2)
     assert torch.equal(task.support[0], last[0][::2])  # the last one that trained, not the validation after it
 
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from l2l_influence import MAML, Study, record
 from l2l_influence.errors import NothingRecordedError, RanksDisagreeError, RecordingError
+from l2l_influence.recording.study import storage
 from l2l_influence.recording.study.merging import merged
-from l2l_influence.recording.study.study import storage
 
 from ..influence.runs import ListedTasks
 from . import ranks
@@ -60,10 +60,10 @@ def test_two_processes_are_scored_as_one_that_trained_on_the_tasks_of_both(loop:
     found = torch.load(folder / "found", weights_only=False)
     expected = one_process(folder)
     torch.testing.assert_close(found["scores"], ranks.scored(expected), rtol=1e-6, atol=1e-12)
-    draws = {task.fingerprint: task.trained for task in expected.training_tasks()}
+    draws = {task.fingerprint: task.times_trained for task in expected.training_tasks()}
     loaded = Study.load([folder / "rank-0", folder / "rank-1"], ranks.network())
-    assert [(task.rank, task.key, task.draws, task.trained) for task in loaded.tasks] == found["uses"]
-    assert {task.fingerprint: task.trained for task in loaded.training_tasks()} == draws
+    assert [(task.rank, task.key, task.times_seen, task.times_trained) for task in loaded.tasks] == found["uses"]
+    assert {task.fingerprint: task.times_trained for task in loaded.training_tasks()} == draws
     torch.testing.assert_close(ranks.scored(loaded), found["scores"], rtol=1e-9, atol=1e-12)
     assert found["adapted"] == [sorted(name for name, _ in ranks.network().named_parameters())] * len(found["uses"])
 
@@ -123,24 +123,26 @@ def test_ids_and_tasksets_are_counted_on(parts: list[storage.Saved]) -> None:
 def test_the_same_task_split_otherwise_is_another(parts: list[storage.Saved]) -> None:
     first = parts[0]
     turned = replace(first, tasks=[replace(task, support_rows=(2, 1, 0)) for task in first.tasks])
-    assert [task.trained for task in merged([first, first]).tasks] == [2, 2]
-    assert [task.trained for task in merged([first, turned]).tasks] == [1, 1, 1, 1]
+    assert [task.times_trained for task in merged([first, first]).tasks] == [2, 2]
+    assert [task.times_trained for task in merged([first, turned]).tasks] == [1, 1, 1, 1]
 
 
 def test_rules_unknown_do_not_keep_equal_tasks_apart(parts: list[storage.Saved]) -> None:
     def unknown(part: storage.Saved) -> storage.Saved:
         return replace(part, tasks=[replace(task, lr=float("nan"), rule="other") for task in part.tasks])
 
-    assert [task.draws for task in merged([unknown(parts[0]), unknown(parts[0])]).tasks] == [2, 2]
+    assert [task.times_seen for task in merged([unknown(parts[0]), unknown(parts[0])]).tasks] == [2, 2]
 
 
 def test_what_is_of_the_draw_that_trained_goes_before_what_did_not(parts: list[storage.Saved]) -> None:
     first = parts[0]
-    idle = replace(first, tasks=[replace(task, trained=0, adapted=None) for task in first.tasks])
+    idle = replace(first, tasks=[replace(task, times_trained=0, adapted=None) for task in first.tasks])
     adapted = {"0.weight": torch.ones(3, 4)}
     first = replace(first, tasks=[replace(task, adapted=adapted) for task in first.tasks])
     for order in ([first, idle], [idle, first]):
-        assert [(task.draws, task.trained, task.adapted) for task in merged(order).tasks] == [(2, 1, adapted)] * 2
+        assert [(task.times_seen, task.times_trained, task.adapted) for task in merged(order).tasks] == [
+            (2, 1, adapted)
+        ] * 2
 
 
 def test_processes_that_do_not_agree_are_refused(parts: list[storage.Saved]) -> None:
@@ -175,7 +177,7 @@ def test_draws_that_a_sample_stands_for(parts: list[storage.Saved]) -> None:
 
 
 def test_a_process_that_trained_nothing_is_no_trouble(tmp_path: Path, parts: list[storage.Saved]) -> None:
-    idle = replace(parts[1], tasks=[replace(task, trained=0) for task in parts[1].tasks])
+    idle = replace(parts[1], tasks=[replace(task, times_trained=0) for task in parts[1].tasks])
     assert not merged([parts[0], idle]).about["trouble"]
     study, learner = Study(), MAML(nn.Linear(4, 3), lr=0.1)
     study.meet(learner)

@@ -159,7 +159,7 @@ def test_a_failed_adapt_is_as_learn2learns_and_leaves_nothing_broken(capfd: pyte
     assert not recording_of(maml).adapting
     fast_adapt((x, y), learner, cross_entropy)[0].backward()
     (task,) = recording_of(maml).training_tasks()
-    assert (task.steps, task.trained) == (1, 1)
+    assert (task.steps, task.times_trained) == (1, 1)
 
 
 def test_an_episode_that_breaks_off_leaves_nothing_broken() -> None:

@@ -12,8 +12,8 @@ from torch import nn
 
 from l2l_influence import Study, record
 from l2l_influence.errors import RecordingError
+from l2l_influence.recording.study import saver as module
 from l2l_influence.recording.study.saver import Saver
-from l2l_influence.recording.study.study import saver as module
 
 from .loops import DROP_INS, LOOPS, PLAIN, network
 from .test_identity import assert_same, everything, seed
@@ -60,7 +60,7 @@ def test_what_is_saved_meanwhile_is_what_was_recorded_until_then(tmp_path: Path)
 
 
 def use(task: Any) -> tuple[Any, ...]:
-    return task.id, task.key, task.draws, task.trained, task.support_rows, task.query_rows, task.fingerprint
+    return task.id, task.key, task.times_seen, task.times_trained, task.support_rows, task.query_rows, task.fingerprint
 
 
 def test_looking_on_gives_no_ids_and_holds_no_data() -> None:

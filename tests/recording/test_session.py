@@ -139,7 +139,7 @@ def test_blocks_inside_blocks() -> None:
         step(one, tasks[3])
     assert (outer.learners, inner.learners) == ([one, other], [other])
     assert (keys(one), keys(other)) == ([0, 3], [1, 2])
-    assert all(task.draws == 1 for task in recording_of(other).tasks)
+    assert all(task.times_seen == 1 for task in recording_of(other).tasks)
 
 
 def test_blocks_that_end_in_another_order() -> None:
@@ -210,7 +210,7 @@ def test_a_subclass_with_its_own_forward_and_clone() -> None:
     with record() as study:
         step(maml, tasks[3])
     (task,) = study.training_tasks(tasks)
-    assert (task.key, task.steps, task.lr, task.rule, task.draws) == (3, 1, 0.1, "sgd", 1)
+    assert (task.key, task.steps, task.lr, task.rule, task.times_seen) == (3, 1, 0.1, "sgd", 1)
     assert task.support[0].shape == (5, 2, 2)
 
 
@@ -251,7 +251,7 @@ def test_each_call_is_recorded_once(kind: type, monkeypatch: pytest.MonkeyPatch)
         step(maml, tasks[2])
     assert calls == ["cloned", "fed", "fed"]
     (task,) = study.training_tasks()
-    assert (task.key, task.steps, task.lr, task.rule, task.draws, task.trained) == (2, 1, 0.1, "sgd", 1, 1)
+    assert (task.key, task.steps, task.lr, task.rule, task.times_seen, task.times_trained) == (2, 1, 0.1, "sgd", 1, 1)
 
 
 def test_a_class_made_inside_is_watched_until_the_end() -> None:
@@ -401,7 +401,7 @@ def test_indexing_iteration_and_descriptions() -> None:
     tasks = small()
     found = recorded(lambda: [tasks[3], tasks[0], *tasks, tasks.get_task(tasks.sampled_descriptions[4])])
     assert [task.key for task in found] == [3, 0, 1, 2, 4, 5]
-    assert [task.draws for task in found] == [2, 2, 1, 1, 2, 1]
+    assert [task.times_seen for task in found] == [2, 2, 1, 1, 2, 1]
 
 
 def test_each_draw_of_an_infinite_taskset_is_a_task() -> None:
@@ -432,7 +432,7 @@ def test_overridden_methods(kind: type) -> None:
         for batch in batches[2:]:
             step(maml, batch)
     found = study.training_tasks(tasks)
-    assert sum(task.draws for task in found) == 4
+    assert sum(task.times_seen for task in found) == 4
     assert len({task.key for task in found}) == len(found)
     by_key = {task.key: task for task in found}
     assert torch.equal(by_key[3].support[0], tasks[3][0][::2])
@@ -449,7 +449,7 @@ class Pooled(l2l.data.Taskset):
 def test_a_batch_put_together_of_two_is_one_task() -> None:
     tasks = of_class(Pooled)
     (task,) = recorded(lambda: [tasks.sample(), tasks.sample()])
-    assert (task.draws, task.indices) == (2, None)
+    assert (task.times_seen, task.indices) == (2, None)
     assert task.key >= len(tasks)
 
 
@@ -521,7 +521,7 @@ def test_the_tasks_of_a_sampler() -> None:
     tasks = small()
     loader = DataLoader(tasks.dataset, batch_sampler=TasksetSampler(tasks))
     found = recorded(lambda: ((x, y % 5) for _epoch in range(2) for x, y in loader))
-    assert [task.draws for task in found] == [2] * 6
+    assert [task.times_seen for task in found] == [2] * 6
     assert all(task.labels == "changed" for task in found)  # a sampler leaves out what remaps them
 
 

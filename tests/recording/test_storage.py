@@ -12,7 +12,7 @@ from torch import nn
 from l2l_influence import MAML, Study, TaskInfluence, record
 from l2l_influence.errors import PartlySavedError, RecordingError, TaskDataChangedError
 from l2l_influence.recording.episodes.stores import BoundedStore
-from l2l_influence.recording.study.study import storage
+from l2l_influence.recording.study import storage
 from l2l_influence.recording.tasksets.reading import Source
 from l2l_influence.storage import tensor_files as files
 
@@ -46,7 +46,18 @@ def test_a_loaded_study_gives_the_same_scores(study: Study, tmp_path: Path) -> N
 def test_tasks_are_as_they_were(study: Study, tmp_path: Path) -> None:
     loaded = Study.load(study.save(tmp_path / "study"), model(), body())
     for task, back in zip(study.tasks, loaded.tasks, strict=True):
-        names = ("id", "key", "indices", "classes", "support_rows", "query_rows", "draws", "trained", "lr", "steps")
+        names = (
+            "id",
+            "key",
+            "indices",
+            "classes",
+            "support_rows",
+            "query_rows",
+            "times_seen",
+            "times_trained",
+            "lr",
+            "steps",
+        )
         assert [getattr(task, name) for name in names] == [getattr(back, name) for name in names]
         assert (task.rule, task.together, task.labels) == (back.rule, back.together, back.labels)
         assert all(torch.equal(a, b) for a, b in zip(task.support + task.query, back.support + back.query, strict=True))
@@ -106,7 +117,7 @@ def test_data_that_cannot_be_read_are_left_out_and_named(
     *lost, kept = Study.load(tmp_path / "study", model()).tasks
     assert torch.equal(kept.support[0], told.tasks[-1].support[0])
     for task in lost:
-        assert task.trained == 1
+        assert task.times_trained == 1
         with pytest.raises(TaskDataChangedError, match="could not be had"):
             task.query  # noqa: B018
 

@@ -48,7 +48,7 @@ def facts(learner: Any) -> list[dict[str, Any]]:
 
 
 def told(task: RecordedTask) -> dict[str, Any]:
-    names = ("id", "key", "indices", "classes", "support_rows", "query_rows", "draws", "trained", "steps",
+    names = ("id", "key", "indices", "classes", "support_rows", "query_rows", "times_seen", "times_trained", "steps",
              "first_order", "labels", "rule", "batch_norm")  # fmt: skip
     tensors = (*task.support, *task.query, *(task.adapted or {}).values())
     return {
@@ -73,7 +73,7 @@ def test_the_same_bits(loop: str, kit: Kit, watched: bool) -> None:
 def test_one_recording(loop: str, kit: Kit) -> None:
     drop_ins = run(loop, DROP_INS, False)
     assert run(loop, kit, True).seen == drop_ins.seen
-    assert all(any(task["trained"] for task in tasks) for tasks in drop_ins.seen)
+    assert all(any(task["times_trained"] for task in tasks) for tasks in drop_ins.seen)
 
 
 def test_the_same_bits_with_a_learner_like_maml_plus_plus() -> None:

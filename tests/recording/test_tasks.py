@@ -78,7 +78,7 @@ def test_indexing_and_iteration_are_recorded() -> None:
     tasks = TaskDataset(small())
     recording = recorded([tasks[3], tasks[0], *tasks])
     assert [task.key for task in recording.training_tasks(tasks)] == [3, 0, 1, 2, 4, 5]
-    assert [task.draws for task in recording.tasks] == [2, 2, 1, 1, 1, 1]
+    assert [task.times_seen for task in recording.tasks] == [2, 2, 1, 1, 1, 1]
     assert [task.id for task in recording.tasks] == list(range(6))
 
 
@@ -95,7 +95,7 @@ def test_a_description_given_to_get_task_keeps_its_index() -> None:
     batch = tasks[4]
     again = tasks.get_task(tasks.sampled_descriptions[4])
     recording = recorded([batch, again])
-    assert [(task.key, task.draws) for task in recording.tasks] == [(4, 2)]
+    assert [(task.key, task.times_seen) for task in recording.tasks] == [(4, 2)]
 
 
 def test_indices_and_classes_are_those_of_the_data_set() -> None:
@@ -159,10 +159,10 @@ def test_an_overridden_sample_gives_equal_draws_one_key() -> None:
     random.seed(0)
     recording = recorded([tasks.sample() for _ in range(10)])
     assert len(tasks.sampled_descriptions) == 3
-    assert sorted(task.draws for task in recording.training_tasks()) == sorted(
-        task.trained for task in recording.training_tasks()
+    assert sorted(task.times_seen for task in recording.training_tasks()) == sorted(
+        task.times_trained for task in recording.training_tasks()
     )
-    assert sum(task.draws for task in recording.tasks) == 10
+    assert sum(task.times_seen for task in recording.tasks) == 10
     assert len(recording.tasks) == 3
 
 
@@ -171,7 +171,7 @@ def test_all_wrappers_of_a_taskset_are_one_source() -> None:
     one, other = TaskDataset(inner), TaskDataset(TaskDataset(inner))
     recording = recorded([one[0], other[0]])
     for source in (one, other, inner):
-        assert [task.draws for task in recording.training_tasks(source)] == [2]
+        assert [task.times_seen for task in recording.training_tasks(source)] == [2]
 
 
 def test_tasks_sampled_anew_under_an_old_index_are_other_tasks() -> None:
@@ -180,7 +180,7 @@ def test_tasks_sampled_anew_under_an_old_index_are_other_tasks() -> None:
     tasks.sampled_descriptions.clear()
     batches.append(tasks[0])
     recording = recorded(batches)
-    assert [(task.key, task.draws) for task in recording.training_tasks()] == [(0, 1), (0, 1)]
+    assert [(task.key, task.times_seen) for task in recording.training_tasks()] == [(0, 1), (0, 1)]
     first, second = recording.training_tasks()
     assert first.indices != second.indices
     recording.options.data_bytes = 0

@@ -20,7 +20,7 @@ def setting(**arguments: Any) -> tuple[MAML, TaskDataset]:
 
 
 def trained(maml: MAML) -> list[tuple[int, int]]:
-    return [(task.key, task.trained) for task in recording_of(maml).tasks if task.trained]
+    return [(task.key, task.times_trained) for task in recording_of(maml).tasks if task.times_trained]
 
 
 def test_validation_tasks_do_not_count() -> None:
@@ -29,10 +29,10 @@ def test_validation_tasks_do_not_count() -> None:
     training, validation = TaskDataset(inner), TaskDataset(held_out)
     train(maml, training, validation, iterations=5)
     recording = recording_of(maml)
-    assert sum(task.trained for task in recording.training_tasks(training)) == 20
+    assert sum(task.times_trained for task in recording.training_tasks(training)) == 20
     assert {task.taskset for task in recording.training_tasks()} == {recording.training_tasks(training)[0].taskset}
-    assert sum(task.draws for task in recording.tasks) == 40
-    assert all(task.adapted is None for task in recording.tasks if not task.trained)
+    assert sum(task.times_seen for task in recording.tasks) == 40
+    assert all(task.adapted is None for task in recording.tasks if not task.times_trained)
 
 
 def test_validating_on_a_training_task_is_a_draw_but_no_training() -> None:
@@ -40,7 +40,7 @@ def test_validating_on_a_training_task_is_a_draw_but_no_training() -> None:
     fast_adapt(tasks[0], maml.clone(), cross_entropy)[0].backward()
     fast_adapt(tasks[0], maml.clone(), cross_entropy, split=lambda rows: ([0], [1]))
     (task,) = recording_of(maml).training_tasks()
-    assert (task.draws, task.trained) == (2, 1)
+    assert (task.times_seen, task.times_trained) == (2, 1)
     assert task.support_rows == (0, 2, 4, 6, 8)
 
 
@@ -150,7 +150,7 @@ def test_a_clone_of_an_adapted_clone_goes_on_with_its_draw(counted: str) -> None
     }
     losses[counted].backward()
     (task,) = recording_of(maml).training_tasks()
-    assert (task.draws, task.trained) == (1, 1)
+    assert (task.times_seen, task.times_trained) == (1, 1)
     steps, support, query = {"child": (2, 5, 5), "parent": (1, 3, 7)}[counted]
     assert task.steps == steps
     assert task.support_rows == tuple(range(support))

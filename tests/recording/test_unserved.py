@@ -74,7 +74,7 @@ def test_the_same_bits() -> None:
 def test_the_same_data_are_the_same_task() -> None:
     served = batches(2)
     found = recorded([*served, *served, served[0]]).training_tasks()
-    assert [(task.trained, task.key) for task in found] == [(3, found[0].key), (2, found[1].key)]
+    assert [(task.times_trained, task.key) for task in found] == [(3, found[0].key), (2, found[1].key)]
 
 
 def test_scores_are_those_of_the_same_tasks_served(tmp_path: Any) -> None:
@@ -113,7 +113,7 @@ def test_validation_beside_training() -> None:
         maml = l2l.algorithms.MAML(network(), lr=0.1)
         fit(maml, batches(6)[:4])
         fit(maml, batches(6)[4:], train=False)
-    assert [task.trained for task in study.tasks] == [1, 1, 1, 1, 0, 0]
+    assert [task.times_trained for task in study.tasks] == [1, 1, 1, 1, 0, 0]
     assert torch.equal(study.tasks[5].query[1], batches(6)[5][1][5:])
 
 

@@ -93,7 +93,7 @@ class SampleInfluence(ItemInfluence[Sample, SampleScores]):
             row = self._rows(task)[j]
             source = None if task.indices is None else task.indices[row]
             own, value = float(found.losses[position][j]), float(found.scores[position][j, 0])
-            rows.append(SampleScore(rank, task.id, j, row, source, label, task.trained, own, value))
+            rows.append(SampleScore(rank, task.id, j, row, source, label, task.times_trained, own, value))
         return SampleScores(f"{self._level.item_name}s", rows, loss, notes, reading)
 
 

@@ -127,7 +127,7 @@ class TaskInfluence(ItemInfluence[int, TaskScores]):
         for rank, at in enumerate(order, start=1):
             task = study.recorded[at]
             own, value = float(found.losses[at]), float(found.scores[at][0, 0])
-            rows.append(TaskScore(rank, task.id, task.key, task.classes, task.trained, own, value))
+            rows.append(TaskScore(rank, task.id, task.key, task.classes, task.times_trained, own, value))
         return TaskScores(rows, loss, notes, reading)
 
 

@@ -55,7 +55,9 @@ class Snapshot:
             progress=options.progress,
             ranks=ranks_of(options.group),
         )
-        self.problem.ranks.require_same("recorded tasks", ((task.id, task.key, task.trained) for task in recorded))
+        self.problem.ranks.require_same(
+            "recorded tasks", ((task.id, task.key, task.times_trained) for task in recorded)
+        )
         start = adapted if isinstance(kind, Proximal) else None
         tasks = RecordedTasks(self.recorded, self.losses, self._like, start)
         self.solved_tasks = self.problem.at(self.lam, tasks, self._weights())
@@ -122,5 +124,5 @@ class Snapshot:
 
     def _weights(self) -> Tensor:
         """c_i: how often each task was trained on, relative to the average."""
-        draws = torch.tensor([float(task.trained) for task in self.recorded], dtype=torch.float64)
+        draws = torch.tensor([float(task.times_trained) for task in self.recorded], dtype=torch.float64)
         return draws / draws.mean()

@@ -18,7 +18,8 @@ def state_of(owner: nn.Module, recorded: Sequence[RecordedTask]) -> State:
     named = [*owner.named_parameters(), *owner.named_buffers()]
     kinds = [(name, value.requires_grad, value.dtype, value.device) for name, value in named]
     uses = [
-        (t.id, t.trained, t.lr, t.steps, t.first_order, t.batch_norm, t.support_rows, t.query_rows) for t in recorded
+        (t.id, t.times_trained, t.lr, t.steps, t.first_order, t.batch_norm, t.support_rows, t.query_rows)
+        for t in recorded
     ]
     return [value.detach().clone() for _, value in named], [*kinds, *uses]
 

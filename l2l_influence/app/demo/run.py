@@ -131,5 +131,5 @@ def stacked(taskset: l2l.data.Taskset) -> TaskTensors:
 def _weights(maml: MAML, tasks: TaskDataset) -> Tensor:
     times_trained = torch.zeros(len(tasks))
     for task in recording_of(maml).training_tasks(tasks):
-        times_trained[task.key] = task.trained
+        times_trained[task.key] = task.times_trained
     return times_trained / times_trained.mean()

@@ -137,7 +137,7 @@ def choose_tests(tasks: Sequence[RecordedTask], settings: ScoringSettings, early
     """
     fed = [task for task in tasks if task.support_rows and task.query_rows]
     held_out = _held_out(fed, early)
-    candidates = held_out or [task for task in fed if task.trained]
+    candidates = held_out or [task for task in fed if task.times_trained]
     drawn = random.Random(settings.seed).sample(candidates, min(settings.test_tasks, len(candidates)))
     pairs = [pair for task in sorted(drawn, key=lambda task: task.id) if (pair := _pair(task)) is not None]
     if not pairs:
@@ -149,9 +149,9 @@ def choose_tests(tasks: Sequence[RecordedTask], settings: ScoringSettings, early
 
 def _held_out(fed: Sequence[RecordedTask], early: bool) -> list[RecordedTask]:
     """Tasks of tasksets without any training task; if there are none, tasks that did not train."""
-    training = {task.taskset for task in fed if task.trained}
+    training = {task.taskset for task in fed if task.times_trained}
     apart = [task for task in fed if task.taskset not in training]
-    return apart or [task for task in fed if not task.trained and not early]
+    return apart or [task for task in fed if not task.times_trained and not early]
 
 
 def _pair(task: RecordedTask) -> tuple[Pair, Pair] | None:

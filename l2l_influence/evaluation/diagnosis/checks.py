@@ -30,8 +30,8 @@ what happens."""
 def coverage(study: Snapshot, run: Run) -> Check:
     """Whether what trained λ* is in L_Total: a term left out is a pull that no score accounts for."""
     recording = run.recording
-    trained = sum(task.trained for task in study.recorded)
-    others = sum(task.trained for task in recording.tasks_so_far) - trained
+    trained = sum(task.times_trained for task in study.recorded)
+    others = sum(task.times_trained for task in recording.tasks_so_far) - trained
     given, model = study.solved_tasks.lam.numel(), sum(value.numel() for value in run.parameters.values())
     found = f"{len(study.recorded)} tasks, which trained in {trained} draws; λ is {given} of {model} parameters"
     missing = recording.unmatched + others

@@ -68,7 +68,7 @@ def _reason(ledger: Ledger, tasks: Any) -> str:
         )
     if not ledger.records:
         return f"its clones were fed nothing that a recorded taskset had served. {_CHECK_INPUT}"
-    if not any(record.trained for record in ledger.records.values()):
+    if not any(record.times_trained for record in ledger.records.values()):
         return (
             f"{len(ledger.records)} task(s) were drawn, but no backward() or autograd.grad() went from the loss of an "
             "adapted clone to the learner's parameters."

@@ -14,10 +14,10 @@ def describe(ledger: Ledger, failures: Failures, held_mib: float) -> str:
 
 def _sums(ledger: Ledger, held_mib: float) -> list[str]:
     records = ledger.records.values()
-    trained = [record for record in records if record.trained]
+    trained = [record for record in records if record.times_trained]
     return [
-        f"{len(records)} tasks in {sum(record.draws for record in records)} draws;",
-        f"{len(trained)} of them trained the meta-parameters, in {sum(record.trained for record in trained)} draws;",
+        f"{len(records)} tasks in {sum(record.times_seen for record in records)} draws;",
+        f"{len(trained)} of them trained the meta-parameters, in {sum(each.times_trained for each in trained)} draws;",
         f"{held_mib:.1f} MiB of task data and adapted parameters held.",
     ]
 

@@ -34,8 +34,8 @@ class TaskRecord:
     key: int
     indices: tuple[int, ...] | None
     classes: tuple[Hashable, ...] | None
-    draws: int = 0
-    trained: int = 0
+    times_seen: int = 0
+    times_trained: int = 0
     support_rows: tuple[int, ...] = ()
     query_rows: tuple[int, ...] = ()
     labels: Labels = "unseen"
@@ -61,9 +61,9 @@ class TaskRecord:
     def add(self, track: Track, found: Match) -> bool:
         """Count one draw; says whether it is now the one that the record is of."""
         self.first = min(self.first, found.served.first)
-        self.draws += 1
-        self.trained += track.trained
-        latest = track.trained or not self.trained
+        self.times_seen += 1
+        self.times_trained += track.trained
+        latest = track.trained or not self.times_trained
         if latest:
             self._take(track, found)
         return latest
@@ -122,7 +122,7 @@ class Ledger:
     @property
     def stands_for(self) -> float:
         """How many draws that trained there were for each one recorded."""
-        recorded = sum([record.trained for record in self.records.values()])
+        recorded = sum([record.times_trained for record in self.records.values()])
         return (recorded + self.surplus) / recorded if self.surplus else 1.0
 
     def gives_back(self, identity: Identity) -> bool:
@@ -149,18 +149,18 @@ class Ledger:
             if len(self.records) <= options.max_tasks:
                 return []
             self.reservoir = _reservoir(options)
-            self.reservoir.enter((identity, record.trained > 0) for identity, record in self.records.items())
+            self.reservoir.enter((identity, record.times_trained > 0) for identity, record in self.records.items())
         self.reservoir.limit = min(self.reservoir.limit, options.max_tasks)
         gone = []
         while len(self.records) > self.reservoir.limit:
             gone.append(self.reservoir.leave())
-            self.surplus += self.records.pop(gone[-1]).trained
+            self.surplus += self.records.pop(gone[-1]).times_trained
         return gone
 
     def _count(self, track: Track, found: Match) -> bool:
         identity = found.served.identity
         record = self.records.get(identity)
-        new = record is None or (track.trained and not record.trained)
+        new = record is None or (track.trained and not record.times_trained)
         if record is None:
             record = self.records[identity] = TaskRecord.of(found.served)
         else:
@@ -176,7 +176,7 @@ class Ledger:
             self.repeats[record.taskset] = -1
         elif (repeats := self.repeats.get(record.taskset, 0)) >= 0:
             self.repeats[record.taskset] = repeats + 1
-        if record.trained and track.trained and _split(record) != _split(found):
+        if record.times_trained and track.trained and _split(record) != _split(found):
             self._remark("draws of a task split otherwise into support and query than the draw before", 1)
 
     def _note(self, track: Track) -> None:

@@ -30,8 +30,8 @@ class RecordedTask:
         indices: the data set's sample index for each row served, or None if the taskset does not say.
         classes: the data set's own labels that occur, in the order of the task's labels, or None.
         support_rows, query_rows: row numbers in the batch served, in the order in which they were fed.
-        draws: how many clones of the learner were fed this task.
-        trained: how many of these draws had a loss whose gradient reached the meta-parameters.
+        times_seen: number of clones of the learner that were fed this task.
+        times_trained: how many of these had a loss whose gradient reached the meta-parameters.
         lr, steps, first_order: of the last draw's ``adapt`` calls.
         rule: how these moved the parameters. If it is not ``"sgd"``, lr is NaN.
         labels: ``"changed"`` when the losses saw other labels than were served.
@@ -54,8 +54,8 @@ class RecordedTask:
     classes: tuple[Hashable, ...] | None
     support_rows: tuple[int, ...]
     query_rows: tuple[int, ...]
-    draws: int
-    trained: int
+    times_seen: int
+    times_trained: int
     lr: float
     steps: int
     first_order: bool

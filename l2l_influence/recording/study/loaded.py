@@ -58,7 +58,7 @@ class LoadedRecording(Recording):
             raise RecordingError(self.trouble)
         if tasks is not None:
             raise RecordingError("a loaded study does not know this process's tasksets: leave tasks= out")
-        trained = [task for task in self._saved if task.trained]
+        trained = [task for task in self._saved if task.times_trained]
         if not trained:
             raise NothingRecordedError("none of the tasks that were saved trained the meta-parameters")
         return trained

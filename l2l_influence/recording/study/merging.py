@@ -70,11 +70,11 @@ def _use(task: RecordedTask) -> Hashable:
 
 
 def _sum(one: RecordedTask, other: RecordedTask) -> RecordedTask:
-    latest = one if one.trained or not other.trained else other
+    latest = one if one.times_trained or not other.times_trained else other
     return replace(
         latest,
-        draws=one.draws + other.draws,
-        trained=one.trained + other.trained,
+        times_seen=one.times_seen + other.times_seen,
+        times_trained=one.times_trained + other.times_trained,
         adapted=one.adapted if other.adapted is None else other.adapted,
     )
 
@@ -85,7 +85,7 @@ def _sum(one: RecordedTask, other: RecordedTask) -> RecordedTask:
 def _told(parts: Sequence[Saved]) -> dict[str, Any]:
     troubles = [f"Process {rank}: {part.about['trouble']}" for rank, part in enumerate(parts) if part.about["trouble"]]
     summaries = [f"Process {rank}: {part.about['summary']}" for rank, part in enumerate(parts)]
-    recorded = [sum(task.trained for task in part.tasks) for part in parts]
+    recorded = [sum(task.times_trained for task in part.tasks) for part in parts]
     drawn = [count * float(part.about["stands_for"]) for count, part in zip(recorded, parts, strict=True)]
     return {
         "summary": "\n".join([f"{len(parts)} processes.", *summaries, *_differences(parts)]),

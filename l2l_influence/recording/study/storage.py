@@ -24,7 +24,10 @@ from ...storage.manifest import Manifest
 from ..episodes.losses import Loss
 from ..episodes.task import RecordedTask
 
-MANIFEST = Manifest("study.json", "recording", 1, missing=RecordingError, foreign=RecordingError)
+MANIFEST = Manifest("study.json", "recording", 2, missing=RecordingError, foreign=RecordingError, oldest=1)
+
+RENAMED = {"draws": "times_seen", "trained": "times_trained"}
+"""Names of a task's fields in format 1, and since."""
 
 TENSORS = {"adapted", "seen_labels", "seen_query_labels", "read"}
 """Fields of a task that go into the tensor files."""
@@ -200,7 +203,9 @@ def _states(paths: Iterator[Path]) -> dict[str, dict[str, Tensor]]:
 def _task(folder: Path, entry: dict[str, Any], state: Mapping[str, Tensor]) -> RecordedTask:
     data = entry.pop("data")
     del entry["state"]
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    values: dict[str, Any] = {
+        RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value for name, value in entry.items()
+    }
     adapted = {name.removeprefix("adapted."): value for name, value in state.items() if name.startswith("adapted.")}
     where = f"task {entry['key']} of taskset {entry['taskset']}"
     read = partial(_read, folder / data, entry["fingerprint"]) if data else partial(_unread, where)

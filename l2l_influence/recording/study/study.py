@@ -212,7 +212,7 @@ class Study(Uncopied):
 
 def _trained(learner: nn.Module) -> int:
     """How many tasks the learner was trained on."""
-    return sum(task.trained > 0 for task in recording_of(learner).tasks_so_far)
+    return sum(task.times_trained > 0 for task in recording_of(learner).tasks_so_far)
 
 
 def _body(recording: Recording) -> tuple[nn.Module | None, str]:

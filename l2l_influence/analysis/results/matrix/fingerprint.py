@@ -19,7 +19,7 @@ from ...problem.state import state_of
 from ...run import Run
 from .shard_plan import ShardPlan
 
-UNUSED = {"taskset", "read", "classes", "indices", "draws"}
+UNUSED = {"taskset", "read", "classes", "indices", "times_seen"}
 """Fields of a recorded task that no score depends on: its ``fingerprint`` stands for the data, and tasksets are
 numbered anew in each process."""
 
