@@ -22,7 +22,7 @@ CAPTIONS = {
     "task": "Single tasks",
     "query": "Single query samples",
     "support": "Single support samples, closed form",
-    "support, resolved": 'Single support samples, `inner="resolve"`',
+    "support, resolved": 'Single support samples, `removal="resolve"`',
     "half": "Random halves of the tasks",
 }
 ONE_BY_ONE, AS_GROUPS = ("cosine", "pearson", "spearman", "error"), ("lds", "spearman", "error")
