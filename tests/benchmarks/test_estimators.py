@@ -27,11 +27,10 @@ from benchmarks.estimators.inverses import INVERSES
 from benchmarks.estimators.retraining import ProximalHead, Retraining, Weights
 from benchmarks.estimators.tables import _default_and_best, page_tables
 from benchmarks.estimators.truth import Removal, measure
-from benchmarks.estimators.worlds import WORLDS, Size, World
+from benchmarks.estimators.worlds import WORLDS, World
 from l2l_influence.errors import NegativeCurvatureError
 
-DOCS = Path(__file__).parents[2] / "docs"
-TINY = Size(tasks=0.15, tests=3, removals=2, halves=2, hidden=0.1, seeds=1)
+pytestmark = pytest.mark.benchmarks
 
 
 @pytest.fixture(scope="module", params=["convex", "anil", "maml"])
@@ -262,10 +261,3 @@ def test_a_cell_says_where_a_seed_was_refused() -> None:
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------
-
-
-def test_the_page_shows_what_was_measured() -> None:
-    found = json.loads((DOCS / "measured" / "estimators.json").read_text(encoding="utf-8"))
-    page = (DOCS / "pages" / "estimators.md").read_text(encoding="utf-8")
-    for name, table in page_tables(found).items():
-        assert table in page, f"docs/pages/estimators.md does not show the measured table {name!r}"

@@ -39,8 +39,8 @@ from l2l_influence import SupportInfluence
 from l2l_influence.analysis.estimators.baselines import Checkpoints, QueryLoss
 from l2l_influence.evaluation import GroundTruth
 
-DOCS = Path(__file__).parents[2] / "docs"
-TINY = Size(share=0.1, steps=0.01, tests=3, halves=4, singles=2, scratch=2, noise=2)
+pytestmark = pytest.mark.benchmarks
+
 SOME = tuple(
     replace(each, dampings=each.dampings[:2])
     for each in ESTIMATORS
@@ -463,10 +463,3 @@ def test_both_spellings_run_what_they_name(monkeypatch, arguments, expected) -> 
     running.main(arguments)
     benchmarks.main(["fidelity", *arguments])
     assert seen == [expected, expected]
-
-
-def test_the_page_shows_what_was_measured() -> None:
-    found = json.loads((DOCS / "measured" / "fidelity.json").read_text(encoding="utf-8"))
-    page = (DOCS / "pages" / "fidelity.md").read_text(encoding="utf-8")
-    for name, table in page_tables(found).items():
-        assert table in page, f"docs/pages/fidelity.md does not show the measured table {name!r}"

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import __main__ as benchmarks
 
+pytestmark = pytest.mark.benchmarks
+
 
 @pytest.mark.parametrize("name", sorted(benchmarks.PROGRAMS))
 def test_the_command_runs_what_it_names(monkeypatch, name) -> None:

@@ -14,7 +14,7 @@ from benchmarks.peers import implicit, run
 from benchmarks.peers.contest import Contest, Contestant
 from benchmarks.peers.worlds import World, flat, world
 
-DOCS = Path(__file__).parents[2] / "docs"
+pytestmark = pytest.mark.benchmarks
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,3 @@ def test_the_command_prints_its_table_and_writes_its_rows(
     measured = json.loads(out.read_text(encoding="utf-8"))
     assert run.table(measured["rows"]) in capsys.readouterr().out
     assert {row["what"] for row in measured["rows"]} == {each.what for each in run.contests(world("OmniglotFC", 1))}
-
-
-def test_the_page_shows_what_was_measured() -> None:
-    measured = json.loads((DOCS / "measured" / "peers.json").read_text(encoding="utf-8"))
-    assert run.table(measured["rows"]) in (DOCS / "pages" / "scale.md").read_text(encoding="utf-8")

@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks import processes as program
 from benchmarks.journal import Row
-from benchmarks.processes import BANDWIDTH, BYTES, FULL, ROWS, compared, measured_table, model, model_table, processes
+from benchmarks.processes import BANDWIDTH, BYTES, FULL, ROWS, compared, measured_table, model, processes
 
-DOCS = Path(__file__).parents[2] / "docs"
+pytestmark = pytest.mark.benchmarks
 
 
 def turns(one: list[float], two: list[float], apart: list[float]) -> list[Row]:
@@ -72,10 +72,3 @@ def test_turns_that_were_measured_are_not_measured_again(
     assert asked == [(1, False), (2, False), (2, True)] * len(program.MODELS)
     rows = json.loads((tmp_path / "processes.json").read_text(encoding="utf-8"))["rows"]
     assert measured_table(rows) in capsys.readouterr().out and all(row["ratio"] == row["apart"] == 2 for row in rows)
-
-
-def test_the_page_shows_what_was_measured() -> None:
-    measured = json.loads((DOCS / "measured" / "processes.json").read_text(encoding="utf-8"))
-    page = (DOCS / "pages" / "distributed.md").read_text(encoding="utf-8")
-    assert measured_table(measured["rows"]) in page and model_table(measured["model"]) in page
-    assert measured["model"] == model(measured["rows"])

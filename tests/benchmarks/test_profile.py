@@ -22,8 +22,8 @@ from benchmarks.scale import Trained
 from l2l_influence.bilevel import solved_tasks as solved_tasks
 from l2l_influence.bilevel import task
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGES = {"questions": "scale.md", "contests": "scale.md", "shared": "distributed.md", "memory": "scale.md"}
+pytestmark = pytest.mark.benchmarks
+
 TINY = Size(3, (1, 2), 2, 2, 1, {"gamma": 2, "sketch": 3}, (2, 3))
 
 
@@ -180,10 +180,3 @@ def test_functions_are_timed_wherever_they_are_called_by_name_and_put_back(monke
     )
     assert seen[0].__wrapped__ is seen[1].__wrapped__ is before and task.stack is solved_tasks.stack is before
     assert found[("value",)] == 1 and Kept().value == 1
-
-
-def test_the_pages_show_what_was_measured() -> None:
-    measured = json.loads((DOCS / "measured" / "profile.json").read_text(encoding="utf-8"))["rows"]
-    found = tables([{"part": "questions", **row} for row in measured])  # once, there was no other part
-    for part, table in found.items():
-        assert table in (DOCS / "pages" / PAGES[part]).read_text(encoding="utf-8"), part

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import pytest
 
 from benchmarks import recording
 
-DOCS = Path(__file__).parents[2] / "docs"
+pytestmark = pytest.mark.benchmarks
 
 
 def test_each_way_in_is_timed_beside_the_plain_loop() -> None:
@@ -20,10 +19,3 @@ def test_each_way_in_is_timed_beside_the_plain_loop() -> None:
 def test_memory_is_that_of_a_process_of_its_own() -> None:
     (row,) = [row for row in recording.memory([3]) if row["taskset"] == "finite"]
     assert min(row["plain"], row["recorded"]) > 50
-
-
-def test_the_page_shows_what_was_measured() -> None:
-    rows = json.loads((DOCS / "measured" / "recording.json").read_text(encoding="utf-8"))["rows"]
-    page = (DOCS / "pages" / "recording.md").read_text(encoding="utf-8")
-    for table in recording.tables(rows).split("\n\n"):
-        assert table in page

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import EXAMPLES
+from .side_by_side import EXAMPLES
 
 PORT = EXAMPLES / "maml_omniglot.py"
 ORIGINAL = EXAMPLES / "learn2learn" / "maml_omniglot.py"

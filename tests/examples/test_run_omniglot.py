@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import run_both
+from .side_by_side import run_both
 
 DRIVER = """
 import hashlib

@@ -15,7 +15,7 @@ from torch import nn
 from l2l_influence import Study
 from l2l_influence.recording import RecordedTask
 
-from .conftest import run_both
+from .side_by_side import run_both
 
 DRIVER = str(Path(__file__).parent / "sine" / "driver.py")
 TASKS = 402

@@ -1,4 +1,4 @@
-"""Put the folder of the examples on the path, as python does when it runs one of them."""
+"""Run commands side by side, with learn2learn's own examples on the path."""
 
 from __future__ import annotations
 
@@ -7,21 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-
-@pytest.fixture(scope="session")
-def omniglot_root() -> Path:
-    """Folder with the images of Omniglot; if it is missing, tests are skipped with a message that says so."""
-    import omniglot_data
-
-    try:
-        return omniglot_data.find_data()
-    except FileNotFoundError as missing:
-        pytest.skip(str(missing))
 
 
 def run_both(home: Path, *commands: list[str]) -> list[str]:
