@@ -32,6 +32,8 @@ from l2l_influence.errors import NegativeCurvatureError
 
 pytestmark = pytest.mark.benchmarks
 
+TINY = Size(tasks=0.15, tests=3, removals=2, halves=2, hidden=0.1, seeds=1)
+
 
 @pytest.fixture(scope="module", params=["convex", "anil", "maml"])
 def world(request: pytest.FixtureRequest) -> World:

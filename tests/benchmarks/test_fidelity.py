@@ -41,6 +41,8 @@ from l2l_influence.evaluation import GroundTruth
 
 pytestmark = pytest.mark.benchmarks
 
+TINY = Size(share=0.1, steps=0.01, tests=3, halves=4, singles=2, scratch=2, noise=2)
+
 SOME = tuple(
     replace(each, dampings=each.dampings[:2])
     for each in ESTIMATORS
