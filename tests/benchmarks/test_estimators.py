@@ -27,7 +27,7 @@ from benchmarks.estimators.inverses import INVERSES
 from benchmarks.estimators.retraining import ProximalHead, Retraining, Weights
 from benchmarks.estimators.tables import _default_and_best, page_tables
 from benchmarks.estimators.truth import Removal, measure
-from benchmarks.estimators.worlds import WORLDS, World
+from benchmarks.estimators.worlds import WORLDS, Size, World
 from l2l_influence.errors import NegativeCurvatureError
 
 pytestmark = pytest.mark.benchmarks
