@@ -241,7 +241,7 @@ def can_change(name: str, value: ast.expr, frozen: set[str]) -> bool:
         return not name.isupper()
     if isinstance(value, (ast.List, ast.ListComp, ast.GeneratorExp)):
         return name != "__all__"
-    if isinstance(value, (ast.Tuple, ast.BinOp, ast.BoolOp, ast.IfExp, ast.Starred)):
+    if isinstance(value, (ast.Tuple, ast.BinOp, ast.BoolOp, ast.IfExp)):
         return any(can_change(name, child, frozen) for child in ast.iter_child_nodes(value) if _is_value(child))
     return False
 
@@ -295,6 +295,7 @@ def test_mutable_state_is_found(line: str) -> None:
         "SIZE = 2**20", "NAMES = ('a', 'b')", "KINDS = {'a': 1}", "_OLD = {'a', 'b'}", "__all__ = ['a']",
         "Pair = tuple[int, int]", "_MISSING = object()", "logger = logging.getLogger('x')", "STEP = ContextVar('step')",
         "NONE = Nothing()", "def f():\n    seen = {}\n    seen[1] = 2", "Setting = bool | int | None",
+        "TABLE = (*((name, wrapped(name)) for name in 'ab'), ('c', 1))",
         "@dataclass\nclass A:\n    names: list[str] = field(default_factory=list)",
     ],
 )  # fmt: skip
