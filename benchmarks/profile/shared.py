@@ -17,14 +17,15 @@ from .size import Size
 from .stopwatch import innermost, shares, spent
 
 STEPS = {
-    "waiting": [("parallel.ranks", "Group._meet"), ("parallel.ranks", "Group._gathered")],
+    "waiting": [("parallel.ranks", "DistributedRanks._meet"), ("parallel.ranks", "DistributedRanks._gathered")],
     "exchanging": [
-        ("parallel.ranks", f"Group.{name}") for name in ("sum", "joined", "columns", "maximum", "first", "require_same")
+        ("parallel.ranks", f"DistributedRanks.{name}")
+        for name in ("sum", "joined", "columns", "maximum", "first", "require_same")
     ]
     + [("parallel.ranks", "Ranks.gather")],
     "for itself": [
         ("bilevel.memory", "allocated_bytes"),
-        ("parallel.ranks", "digest"),
+        ("parallel.ranks", "_digest"),
         ("bilevel.solvers.gram", "_shifted_factor"),
         ("hooks.hook", "Hook._study"),
         ("analysis.problem.inner_notes", "_inner_notes"),

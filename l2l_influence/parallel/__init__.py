@@ -1,11 +1,11 @@
-"""Several processes that share the work of one hook: pass ``group=`` to it, on each of them.
+"""Several processes that share the work of one hook: pass ``process_group=`` to it, in each of them.
 
-:class:`Ranks` is what the bilevel core asks of them; a hook makes one of the ``torch.distributed`` group that it is
-given. ``BilevelProblem(…, ranks=ranks_of(group))`` does the same without learn2learn.
+The bilevel core needs only :class:`Ranks`; a hook makes one from the ``torch.distributed`` process group that it is
+given. Without learn2learn, ``BilevelProblem(…, ranks=ranks_of(process_group))`` does the same.
 """
 
 from __future__ import annotations
 
-from .ranks import ALONE, Group, Ranks, ranks_of
+from .ranks import ALONE, DistributedRanks, Ranks, ranks_of
 
-__all__ = ["ALONE", "Group", "Ranks", "ranks_of"]
+__all__ = ["ALONE", "DistributedRanks", "Ranks", "ranks_of"]

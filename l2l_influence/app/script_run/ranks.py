@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...storage.atomic import write_text
 from .page import clear
 
 ENDED, MERGER = "ended", "merged-by"
@@ -63,7 +64,7 @@ class TorchrunJob:
         if self.size == 1:
             return True
         self.own.mkdir(parents=True, exist_ok=True)
-        (self.own / ENDED).write_text(self.run, encoding="utf-8")
+        write_text(self.own / ENDED, self.run)
         return all(self._has_ended(rank) for rank in range(self.size)) and self._first()
 
     def _has_ended(self, rank: int) -> bool:
