@@ -151,24 +151,24 @@ def relative_error(predicted: ArrayLike, true: ArrayLike) -> Floats:
         return np.asarray(np.linalg.norm(x - y, axis=-1) / np.linalg.norm(y, axis=-1))
 
 
-def self_ranks(scores: ArrayLike, own: ArrayLike) -> Floats:
+def self_ranks(scores: ArrayLike, rows: ArrayLike) -> Floats:
     """Rank of each test item by its own score, where training items are used as test items.
 
     A training item should be among the items that are most helpful to itself.
 
     Args:
         scores: ``(n, T)``, positive = harmful: scores of all n training items for T of them used as test items.
-        own: ``(T,)``, the row of each test item.
+        rows: ``(T,)``, the row of each test item.
 
     Returns:
         ``(T,)``: 1 = the item itself is the most helpful (lowest), n = the least; ties share their mean rank.
 
     >>> from l2l_influence.evaluation import self_ranks
-    >>> self_ranks([[-5.0, 0.0], [-1.0, -2.0], [0.0, -3.0]], own=[0, 1]).tolist()
+    >>> self_ranks([[-5.0, 0.0], [-1.0, -2.0], [0.0, -3.0]], rows=[0, 1]).tolist()
     [1.0, 2.0]
     """
-    rows = np.asarray(own, dtype=np.intp)
-    return np.asarray(rankdata(np.asarray(scores, dtype=np.float64), axis=0)[rows, np.arange(len(rows))])
+    positions = np.asarray(rows, dtype=np.intp)
+    return np.asarray(rankdata(np.asarray(scores, dtype=np.float64), axis=0)[positions, np.arange(len(positions))])
 
 
 def descending(scores: ArrayLike) -> NDArray[np.intp]:

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
-from l2l_influence.hooks import TaskScore, TaskScores
+from l2l_influence.analysis.results.result import TaskScore, TaskScores
 from l2l_influence.report.plots import (
     BLUE,
     GREEN,
@@ -31,7 +31,7 @@ VALUES = [0.4, 0.1, -0.2]
 @pytest.fixture
 def scores() -> TaskScores:
     rows = [TaskScore(rank, 10 + rank, rank, None, 1, 0.5, value) for rank, value in enumerate(VALUES, start=1)]
-    return TaskScores(rows, 0.7, [])
+    return TaskScores(rows, 0.7, [], "positive = harmful")
 
 
 def test_ranking_has_a_bar_for_each_task_and_highlights_the_marked(scores: TaskScores) -> None:

@@ -54,9 +54,9 @@ def run_script(
     job.begin()
     with as_main(script, arguments) as module:
         with record() as study:
-            saver = Saver(partial(_save_so_far, study, job.own), save_every)
+            saver = Saver(partial(_save_so_far, study, job.own_folder), save_every)
             study.between_steps = saver.step
-            with before_sigterm(partial(_save_before_end, saver, job.own)):
+            with before_sigterm(partial(_save_before_end, saver, job.own_folder)):
                 ending = execute(module)
         if not saver.foreign:  # a child process that the script forked reports nothing
             _finish(job, study, _Reporter([script, *arguments], ending, settings, quiet))
@@ -76,16 +76,16 @@ def _save_before_end(saver: Saver, folder: Path) -> None:
 def _finish(job: TorchrunJob, study: Study, reporter: _Reporter) -> None:
     saved: dict[Path, SaveResult] = {}
     if study.learners:
-        save_each(study, job.own, lambda part, path: saved.update({path.parent: save_study(part, path)}), STUDY)
-        clear_results(job.own)
+        save_each(study, job.own_folder, lambda part, path: saved.update({path.parent: save_study(part, path)}), STUDY)
+        clear_results(job.own_folder)
     else:
         _say(f"There is nothing to write: the recorder found no learn2learn learner. {study.describe()}")
     last = job.end()
     if job.size == 1:
-        for folder, part in places(study, job.own):
+        for folder, part in places(study, job.own_folder):
             reporter.report(part, folder, saved[folder])
     elif not last and saved:
-        _say(f"Written to {job.own}: {STUDY}. The process that ends last merges the studies of all processes.")
+        _say(f"Written to {job.own_folder}: {STUDY}. The process that ends last merges the studies of all processes.")
     elif last:
         for folder, whole in _merged(job, study):
             reporter.report(whole, folder, save_study(whole, folder / STUDY))
@@ -93,8 +93,8 @@ def _finish(job: TorchrunJob, study: Study, reporter: _Reporter) -> None:
 
 def _merged(job: TorchrunJob, study: Study) -> Iterator[tuple[Path, Study]]:
     """The merged study of all processes, for each learner."""
-    for folder, part in places(study, job.own):
-        name = folder.relative_to(job.own)
+    for folder, part in places(study, job.own_folder):
+        name = folder.relative_to(job.own_folder)
         paths = [job.folder_of(rank) / name / STUDY for rank in range(job.size)]
         try:
             yield job.folder / name, Study.load(paths, *copies(part))

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ...analysis.results.result import TaskScores
 from ...bilevel.hessians.kinds import curvature
 from ...bilevel.task import Pair
 from ...errors import InfluenceError, LossStructureError, NothingRecordedError, RecordingError
-from ...hooks import TaskInfluence, TaskScores
+from ...hooks import TaskInfluence
 from ...recording import RecordedTask, Study
 
 LOSSES: dict[str, type[nn.CrossEntropyLoss] | type[nn.MSELoss]] = {

@@ -37,7 +37,7 @@ class TorchrunJob:
         return cls(folder, int(os.environ["RANK"]), size, run) if size > 1 else cls(folder)
 
     @property
-    def own(self) -> Path:
+    def own_folder(self) -> Path:
         """Folder for the study of this process."""
         return self.folder_of(self.rank) if self.size > 1 else self.folder
 
@@ -50,7 +50,7 @@ class TorchrunJob:
         if self.size == 1:
             return
         (self.folder / MERGER).unlink(missing_ok=True)
-        for folder in (self.own, *([self.folder, *self._others()] if self.rank == 0 else [])):
+        for folder in (self.own_folder, *([self.folder, *self._others()] if self.rank == 0 else [])):
             (folder / ENDED).unlink(missing_ok=True)
             clear(folder)
 
@@ -63,8 +63,8 @@ class TorchrunJob:
         """Mark this process as ended; returns True for the one process that has to merge, because all have ended."""
         if self.size == 1:
             return True
-        self.own.mkdir(parents=True, exist_ok=True)
-        write_text(self.own / ENDED, self.run)
+        self.own_folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.own_folder / ENDED, self.run)
         return all(self._has_ended(rank) for rank in range(self.size)) and self._first()
 
     def _has_ended(self, rank: int) -> bool:
