@@ -1,4 +1,7 @@
-"""Bilevel problems: inner solutions, total derivatives, solvers. Knows torch and nothing of learn2learn."""
+"""The mathematics of bilevel problems: inner solutions, total derivatives, linear solvers, influence functions.
+
+Depends on torch alone, and knows nothing of learn2learn. Start with :class:`BilevelProblem` and :class:`Task`.
+"""
 
 from .functional import FunctionalModel
 from .hessians import Sketch, Subsample

@@ -1,4 +1,4 @@
-"""Normalisation layers from elementary operations, where a third derivative is taken."""
+"""Normalisation layers computed by elementary operations, so that they have correct third derivatives."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..errors import LossStructureError
 
 
 class ElementaryNorms(TorchFunctionMode):
-    """Computes batch, layer, group, instance and RMS normalisation from means, products and square roots.
+    """Inside this context, batch, layer, group, instance and RMS normalisation are means, products and square roots.
 
-    torch's own have no third derivative (batch normalisation in torch 2.14) or a silently wrong one (older versions,
-    and layer normalisation), which second derivatives of a total gradient need. A native one that is called past
-    ``torch.nn.functional`` is refused.
+    torch's own implementations have no third derivative (batch normalisation in torch 2.14) or a silently wrong one
+    (older versions, and layer normalisation), which second derivatives of a total gradient need. A native function that
+    is called without going through ``torch.nn.functional`` is refused.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in NATIVE:
             raise LossStructureError(
-                f"the model calls {func.__name__} itself, whose third derivative is missing or wrong in torch: call it "
+                f"the model calls torch.{func.__name__}, whose third derivative is missing or wrong in torch: call it "
                 "through torch.nn.functional or a torch.nn layer, which are recomposed here, or choose a total Hessian "
                 "that needs no third derivative ('gauss-newton', 'sketch', 'hessian')"
             )
@@ -42,7 +42,7 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequen
 
 
 def _along_channels(x: Tensor) -> list[int]:
-    """The shape in which one value a channel broadcasts."""
+    """The shape in which one value per channel broadcasts."""
     return [1, -1] + [1] * (x.dim() - 2)
 
 
@@ -56,7 +56,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Running statistics are read, never written: a derivative has no use for them."""
+    """Running statistics are read and never updated."""
     channels = _along_channels(input)
     if training or running_mean is None or running_var is None:
         normal = _standardise(input, [0, *range(2, input.dim())], eps)
@@ -114,6 +114,7 @@ COMPOSED: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.group_norm: _group_norm,
     F.rms_norm: _rms_norm,
 }
+"""Replacements by torch function, with the same arguments."""
 
 NATIVE: frozenset[Callable[..., Any]] = frozenset(
     getattr(torch, name)
@@ -128,3 +129,4 @@ NATIVE: frozenset[Callable[..., Any]] = frozenset(
         "native_group_norm",
     )
 )
+"""Functions that would bypass the replacements."""

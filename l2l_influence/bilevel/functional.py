@@ -1,6 +1,6 @@
-"""A user's module as a pure function of its parameters: the only place that calls ``torch.func.functional_call``.
+"""A user's module as a pure function of its parameters. Only this file calls ``torch.func.functional_call``.
 
-The function runs on a private copy, so nothing of the user's model (parameters, buffers, flags, mode) is ever touched.
+The function runs on a private copy, so that the user's model (parameters, buffers, flags, mode) is never changed.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ BatchNormMode = Literal["batch", "running"]
 class FunctionalModule:
     """``model(parameters, x) -> outputs`` for a private copy of ``module``.
 
-    Trainable parameters are the argument; frozen ones (``requires_grad=False``) and buffers stay as they were when the
-    copy was made: each call works on clones of the buffers. Random layers (dropout, DropBlock) are switched off, with a
-    warning, since a derivative of a random function means nothing. Forward hooks belong to the model and are called.
+    Trainable parameters are the argument. Frozen ones (``requires_grad=False``) and buffers stay as they were when the
+    copy was made, and each call works on clones of the buffers. Random layers (dropout, DropBlock) are switched off
+    with a warning, since a random function has no meaningful derivative. Forward hooks belong to the model and are
+    called.
 
     Args:
-        module: the user's module, left untouched.
-        batch_norm: ``"batch"`` normalises with the statistics of the batch at hand (transductive, MAML's convention);
-            ``"running"`` with the recorded running statistics.
+        module: the user's module, left unchanged.
+        batch_norm: ``"batch"`` normalises with the statistics of the present batch (transductive, MAML's convention);
+            ``"running"`` with the running statistics.
 
     Attributes:
-        parameters: the trainable ones as they were, by name.
+        parameters: copies of the trainable parameters, by name.
 
     Raises:
-        UncoveredParameterError: the module is a learner's adapted clone.
+        UncoveredParameterError: the module is an adapted clone of a learner.
+        ValueError: ``batch_norm`` is neither.
     """
 
     def __init__(self, module: nn.Module, batch_norm: BatchNormMode = "batch") -> None:
         if any(parameter.grad_fn is not None for parameter in module.parameters()):
             raise UncoveredParameterError(
-                "the model's parameters were computed from others, as those of a MAML clone are: pass the meta-model"
+                "the parameters of this model were computed from other parameters, as in an adapted clone: pass the "
+                "meta-model (the learner itself, or learner.module)"
             )
         self._names = _sites(module)
         self.parameters = {
@@ -55,40 +58,53 @@ class FunctionalModule:
         self._buffers = dict(self._module.named_buffers())
 
     def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Outputs, shape ``(n, ...)``, of the copy with ``parameters`` put in place of its own."""
+        """Outputs, shape ``(n, ...)``, of the copy with ``parameters`` in place of its own."""
         placed = {name: buffer.clone() for name, buffer in self._buffers.items()}
         placed |= {site: value for name, value in parameters.items() for site in self._names[name]}
-        # Tied weights are named at each of their sites above. Letting torch tie them would visit a submodule that is
-        # registered twice (learn2learn's OmniglotCNN) twice, and put the wrong tensors back.
+        # Tied weights are placed at each of their sites above. With tie_weights=True torch would visit a submodule that
+        # is registered twice (as in learn2learn's OmniglotCNN) twice, and restore the wrong tensors.
         with _Replacements():
             outputs = torch.func.functional_call(self._module, placed, (x,), tie_weights=False)
         if not isinstance(outputs, Tensor):
-            raise UncoveredParameterError(f"the model must return one tensor, not {type(outputs).__name__}")
+            raise UncoveredParameterError(
+                f"the model must return one tensor, not {type(outputs).__name__}: wrap it in a module whose forward "
+                "returns the outputs that the loss uses"
+            )
         return outputs
 
 
 class FunctionalModel(FunctionalModule):
-    """``model(parameters, x) -> outputs`` for a private copy of a module that influence can be attributed to.
+    """``model(parameters, x) -> outputs`` for a private copy of a module with trainable parameters.
 
-    Frozen parameters and buffers stay as they were when the copy was made; random layers are switched off, with a
+    Frozen parameters and buffers stay as they were when the copy was made; random layers are switched off with a
     warning.
 
     Args:
-        module: the user's module, left untouched.
+        module: the user's module, left unchanged.
         batch_norm: ``"batch"`` or ``"running"`` statistics, see :class:`FunctionalModule`.
 
     Raises:
-        UncoveredParameterError: the module has no trainable parameter, or is a learner's adapted clone.
+        UncoveredParameterError: the module has no trainable parameter, or is an adapted clone of a learner.
+
+    >>> import torch
+    >>> model = FunctionalModel(torch.nn.Linear(3, 2))
+    >>> sorted(model.parameters)
+    ['bias', 'weight']
+    >>> zeros = {name: torch.zeros_like(value) for name, value in model.parameters.items()}
+    >>> model(zeros, torch.ones(4, 3)).sum()
+    tensor(0.)
     """
 
     def __init__(self, module: nn.Module, batch_norm: BatchNormMode = "batch") -> None:
         super().__init__(module, batch_norm)
         if not self.parameters:
-            raise UncoveredParameterError("the model has no trainable parameter, so nothing can be attributed to it")
+            raise UncoveredParameterError(
+                "the model has no trainable parameter (requires_grad=True), so no influence on it can be computed"
+            )
 
 
 def _sites(module: nn.Module) -> dict[str, list[str]]:
-    """For each parameter's first name, the names of all distinct (submodule, attribute) places that hold it."""
+    """For the first name of each parameter, the names of all distinct (submodule, attribute) places that hold it."""
     first_name: dict[int, str] = {}
     sites: dict[str, list[str]] = {}
     for prefix, submodule in module.named_modules(remove_duplicate=True):
@@ -115,13 +131,16 @@ def _silence_random_layers(module: nn.Module) -> None:
 
 
 def _warn_of_randomness(name: str, stacklevel: int) -> None:
-    message = f"{name} is switched off while influences are computed: training was random there, the analysis is not"
+    message = f"{name} is switched off while influences are computed: training used it, the analysis does not"
     warnings.warn(message, stacklevel=stacklevel)
 
 
 class _Replacements(TorchFunctionMode):
-    """Switches off the dropout that a module calls as a function, with its own training flag, and computes weight
-    normalisation from elementary operations: torch's own has a wrong second derivative, without a word."""
+    """Switches off dropout that a module calls as a function with its training flag, and recomposes weight
+    normalisation.
+
+    The latter is computed from elementary operations because the second derivative of torch's own is silently wrong.
+    """
 
     DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 
@@ -134,7 +153,7 @@ class _Replacements(TorchFunctionMode):
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """g v / ‖v‖, the norm taken over all dimensions but ``dim`` (over all for −1)."""
+    """g v / ‖v‖, with the norm over all dimensions except ``dim`` (over all if −1)."""
     kept = None if dim == -1 else dim % v.dim()
     return v * (g / v.square().sum([i for i in range(v.dim()) if i != kept], keepdim=True).sqrt())
 

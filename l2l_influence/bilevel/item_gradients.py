@@ -1,8 +1,8 @@
-"""What can be taken away from a bilevel problem: a whole task, a query sample, a support sample.
+"""Items that can be removed from a bilevel problem (tasks, query samples, support samples), by their gradients.
 
-All that an influence function needs to know of an item is its *pull*: the derivative of D_λ L_Total by the item's
-relative weight 1 + ε. Then dλ*/dε = −(δ_o I + H)⁻¹ pull, and removal (ε = −1) moves λ* by +(δ_o I + H)⁻¹ pull to first
-order, whatever the item. A new kind of item is a new :class:`Level`.
+The *gradient* of an item is the derivative of D_λ L_Total by the item's relative weight 1 + ε. An influence function
+needs nothing else of it: dλ*/dε = −(δ_o I + H)⁻¹ gradient, and removal (ε = −1) moves λ* by +(δ_o I + H)⁻¹ gradient to
+first order, for every kind of item. A new kind of item is a new :class:`ItemGradient`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .task import Samples
 
 
 class ItemGradient(ABC):
-    """Items of one kind; task i has ``count`` of them, numbered j.
+    """Items of one kind. Each task of a batch has ``count`` of them, numbered j.
 
     Attributes:
-        what: an item's name, in messages.
-        sign: the paper's influence function is ``sign · (δ_o I + H)⁻¹ pull``: −1, but +1 for support samples.
+        item_name: what messages call one item.
+        sign: the paper's influence function is ``sign · (δ_o I + H)⁻¹ gradient``: −1, but +1 for support samples.
     """
 
     item_name: ClassVar[str]
@@ -34,27 +34,27 @@ class ItemGradient(ABC):
 
     @abstractmethod
     def gradient(self, solved: SolvedBatch, j: int) -> Tensor:
-        """D_λ ∂L_Total/∂ε of item ``j`` of each task, ``[B, P]``."""
+        """∂/∂ε D_λ L_Total for item ``j`` of each task, ``[B, P]``."""
 
     @abstractmethod
     def with_own_loss(self, solved: SolvedBatch, j: int) -> SolvedBatch:
-        """The batch with item ``j``'s own loss as the outer loss; a sample's without its weight."""
+        """The batch with the loss of item ``j`` alone as the outer loss; the loss of a sample has weight 1."""
 
     @abstractmethod
     def losses(self, solved: SolvedBatch) -> Tensor:
-        """Each item's own loss after adaptation, ``[B, count]``; a sample's without its weight."""
+        """The loss of each item after adaptation, ``[B, count]``; the loss of a sample has weight 1."""
 
     def gradients_along(self, solved: SolvedBatch, v: Tensor) -> Tensor:
-        """⟨pull, v⟩ of all items for each row of ``v``: ``[R, P] -> [B, count, R]``."""
+        """⟨gradient, v⟩ of all items for each row of ``v``: ``[R, P] -> [B, count, R]``."""
         return torch.stack([self.gradient(solved, j) @ v.T for j in range(self.count(solved))], dim=1)
 
     def influence(self, solved_gradient: Tensor) -> Tensor:
-        """The paper's influence function from ``(δ_o I + H)⁻¹ pull``."""
+        """The paper's influence function from ``(δ_o I + H)⁻¹ gradient``."""
         return self.sign * solved_gradient
 
 
 class TaskGradient(ItemGradient):
-    """task-IF (Thm 4.3): the pull is c_i g_i."""
+    """A whole task, for task-IF (Thm 4.3): the gradient is c_i g_i."""
 
     item_name = "task"
 
@@ -75,7 +75,8 @@ class TaskGradient(ItemGradient):
 
 
 class QueryGradient(ItemGradient):
-    """instance-IF of validation data (Thm 4.5, with the total derivative as Alg. 5 has it): c_i D_λ w_j ℓ_j."""
+    """A query sample, for the instance-IF of validation data (Thm 4.5, with the total derivative as Alg. 5 has it): the
+    gradient is c_i D_λ w_j ℓ_j."""
 
     item_name = "query sample"
 
@@ -93,14 +94,17 @@ class QueryGradient(ItemGradient):
         return solved.query_losses()
 
     def gradients_along(self, solved: SolvedBatch, v: Tensor) -> Tensor:
-        """One forward derivative a row, for all samples at once."""
+        """One forward-mode derivative per row of ``v`` gives the products for all samples."""
         slopes = torch.stack([solved.query_slopes(row) for row in v], dim=2)
         return solved.batch.weight.view(-1, 1, 1) * slopes
 
 
 class SupportGradient(ItemGradient):
-    """instance-IF of training data (Thm 4.6–4.8, Alg. 6): c_i w_j ∂g_i/∂w_j = −c_i D_λ P, P being the first-order
-    change of the task's outer loss without the sample. The paper's sign is that of P, so removal adds it."""
+    """A support sample, for the instance-IF of training data (Thm 4.6–4.8, Alg. 6): the gradient is c_i w_j ∂g_i/∂w_j.
+
+    It equals −c_i D_λ P, where P is the first-order change of the task's outer loss without the sample. The paper's
+    influence function has the sign of P, so removal adds it.
+    """
 
     item_name = "support sample"
     sign = 1.0
@@ -118,15 +122,17 @@ class SupportGradient(ItemGradient):
         return solved.support_losses()
 
     def gradients_along(self, solved: SolvedBatch, v: Tensor) -> Tensor:
-        """One second derivative a row, for all samples at once."""
+        """One second derivative per row of ``v`` gives the products for all samples."""
         slopes = torch.stack([solved.support_slopes(row.expand(len(solved.batch.weight), -1)) for row in v], dim=2)
         return solved.batch.weight.view(-1, 1, 1) * slopes
 
 
 class ResolvedSupportGradient(SupportGradient):
-    """The same by difference: the change of c_i g_i when the task is adapted anew without the sample, sign reversed.
+    """A support sample whose effect is a difference: c_i g_i minus the c_i g_i of the task adapted again without the
+    sample.
 
-    One more inner solve a sample; on small support sets much closer to what removal does.
+    This takes one more inner solve per sample. On small support sets it predicts removal much better than the
+    derivative.
     """
 
     def gradient(self, solved: SolvedBatch, j: int) -> Tensor:
@@ -139,7 +145,7 @@ class ResolvedSupportGradient(SupportGradient):
 
 
 def _only(samples: Samples, j: int) -> Samples:
-    """Sample ``j`` at weight 1, the others at 0."""
+    """Sample ``j`` with weight 1, the others with weight 0."""
     return samples._replace(w=_indicator(samples.w, j))
 
 

@@ -1,4 +1,4 @@
-"""Per-sample losses, and their split into a model's outputs and a convex criterion (what Gauss–Newton needs)."""
+"""Per-sample losses, and their split into model outputs and a criterion, which Gauss–Newton curvature needs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,28 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class PerSampleLoss(Protocol):
-    """``loss(lam, theta, x, y)``: per-sample losses, shape ``(n,)``."""
+    """``loss(lam, theta, x, y)``: per-sample losses, shape ``(n,)``, from named λ and θ and the samples of one task."""
 
     def __call__(self, lam: Named, theta: Named, x: Tensor, y: Tensor, /) -> Tensor: ...
 
 
 class ModelLoss:
-    """The loss of a model whose parameters are θ, with λ filling in what a task does not adapt.
+    """The loss of a model whose parameters are θ, and λ where θ does not have them.
+
+    Prefer it to a plain function: it says which outputs the loss is computed from, so that Gauss–Newton curvature works
+    with any criterion.
 
     Args:
-        model: ``model(parameters, x) -> outputs``.
+        model: ``model(parameters, x) -> outputs``, such as a :class:`FunctionalModel`.
         criterion: per-sample losses from outputs and targets.
-        names: of the entries of λ that are the model's, where there are others (an inner rule's); None for all.
+        names: the entries of λ and θ that are parameters of the model, if there are others (such as learned step
+            sizes); all of them if None.
+
+    >>> import torch
+    >>> import torch.nn.functional as F
+    >>> loss = ModelLoss(lambda p, x: x @ p["w"], lambda out, y: F.cross_entropy(out, y, reduction="none"))
+    >>> loss({"w": torch.zeros(4, 3)}, {}, torch.ones(2, 4), torch.tensor([0, 2]))
+    tensor([1.0986, 1.0986])
     """
 
     def __init__(
@@ -40,11 +50,11 @@ class ModelLoss:
         self._names = None if names is None else frozenset(names)
 
     def reads(self, name: str) -> bool:
-        """Whether that entry of λ is the model's."""
+        """Whether the entry of λ or θ with this name is a parameter of the model."""
         return self._names is None or name in self._names
 
     def predict(self, lam: Named, theta: Named, x: Tensor) -> Tensor:
-        """The model's outputs, a row for each of x."""
+        """Outputs of the model, one row for each row of x."""
         return self.model({name: value for name, value in {**lam, **theta}.items() if self.reads(name)}, x)
 
     def __call__(self, lam: Named, theta: Named, x: Tensor, y: Tensor, /) -> Tensor:
@@ -52,16 +62,20 @@ class ModelLoss:
 
 
 def outputs_of(loss: PerSampleLoss, lam: Named, theta: Named, x: Tensor, y: Tensor) -> Tensor:
-    """The model outputs that ``loss`` computes on the way to its per-sample losses."""
+    """The model outputs from which ``loss`` computes its per-sample losses.
+
+    Raises:
+        LossStructureError: the loss is a function that does not call exactly one of torch's loss functions.
+    """
     if isinstance(loss, ModelLoss):
         return loss.predict(lam, theta, x)[: len(y)]
-    with _LossCall() as seen:
+    with _LossCall() as call:
         loss(lam, theta, x, y)
-    return seen.outputs()
+    return call.outputs()
 
 
 def criterion_of(loss: PerSampleLoss, lam: Named, theta: Named, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-    """``loss`` as a function of the outputs alone: ``outputs -> per-sample losses``."""
+    """``loss`` as a function of the model outputs alone: ``outputs -> per-sample losses``."""
     if isinstance(loss, ModelLoss):
         return lambda outputs: loss.criterion(outputs, y)
 
@@ -73,7 +87,7 @@ def criterion_of(loss: PerSampleLoss, lam: Named, theta: Named, x: Tensor, y: Te
 
 
 class _LossCall(TorchFunctionMode):
-    """Watches the one torch loss that a hand-written loss function calls; can put other outputs in its place."""
+    """Watches a loss function for its one call of a torch loss; can replace the outputs passed to that call."""
 
     FUNCTIONS = (
         F.cross_entropy,
@@ -86,12 +100,12 @@ class _LossCall(TorchFunctionMode):
     def __init__(self, instead: Tensor | None = None) -> None:
         super().__init__()
         self._instead = instead
-        self._seen: list[Tensor] = []
+        self._outputs: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if inspect.unwrap(func) in self.FUNCTIONS:  # whoever watches calls of torch's losses has them wrapped
-            self._seen.append(args[0] if args else kwargs["input"])
+        if inspect.unwrap(func) in self.FUNCTIONS:  # a recording that watches torch's losses has wrapped them
+            self._outputs.append(args[0] if args else kwargs["input"])
             if self._instead is not None:
                 args, kwargs = self._replace_outputs(args, kwargs)
         return func(*args, **kwargs)
@@ -102,11 +116,12 @@ class _LossCall(TorchFunctionMode):
         return args, {**kwargs, "input": self._instead}
 
     def outputs(self) -> Tensor:
-        if len(self._seen) == 1:
-            return self._seen[0]
+        if len(self._outputs) == 1:
+            return self._outputs[0]
         names = ", ".join(function.__name__ for function in self.FUNCTIONS)
         raise LossStructureError(
-            "Gauss–Newton curvature needs the model's outputs, and they could not be found in this loss: it calls "
-            f"{len(self._seen)} of {names}, where exactly one is needed. Pass ModelLoss(model, criterion) instead, "
-            "or choose an estimator that does without (inner_solver='cg' or 'dense')"
+            "Gauss–Newton curvature needs the model's outputs, which are found by the loss function's call of a torch "
+            f"loss. This loss makes {len(self._outputs)} such calls ({names}), but exactly 1 is needed. Pass "
+            "ModelLoss(model, criterion) instead, or use methods that do not need outputs: inner_solver='cg' or "
+            "'dense', and the Hessian kinds 'exact' or 'hessian'"
         )

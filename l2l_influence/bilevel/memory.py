@@ -1,4 +1,4 @@
-"""How much memory may be used, and how much some work takes."""
+"""Memory budgets, and how much memory a computation takes."""
 
 from __future__ import annotations
 
@@ -17,24 +17,30 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 DEFAULT = 2 * 2**30
+"""The memory budget if the user gives none, in bytes."""
 
 RECYCLED = 2**25
-"""Bytes of a tensor up to which the C library hands out memory that was used before. A larger one comes from the system
-anew each time, empty, which takes several times as long as most of what is done with it."""
+"""Largest tensor, in bytes, for which the C library reuses freed memory. Memory of a larger one comes from the system
+each time, cleared, which takes several times as long as most operations on it."""
 
 
 class Allocated(NamedTuple):
-    """Bytes of the tensors that a call computes on the way, whether kept or not: of all of them, and of the largest."""
+    """Bytes of all tensors that a call computes, kept or not, and of the largest of them."""
 
     total: int
     largest: int
 
 
 def in_bytes(memory: Memory) -> int:
-    """A stated amount of memory as a number.
+    """An amount of memory as a number of bytes.
 
     Raises:
-        ValueError: it is no amount.
+        ValueError: it is not a positive number of bytes or text with a known unit.
+
+    >>> in_bytes("4GiB")
+    4294967296
+    >>> in_bytes("1.5 MB")
+    1500000
     """
     if isinstance(memory, int) and memory > 0:
         return memory
@@ -45,14 +51,14 @@ def in_bytes(memory: Memory) -> int:
 
 
 def allocated_bytes(function: Callable[[], Any]) -> Allocated:
-    """What a call computes on the way."""
+    """Bytes of the tensors that a call computes."""
     with _Counting() as counting:
         function()
     return Allocated(sum(counting.sizes), max(counting.sizes, default=0))
 
 
 class _Counting(TorchDispatchMode):
-    """Notes the size of what every operation gives back."""
+    """Records the size of each tensor that an operation returns."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -61,7 +67,7 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         given = {_storage(part) for part in _tensors((args, kwargs))}
-        self.sizes += [part.nbytes for part in _tensors(out) if _storage(part) not in given]  # views take nothing
+        self.sizes += [part.nbytes for part in _tensors(out) if _storage(part) not in given]  # views take no memory
         return out
 
 

@@ -1,4 +1,4 @@
-"""The public face of the bilevel core: named tensors in, named tensors out."""
+""":class:`BilevelProblem`, the public interface of this package: named tensors in, named tensors out."""
 
 from __future__ import annotations
 
@@ -32,33 +32,57 @@ ITEM_GRADIENTS: dict[str, ItemGradient] = {
     "query": QueryGradient(),
     "support": SupportGradient(),
 }
+"""The gradient of each kind of item, by the name that ``BilevelProblem.remove(level=...)`` takes."""
 REMOVALS: dict[str, ItemGradient] = {"closed-form": ITEM_GRADIENTS["support"], "resolve": ResolvedSupportGradient()}
+"""How the removal of a support sample is estimated, by the name that ``support_influence(removal=...)`` takes."""
 
 
 class BilevelProblem:
-    """``min_λ Σ_i c_i L_O^i(λ, θ_i(λ)) + (l2/2) ‖λ‖²`` with ``θ_i(λ) = argmin_θ L_I^i(λ, θ)``.
+    """The problem ``min_λ Σ_i c_i L_O^i(λ, θ_i(λ)) + (l2/2) ‖λ‖²`` where task i adapts ``θ_i(λ) = argmin_θ L_I^i(λ,
+    θ)``.
 
-    L_I is the weighted sum of ``inner_loss`` over a task's support samples plus (proximal/2) ‖θ − λ_θ‖²; L_O that of
-    ``outer_loss`` over its query samples (§3 of the paper). Both losses are ``loss(lam, theta, x, y)``, dicts of named
-    tensors and one task's samples in, per-sample losses of shape ``(n,)`` out, written with torch operations.
+    L_I is the weighted sum of ``inner_loss`` over a task's support samples plus the proximal term (δ/2) ‖θ − θ_0(λ)‖²,
+    where θ_0 is the start of θ: its entries of λ. L_O is the weighted sum of ``outer_loss`` over its query samples (§3
+    of the paper). With ``Unrolled(lr, steps)`` in place of δ, θ_i(λ) is the end of gradient steps on L_I (MAML).
+
+    Both losses have the signature ``loss(lam, theta, x, y)``: two dicts of named tensors and the samples of one task
+    in, one loss per sample out, shape ``(n,)``, computed by torch operations. Use ``{**lam, **theta}`` for a model's
+    parameters.
 
     Args:
-        inner_loss, outer_loss: the losses; a :class:`ModelLoss` or a function.
+        inner_loss, outer_loss: the losses: functions, or a :class:`ModelLoss`.
         proximal: δ > 0, the strength of the inner proximal term; or an inner kind such as ``Unrolled(lr, steps)``.
-        l2: δ_o ≥ 0, the outer regulariser.
-        theta_keys: names of the entries of λ that a task adapts. None for all of them, or for no entry of λ where
-            ``theta_start`` says what is adapted instead.
-        theta_start: start values of tensors that a task adapts and that are not in λ, by name (CAVIA's context
-            parameters: ``{"context": torch.zeros(4)}``). The losses find them in ``theta``.
+        l2: δ_o ≥ 0, the strength of the outer regulariser.
+        theta_keys: names of the entries of λ that a task adapts. None means all of them, or no entry of λ if
+            ``theta_start`` is given.
+        theta_start: start values of adapted tensors that are not in λ, by name (CAVIA's context parameters:
+            ``{"context": torch.zeros(4)}``). The losses find them in ``theta``.
         inner_solver: how the inner Hessian is inverted, see :class:`Proximal`.
-        inner_tolerance: relative residual of inner solves; from the dtype unless given.
-        on_indefinite: where a system is not positive definite: ``"raise"`` an error, ``"damp"`` it (with a warning), or
-            solve it as it is by ``"minres"``.
-        on_unconverged: ``"raise"`` or ``"warn"`` where a solve misses its tolerance.
-        memory: that may be used: bytes, or text such as ``"4GiB"``. A half is for what a Hessian keeps, the rest for
-            batches of tasks and their kept solutions; test vectors and scores come on top.
-        progress: show a bar for each pass over the tasks; None for only on a terminal.
-        ranks: processes that share the tasks: each of them asks the same questions, and gets the same answers.
+        inner_tolerance: relative residual of inner solves; chosen by the dtype if None.
+        on_indefinite: what to do if a linear system is not positive definite: ``"raise"`` an error, ``"damp"`` it (with
+            a warning), or solve it as it is by ``"minres"``.
+        on_unconverged: ``"raise"`` or ``"warn"`` if a solve misses its tolerance.
+        memory: memory budget, in bytes or as text such as ``"4GiB"``. Half of it is for what a Hessian keeps, the rest
+            for batches of tasks and their cached inner solutions. Test vectors and scores are not counted.
+        progress: whether to show a progress bar for each pass over the tasks; None means only on a terminal.
+        ranks: the processes that share the tasks. All of them must ask the same questions, and get the same answers.
+
+    Raises:
+        ValueError: δ is not positive, l2 is negative, or a setting is unknown.
+
+    >>> import torch
+    >>> def loss(lam, theta, x, y):
+    ...     return (x @ {**lam, **theta}["w"] - y) ** 2 / 2
+    >>> _ = torch.manual_seed(0)
+    >>> def data(rows):
+    ...     x = torch.randn(rows, 2, dtype=torch.float64)
+    ...     return x, x.sum(1)
+    >>> tasks = [Task(support=data(5), query=data(5)) for _ in range(3)]
+    >>> lam = {"w": torch.zeros(2, dtype=torch.float64)}
+    >>> problem = BilevelProblem(loss, loss, proximal=2.0, l2=0.1)
+    >>> influence = problem.task_influence(lam, tasks, k=1, kind="exact")
+    >>> problem.remove(lam, influence)["w"].shape
+    torch.Size([2])
     """
 
     def __init__(
@@ -79,7 +103,7 @@ class BilevelProblem:
         ranks: Ranks = ALONE,
     ) -> None:
         if l2 < 0:
-            raise ValueError(f"the outer regulariser l2 must not be negative, got {l2}")
+            raise ValueError(f"l2, the strength of the outer regulariser, must be 0 or more, got {l2}")
         self.inner_loss, self.outer_loss, self.l2 = inner_loss, outer_loss, float(l2)
         self.theta_keys, self.theta_start = theta_keys, theta_start
         self.memory, self.progress, self.ranks = in_bytes(memory), progress, ranks
@@ -90,35 +114,86 @@ class BilevelProblem:
             else Proximal(float(proximal), inner_solver, inner_tolerance, policy=self.policy)
         )
 
-    # ---- pieces -----------------------------------------------------------------------------------------------
+    # ---- derivatives ------------------------------------------------------------------------------------------
 
     def at(self, lam: Named, tasks: Sequence[Task], weights: Weights = None) -> SolvedTasks:
-        """This problem at λ on these tasks, as the flat, batched object that estimators work on."""
+        """The tasks of this problem, to be solved at λ: the flat, batched object that Hessians and estimators work on.
+
+        Args:
+            lam: named tensors.
+            tasks: any sequence of tasks; each is read when it is needed.
+            weights: the task weights c_i; 1 each if None.
+
+        Raises:
+            TaskShapeError: there are no tasks, or ``weights`` has another length.
+        """
         if len(tasks) == 0:
-            raise TaskShapeError("there are no tasks")
+            raise TaskShapeError("the sequence of tasks is empty: pass at least one Task")
         settings = self._problem_settings(lam)
         flat, checked = settings.layout.flatten(lam), check_weights(weights, len(tasks))
         self.ranks.require_same("λ, the number of tasks or their weights", (flat, checked))
         return SolvedTasks(settings, flat, tasks, checked)
 
     def solve_inner(self, lam: Named, task: Task) -> InnerSolution:
-        """θ(λ) of one task, with its residual and Jacobian products."""
+        """θ_i(λ) of one task, with its residual and its Jacobian-vector products.
+
+        >>> import torch
+        >>> loss = lambda lam, theta, x, y: (theta["w"] * x - y) ** 2 / 2
+        >>> x, y = torch.ones(1), torch.full((1,), 3.0)
+        >>> problem = BilevelProblem(loss, loss, proximal=1.0, l2=0.0)
+        >>> solution = problem.solve_inner({"w": torch.zeros(1)}, Task((x, y), (x, y)))
+        >>> round(float(solution.theta["w"]), 3)  # argmin (θ − 3)²/2 + θ²/2
+        1.5
+        >>> round(float(solution.jvp(torch.ones(1))), 3)  # dθ/dλ = δ / (δ + 1)
+        0.5
+        """
         solved_tasks = self.at(lam, [task])
         return InnerSolution(solved_tasks.one(0).solution)
 
     def total_gradient(self, lam: Named, task: Task) -> dict[str, Tensor]:
-        """g = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O of one task (Thm 4.1), a dict like ``lam``."""
+        """g_i = ∂_λ L_O + (dθ/dλ)ᵀ ∂_θ L_O, the total gradient of one task's outer loss (Thm 4.1).
+
+        Returns a dict like ``lam``.
+
+        >>> import torch
+        >>> loss = lambda lam, theta, x, y: (theta["w"] * x - y) ** 2 / 2
+        >>> x, y = torch.ones(1), torch.full((1,), 3.0)
+        >>> problem = BilevelProblem(loss, loss, proximal=1.0, l2=0.0)
+        >>> g = problem.total_gradient({"w": torch.zeros(1)}, Task((x, y), (x, y)))
+        >>> round(float(g["w"]), 3)  # dθ/dλ (θ − 3) = 0.5 · (1.5 − 3)
+        -0.75
+        """
         solved_tasks = self.at(lam, [task])
         return solved_tasks.settings.layout.unravel(solved_tasks.one(0).total_gradient[0])
 
     def total_hessian(
         self, lam: Named, tasks: Sequence[Task], kind: str | Curvature = "gauss-newton", weights: Weights = None
     ) -> HessianOperator:
-        """Σ_i c_i D²_λ L_O^i (Def. 4.2) in the given approximation, without the outer l2."""
+        """H = Σ_i c_i D²_λ L_O^i (Def. 4.2) as an operator, without the outer regulariser l2.
+
+        ``H @ v`` is a Hessian-vector product (HVP), and ``H.solve(v)`` an inverse-Hessian-vector product (iHVP) with
+        l2·I + H.
+
+        Args:
+            lam, tasks, weights: as for :meth:`at`.
+            kind: the approximation: ``"exact"``, ``"hessian"``, ``"gauss-newton"``, ``"sketch"``, ``"gamma"``,
+                ``"direct"``, ``"direct-first-order"`` or ``"identity"``; or an object with settings such as
+                ``Sketch(samples=8)``.
+
+        >>> import torch
+        >>> loss = lambda lam, theta, x, y: (theta["w"] * x - y) ** 2 / 2
+        >>> task = Task((torch.ones(1), torch.ones(1)), (torch.ones(1), torch.ones(1)))
+        >>> problem = BilevelProblem(loss, loss, proximal=1.0, l2=0.75)
+        >>> H = problem.total_hessian({"w": torch.zeros(1)}, [task], kind="exact")
+        >>> H @ torch.ones(1)  # (dθ/dλ)² = 1/4
+        tensor([0.2500])
+        >>> H.solve(torch.ones(1)).value  # 1 / (0.75 + 0.25)
+        tensor([1.])
+        """
         return HessianOperator(self.at(lam, tasks, weights), self.l2, kind, self.policy)
 
     def stationarity(self, lam: Named, tasks: Sequence[Task], weights: Weights = None) -> Stationarity:
-        """How close ``lam`` is to a minimum: D_λ L_Total, and how large it is beside its terms."""
+        """How close ``lam`` is to a minimum of L_Total: the norm of D_λ L_Total, absolute and relative to its terms."""
         return stationarity(self.at(lam, tasks, weights), self.l2)
 
     # ---- influences -------------------------------------------------------------------------------------------
@@ -135,8 +210,18 @@ class BilevelProblem:
     ) -> dict[str, Tensor]:
         """task-IF of task ``k``: −(l2·I + H)⁻¹ c_k g_k (Thm 4.3), the derivative of λ* by the task's relative weight.
 
-        Removing the task moves λ* by −IF to first order. With ``leave_one_out`` H is that of the other tasks, which is
-        closer to removal where the problem is convex, and may be indefinite where it is not.
+        Removing the task moves λ* by −IF to first order, see :meth:`remove`.
+
+        Args:
+            lam, tasks, kind, weights: as for :meth:`total_hessian`; ``lam`` is λ*, a minimum of L_Total or close to
+                one.
+            k: position of the task.
+            leave_one_out: use the Hessian of the other tasks. This is closer to the effect of removal if the problem is
+                convex; otherwise that Hessian may be indefinite.
+
+        Raises:
+            IndexError: there is no task ``k``.
+            NegativeCurvatureError, NotConvergedError: the linear system could not be solved.
         """
         hessian = self.total_hessian(lam, tasks, kind, weights)
         return hessian.influence(ITEM_GRADIENTS["task"], k, leave_one_out=leave_one_out)
@@ -150,7 +235,10 @@ class BilevelProblem:
         kind: str | Curvature = "gauss-newton",
         weights: Weights = None,
     ) -> dict[str, Tensor]:
-        """instance-IF of query sample ``j`` of task ``k`` (Thm 4.5 with the total derivative, as Alg. 5 has it)."""
+        """instance-IF of query sample ``j`` of task ``k``, with the total derivative (Thm 4.5 as Alg. 5 has it).
+
+        Removing the sample moves λ* by −IF to first order. Arguments and errors are those of :meth:`task_influence`.
+        """
         return self.total_hessian(lam, tasks, kind, weights).influence(ITEM_GRADIENTS["query"], k, j)
 
     def support_influence(
@@ -166,16 +254,36 @@ class BilevelProblem:
     ) -> dict[str, Tensor]:
         """instance-IF of support sample ``j`` of task ``k``: −(l2·I + H)⁻¹ c_k D_λ P (Thm 4.6–4.8).
 
-        P is the first-order change of the task's outer loss without the sample, so removal moves λ* by **+IF**. With
-        ``removal="resolve"`` c_k D_λ P is replaced by the change of the task's total gradient when its inner problem is
-        solved anew without the sample: one more inner solve, and much closer on small support sets.
+        P is the first-order change of the task's outer loss when the sample is removed, so removal moves λ* by **+IF**.
+
+        Args:
+            removal: ``"closed-form"``, the paper's formula; or ``"resolve"``: replace c_k D_λ P by the change of the
+                task's total gradient when its inner problem is solved again without the sample. This takes one more
+                inner solve, and is much more accurate on small support sets.
+
+        Other arguments and errors are those of :meth:`task_influence`.
         """
         if removal not in REMOVALS:
             raise ValueError(f"removal must be one of {sorted(REMOVALS)}, not {removal!r}")
         return self.total_hessian(lam, tasks, kind, weights).influence(REMOVALS[removal], k, j)
 
     def remove(self, lam: Named, influence: Vector, level: str = "task") -> dict[str, Tensor]:
-        """λ after removal, to first order: ``λ − IF``, but ``λ + IF`` for a support sample (Prop. 4.8, corrected)."""
+        """λ after removal of an item, to first order: ``λ − IF``, or ``λ + IF`` for a support sample (Prop. 4.8,
+        corrected).
+
+        Args:
+            lam: λ*, named tensors.
+            influence: the influence function of the item, a dict like ``lam`` or a flat vector.
+            level: the kind of item: ``"task"``, ``"query"`` or ``"support"``.
+
+        >>> import torch
+        >>> problem = BilevelProblem(None, None, proximal=1.0, l2=0.0)
+        >>> lam, influence = {"w": torch.zeros(2)}, {"w": torch.tensor([1.0, 2.0])}
+        >>> problem.remove(lam, influence, level="task")
+        {'w': tensor([-1., -2.])}
+        >>> problem.remove(lam, influence, level="support")
+        {'w': tensor([1., 2.])}
+        """
         if level not in ITEM_GRADIENTS:
             raise ValueError(f"level must be one of {sorted(ITEM_GRADIENTS)}, not {level!r}")
         layout = Layout(lam)
@@ -196,11 +304,11 @@ class BilevelProblem:
 
 
 class InnerSolution:
-    """θ(λ) of one task.
+    """θ_i(λ) of one task, and products with its Jacobian dθ/dλ.
 
     Attributes:
-        theta: named tensors; its keys are a subset of λ's.
-        residual: ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖ (proximal), 0 (unrolled).
+        theta: θ_i(λ), named tensors.
+        residual: ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(θ_0)‖ (proximal); 0 for unrolled steps.
     """
 
     def __init__(self, solution: InnerMap) -> None:
@@ -210,9 +318,9 @@ class InnerSolution:
         self.residual = float(solution.residual[0])
 
     def jvp(self, v: Vector) -> Vector:
-        """(dθ/dλ) v: ``v`` like λ, the result like θ."""
+        """(dθ/dλ) v, a Jacobian-vector product: ``v`` like λ, the result like θ."""
         return self._theta_layout.like(self._solution.jvp(self._lam_layout.flatten(v).unsqueeze(0))[0], v)
 
     def vjp(self, u: Vector) -> Vector:
-        """(dθ/dλ)ᵀ u: ``u`` like θ, the result like λ."""
+        """(dθ/dλ)ᵀ u, a vector-Jacobian product: ``u`` like θ, the result like λ."""
         return self._lam_layout.like(self._solution.vjp(self._theta_layout.flatten(u).unsqueeze(0))[0], u)

@@ -1,4 +1,4 @@
-"""A bilevel problem at one λ: its tasks, solved batch by batch, on flat vectors. What estimators are built on."""
+"""The tasks of a bilevel problem, with θ_i solved at one λ batch by batch. Hessians and estimators build on this."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from .objective import Joint, Objective
 from .task import Samples, Task, TaskBatch, equal_shape_batches, stack
 
 VECTORS = 8
-"""Of λ's size, that a solver works with for each right-hand side; a kept inner solution takes no more."""
+"""Vectors of λ's size that a solver needs per right-hand side; a cached inner solution takes no more than that."""
 
 
 DERIVATIVES = 3
-"""Of L_O, that are kept with a solution: by λ, by θ, and in total."""
+"""Derivatives of L_O that are cached with a solution: by λ, by θ, and total."""
 
 
 @dataclass(frozen=True)
 class ProblemSettings:
-    """What a :class:`LocalProblem` needs to know besides λ and the tasks.
+    """The settings of a bilevel problem: all that :class:`SolvedTasks` needs besides λ and the tasks.
 
     Attributes:
-        inner, outer: the loss sums of L_I (without its proximal term) and L_O.
-        layout, part: of λ and of θ.
+        inner, outer: the loss sums L_I (without its proximal term) and L_O.
+        layout, theta_layout: layouts of λ and of θ.
         kind: how θ_i(λ) is defined.
-        memory: bytes: a half for what a Hessian keeps, a quarter each for kept inner solutions and a batch's work.
-        progress: whether a pass over the tasks shows a bar; None for only on a terminal.
+        memory: memory budget in bytes: half for what a Hessian keeps, a quarter each for cached inner solutions and for
+            the work on one batch.
+        progress: whether a pass over the tasks shows a progress bar; None means only on a terminal.
         ranks: the processes that share the tasks.
     """
 
@@ -51,7 +52,7 @@ class ProblemSettings:
 
     @property
     def batch_bytes(self) -> int:
-        """Bytes that kept inner solutions, or a batch's work, may take."""
+        """Bytes that cached inner solutions may take, and as many for the work on one batch."""
         return self.memory // 4
 
     @property
@@ -60,15 +61,21 @@ class ProblemSettings:
         return self.memory // 2
 
     def right_hand_sides_at_once(self, lam: Tensor) -> int:
-        """Right-hand sides of λ's size that a solver may work on together."""
+        """How many right-hand sides of λ's size a solver may work on together."""
         return max(1, self.batch_bytes // (VECTORS * lam.nbytes))
 
 
 @dataclass(frozen=True)
 class SolvedBatch:
-    """A batch of tasks with θ_i(λ), as ``kind`` defines it, and the chain rule through it: Z = [I; dθ/dλ].
+    """A batch of tasks with θ_i(λ) as ``kind`` defines it, and the chain rule through it: Z = [I; dθ/dλ].
 
-    ``microbatch_size`` is as many tasks as vectors of λ's size may be made for at a time.
+    Attributes:
+        batch: the tasks.
+        solution: θ_i as a function of λ, and its derivatives.
+        kind: the inner kind that found the solution.
+        lam: λ, ``[P]``.
+        outer: the outer loss sum L_O.
+        microbatch_size: for how many tasks vectors of λ's size may be computed at a time.
     """
 
     batch: TaskBatch
@@ -85,7 +92,7 @@ class SolvedBatch:
 
     @cached_property
     def _split(self) -> list[SolvedBatch]:
-        """Empty where the batch is small enough: a batch that held itself would stay in memory."""
+        """Empty if the batch is small enough: a batch that referred to itself would stay in memory."""
         count, size = len(self.batch.index), self.microbatch_size
         starts = range(0, count, size) if count > size else range(0)
         return [self._select(slice(start, start + size)) for start in starts]
@@ -95,11 +102,11 @@ class SolvedBatch:
         return replace(self, batch=self.batch.select(span), solution=solution)
 
     def with_query(self, query: Samples) -> SolvedBatch:
-        """The same inner solutions under another outer loss sum."""
+        """The same inner solutions with other query samples, or other weights of them."""
         return replace(self, batch=replace(self.batch, query=query))
 
     def with_support(self, support: Samples) -> SolvedBatch:
-        """The same tasks adapted anew to another support set (or other weights of it)."""
+        """The same tasks adapted again to other support samples, or other weights of them."""
         problem = replace(self.solution.problem, samples=support, start=self.solution.theta)
         return replace(self, batch=replace(self.batch, support=support), solution=self.kind.solve(problem))
 
@@ -115,21 +122,21 @@ class SolvedBatch:
 
     @property
     def total_gradient(self) -> Tensor:
-        """g_i, ``[B, P]``; without the task weights c_i."""
+        """g_i, ``[B, P]``, without the task weights c_i."""
         return self.gradient_and_loss[0]
 
     def weighted_gradient(self) -> Tensor:
-        """c_i g_i, ``[B, P]``: the gradient of L_Total is their sum over tasks (plus δ_o λ)."""
+        """c_i g_i, ``[B, P]``. Their sum over tasks, plus δ_o λ, is the gradient of L_Total."""
         return self.batch.weight.unsqueeze(-1) * self.total_gradient
 
     def outer_loss(self) -> Tensor:
-        """L_O, ``[B]``; that which came with the gradient, once there is one."""
+        """L_O, ``[B]``; the value computed with the gradient is reused if there is one."""
         if "gradient_and_loss" in vars(self):
             return self.gradient_and_loss[1]
         return self.outer.value(self.lam, self.solution.point, self.batch.query)
 
     def query_losses(self) -> Tensor:
-        """ℓ_j of each query sample, ``[B, n_q]``, without its weight."""
+        """ℓ_j of each query sample after adaptation, ``[B, n_q]``, without its weight."""
         return self.outer.losses(self.lam, self.solution.point, self.batch.query)
 
     def support_losses(self) -> Tensor:
@@ -137,7 +144,7 @@ class SolvedBatch:
         return self.solution.problem.objective.losses(self.lam, self.solution.point, self.batch.support)
 
     def expanded(self, v: Tensor) -> Tensor:
-        """One vector for all tasks, ``[P]``, as a row for each: ``[B, P]``."""
+        """One vector as a row for each task: ``[P] -> [B, P]``."""
         return v.expand(len(self.batch.index), -1)
 
     def push_forward(self, v: Tensor) -> Tensor:
@@ -154,10 +161,10 @@ class SolvedBatch:
         return self.solution.second(self.outer, self.batch.query)
 
     def hessian(self, v: Tensor) -> Tensor:
-        """Zᵀ ∇²L_O Z v, which leaves θ's own second derivatives out: ``[B, P] -> [B, P]``."""
+        """Zᵀ ∇²L_O Z v, which omits the second derivatives of θ_i(λ): ``[B, P] -> [B, P]``."""
         query = self.batch.query
-        moved = Joint(v, self.push_forward(v), torch.zeros_like(query.w))
-        curved = self.outer.hessian(self.lam, self.solution.theta, query, moved)
+        along = Joint(v, self.push_forward(v), torch.zeros_like(query.w))
+        curved = self.outer.hessian(self.lam, self.solution.theta, query, along)
         return self.pull_back(curved.lam, curved.theta)
 
     def query_slopes(self, v: Tensor) -> Tensor:
@@ -175,6 +182,7 @@ class SolvedBatch:
 
     @property
     def nbytes(self) -> int:
+        """Bytes that caching this batch takes."""
         parts = (*self.batch.support, *self.batch.query)
         derivatives = DERIVATIVES * len(self.batch.index) * self.lam.nbytes
         return self.solution.nbytes + derivatives + sum(part.nbytes for part in parts)
@@ -183,33 +191,36 @@ class SolvedBatch:
 class SolvedTasks:
     """The tasks of a bilevel problem, with θ_i solved at λ.
 
-    Tasks are loaded, stacked and solved in batches of equal shape. Solved batches are kept while they fit in the
-    memory budget and solved anew each time beyond it, so nothing but scores grows with the number of tasks.
+    Tasks are loaded, stacked and solved in batches of equal shape. Solved batches are cached while they fit into the
+    memory budget, and solved again on each pass beyond it, so that memory does not grow with the number of tasks.
 
     Args:
-        settings: see :class:`ProblemSettings`.
+        settings: of the problem.
         lam: λ, ``[P]``.
-        tasks: any sequence; items are read when needed.
-        weights: c_i, one a task.
+        tasks: any sequence; each item is read when it is needed.
+        weights: task weights c_i, one per task.
     """
 
     def __init__(self, settings: ProblemSettings, lam: Tensor, tasks: Sequence[Task], weights: list[float]) -> None:
         self.settings, self.lam, self.tasks, self.weights = settings, lam, tasks, weights
-        self._kept: dict[int, SolvedBatch] = {}
-        self._kept_bytes = 0
+        self._cached: dict[int, SolvedBatch] = {}
+        self._cached_bytes = 0
         self._plan: list[list[int]] | None = None
 
     def microbatches(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
-        """This rank's tasks, a few at a time, in an order that is the same on each pass; ``purpose`` names its bar.
+        """The tasks of this rank, solved, in batches small enough to compute vectors of λ's size for each task.
 
-        What is made of them has to be put together by the ``ranks`` of the settings. If a task cannot be read, or its
-        inner problem not be minimised, all of them learn of it.
+        The order is the same on each pass. Results that add up over tasks must be combined by the ``ranks`` of the
+        settings. If a task cannot be read or solved, all ranks raise.
+
+        Args:
+            purpose: label of the progress bar.
         """
         for batch in self.batches(purpose):
             yield from batch.microbatches
 
     def batches(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
-        """The same in batches that may be larger, for what makes no vectors of λ's size for each task."""
+        """As :meth:`microbatches`, in larger batches, for work that computes no vector of λ's size per task."""
         ranks, progress = self.settings.ranks, self.settings.progress
         hidden = True if ranks.rank else None if progress is None else not progress
         batches = self._batches()
@@ -224,7 +235,7 @@ class SolvedTasks:
 
     def _batches(self) -> Iterator[SolvedBatch]:
         for number, (index, tasks) in enumerate(self._groups()):
-            yield self._kept.get(number) or self._solve_and_keep(number, index, tasks)
+            yield self._cached.get(number) or self._solve_and_cache(number, index, tasks)
 
     def alone(self) -> SolvedTasks:
         """The same problem with all tasks on this rank."""
@@ -233,9 +244,9 @@ class SolvedTasks:
         return SolvedTasks(replace(self.settings, ranks=ALONE), self.lam, self.tasks, self.weights)
 
     def subset(self, positions: list[int], weights: list[float] | None = None) -> SolvedTasks:
-        """The same problem on some of its tasks, at their own weights unless others are given."""
-        own = [self.weights[i] for i in positions] if weights is None else weights
-        return self.with_tasks(_Chosen(self.tasks, positions), own)
+        """The same problem on some of its tasks, with their weights unless others are given."""
+        chosen = [self.weights[i] for i in positions] if weights is None else weights
+        return self.with_tasks(_Chosen(self.tasks, positions), chosen)
 
     def with_tasks(self, tasks: Sequence[Task], weights: list[float]) -> SolvedTasks:
         """The same problem on other tasks."""
@@ -246,7 +257,7 @@ class SolvedTasks:
         return self._solve([position], [self.tasks[position]], 1)
 
     def _groups(self) -> Iterator[tuple[list[int], list[Task]]]:
-        """Batches of tasks of equal shape; each task is read once a pass, but not where its solution is kept."""
+        """Batches of tasks of equal shape. Each task is read once per pass, or not at all if its solution is cached."""
         if self._plan is None:
             found = []
             for group in equal_shape_batches(self.tasks, self._share, self._sizes[0]):
@@ -255,11 +266,11 @@ class SolvedTasks:
             self._plan = found
         else:
             for number, index in enumerate(self._plan):
-                yield index, [] if number in self._kept else [self.tasks[i] for i in index]
+                yield index, [] if number in self._cached else [self.tasks[i] for i in index]
 
     @cached_property
     def _sizes(self) -> tuple[int, int]:
-        """How many tasks make a batch, and how many a piece of it, judged by the first."""
+        """How many tasks make a batch and how many a microbatch, judged by the first task."""
         settings, task = self.settings, self.tasks[self.settings.ranks.rank % len(self.tasks)]
         problem, batch = self._problem([0], [task])
         forwards = [
@@ -271,12 +282,12 @@ class SolvedTasks:
 
         def fitting(vector: int) -> int:
             size = min(len(self.tasks), settings.batch_bytes // settings.kind.work(total, vector, rows))
-            if self.lam.device.type == "cpu":  # elsewhere torch keeps what was freed, whatever its size
+            if self.lam.device.type == "cpu":  # on other devices torch reuses freed memory of any size
                 size = min(size, RECYCLED // max(vector, largest))
             return max(1, size)
 
         microbatch_size = fitting(self.lam.nbytes)
-        # A batch lives as long as any of its pieces, and so does all that these have been asked for.
+        # A batch lives as long as any of its microbatches, and so do the derivatives that these have cached.
         most = settings.batch_bytes // (DERIVATIVES * self.lam.nbytes)
         return max(microbatch_size, min(most, fitting(settings.kind.written_out(problem)))), microbatch_size
 
@@ -284,11 +295,11 @@ class SolvedTasks:
     def _share(self) -> range:
         return self.settings.ranks.share(len(self.tasks))
 
-    def _solve_and_keep(self, number: int, index: list[int], tasks: list[Task]) -> SolvedBatch:
+    def _solve_and_cache(self, number: int, index: list[int], tasks: list[Task]) -> SolvedBatch:
         solved = self._solve(index, tasks, self._sizes[1])
-        if self._kept_bytes + solved.nbytes <= self.settings.batch_bytes:
-            self._kept[number] = solved
-            self._kept_bytes += solved.nbytes
+        if self._cached_bytes + solved.nbytes <= self.settings.batch_bytes:
+            self._cached[number] = solved
+            self._cached_bytes += solved.nbytes
         return solved
 
     def _solve(self, index: list[int], tasks: list[Task], microbatch_size: int) -> SolvedBatch:
@@ -317,7 +328,7 @@ def _losses_at(outer: Objective, lam: Tensor, query: Samples, theta: Theta) -> T
 
 
 class _Chosen(Sequence[Task]):
-    """Some of a sequence's tasks, read when needed."""
+    """Some tasks of a sequence, read when they are needed."""
 
     def __init__(self, tasks: Sequence[Task], positions: list[int]) -> None:
         self._tasks, self._positions = tasks, positions

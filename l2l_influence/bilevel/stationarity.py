@@ -1,4 +1,4 @@
-"""How close λ* is to a minimum of L_Total: influence functions linearise there."""
+"""How close λ* is to a minimum of L_Total. Influence functions linearise there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .solved_tasks import SolvedBatch, SolvedTasks
 
 @dataclass(frozen=True)
 class Stationarity:
-    """D_λ L_Total at λ*, and what it is made of.
+    """The gradient D_λ L_Total at λ*, and the size of its terms.
 
     Attributes:
         gradient: Σ_i c_i g_i + δ_o λ, ``[P]``; 0 at a minimum.
         terms: Σ_i ‖c_i g_i‖ + ‖δ_o λ‖.
-        task: ‖c_i g_i‖ of the average task.
+        task: ‖c_i g_i‖, averaged over tasks.
     """
 
     gradient: Tensor
@@ -37,7 +37,7 @@ class Stationarity:
 
     @property
     def trusted(self) -> bool:
-        """Whether the gradient that is left is smaller than what removing one average task leaves."""
+        """Whether the remaining gradient is smaller than that which removing one average task leaves."""
         return self.tasks < 1
 
     def __str__(self) -> str:
@@ -45,14 +45,14 @@ class Stationarity:
         if self.trusted:
             return f"{size}: λ* is stationary enough for removals to be trusted"
         return (
-            f"{size}: λ* is NOT stationary. Scores compare tasks, but removing fewer than about {self.tasks:.2g} of "
-            "them changes λ less than training on would: train closer to a minimum, or take the residual out of an "
-            "edit by correct_residual=True"
+            f"{size}: λ* is NOT stationary. Scores still compare tasks, but removing fewer than about {self.tasks:.2g} "
+            "of them changes λ less than further training would: train closer to a minimum, or correct edits for the "
+            "remaining gradient by correct_residual=True"
         )
 
 
 class StationaritySum:
-    """Adds up a :class:`Stationarity` batch by batch, and over the ranks of the problem."""
+    """Accumulates a :class:`Stationarity` batch by batch, and over the ranks of the problem."""
 
     def __init__(self, solved_tasks: SolvedTasks, l2: float) -> None:
         self._solved_tasks, self._decay = solved_tasks, l2 * solved_tasks.lam.double()
@@ -60,20 +60,22 @@ class StationaritySum:
         self._tasks = 0.0
 
     def add(self, solved: SolvedBatch) -> None:
+        """Add the tasks of one batch."""
         gradient, weight = solved.total_gradient, solved.batch.weight
         self._gradient += (weight @ gradient).double()
         self._tasks += float(weight.double().abs() @ gradient.norm(dim=-1).double())
 
     def tensors(self) -> dict[str, Tensor]:
-        """What has been added up so far, on the CPU, for another process to go on from."""
+        """The sums so far, on the CPU, so that another process can resume from them."""
         return {"gradient": self._gradient.cpu(), "tasks": torch.tensor(self._tasks, dtype=torch.float64)}
 
     def resume_from(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what :meth:`tensors` gave."""
+        """Continue from the sums that :meth:`tensors` returned."""
         self._gradient = tensors["gradient"].to(self._gradient)
         self._tasks = float(tensors["tasks"])
 
     def result(self) -> Stationarity:
+        """The stationarity over all tasks of all ranks."""
         both = torch.cat([self._gradient, self._gradient.new_tensor([self._tasks])])
         *gradient, tasks = self._solved_tasks.settings.ranks.sum(both).split([len(self._decay), 1])
         size = float(tasks)
@@ -83,8 +85,8 @@ class StationaritySum:
 
 
 def stationarity(solved_tasks: SolvedTasks, l2: float) -> Stationarity:
-    """By one pass over the tasks."""
-    balance = StationaritySum(solved_tasks, l2)
+    """The stationarity of λ, by one pass over the tasks."""
+    total = StationaritySum(solved_tasks, l2)
     for solved in solved_tasks.microbatches("stationarity"):
-        balance.add(solved)
-    return balance.result()
+        total.add(solved)
+    return total.result()

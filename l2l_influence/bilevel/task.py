@@ -1,4 +1,4 @@
-"""Tasks, and tasks of equal shape stacked into batches."""
+""":class:`Task`, and batches of tasks of equal shape."""
 
 from __future__ import annotations
 
@@ -16,16 +16,26 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """One few-shot task.
+    """One few-shot task: a support set, to which θ is fitted, and a query set, on which the outer loss is measured.
 
     Attributes:
-        support: ``(x, y)``, ``n_s`` rows each: what θ is fitted to.
-        query: ``(x, y)``, ``n_q`` rows each: what the outer loss is measured on.
-        support_weights: shape ``(n_s,)``, the w_j of L_I (1 unless said; a mean-reduced loss is w = 1/n_s).
-        query_weights: shape ``(n_q,)``, the w_j of L_O.
-        start: where the inner solver starts, by parameter name; λ unless said.
-        together: whether support and query rows go through the model in one batch, as where features are computed once
-            for both; it matters to batch statistics.
+        support: ``(x, y)``, ``n_s`` rows each.
+        query: ``(x, y)``, ``n_q`` rows each.
+        support_weights: shape ``(n_s,)``, the weights w_j in L_I; 1 if None. A mean over the samples is w = 1/n_s.
+        query_weights: shape ``(n_q,)``, the weights w_j in L_O; 1 if None.
+        start: named tensors where the inner solver starts; θ_0(λ) if None. It does not change the solution that is
+            sought.
+        together: whether support and query rows pass through the model in one batch, as in loops that compute all
+            features at once. It matters only to batch statistics.
+
+    Raises:
+        TaskShapeError: x and y have no rows, or different numbers of rows; or the weights have another length.
+
+    >>> import torch
+    >>> task = Task(support=(torch.zeros(5, 2), torch.arange(5)), query=(torch.zeros(3, 2), torch.arange(3)))
+    >>> Task(support=(torch.zeros(5, 2), torch.arange(4)), query=task.query)
+    Traceback (most recent call last):
+    l2l_influence.errors.TaskShapeError: support: x has 5 rows and y has 4; they need the same number, at least 1
     """
 
     support: Pair
@@ -43,7 +53,7 @@ class Task:
 class Samples(NamedTuple):
     """Samples of ``B`` tasks: x ``[B, n, ...]``, y ``[B, n, ...]``, weights ``[B, n]``.
 
-    x may have further rows, which go through the model with the others and have no loss.
+    x may have more rows than y: these pass through the model with the others (in batch statistics) and have no loss.
     """
 
     x: Tensor
@@ -51,13 +61,19 @@ class Samples(NamedTuple):
     w: Tensor
 
     def select(self, span: slice) -> Samples:
-        """Those of some of the tasks."""
+        """The samples of the tasks in ``span``."""
         return Samples(self.x[span], self.y[span], self.w[span])
 
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """``B`` tasks of equal shape. ``index`` are their positions in the sequence they came from."""
+    """``B`` tasks of equal shape.
+
+    Attributes:
+        index: positions of the tasks in the sequence that they come from.
+        support, query: their samples.
+        weight: task weights c_i, ``[B]``.
+    """
 
     index: list[int]
     support: Samples
@@ -65,23 +81,29 @@ class TaskBatch:
     weight: Tensor
 
     def select(self, span: slice) -> TaskBatch:
-        """Some of the tasks."""
+        """The tasks in ``span``."""
         return TaskBatch(self.index[span], self.support.select(span), self.query.select(span), self.weight[span])
 
 
 def _check_rows(name: str, pair: Pair, weights: Tensor | None) -> None:
-    x, y = pair
-    if x.shape[:1] != y.shape[:1] or x.dim() == 0 or len(x) == 0:
-        raise TaskShapeError(f"{name}: x and y need the same, non-zero number of rows, got {x.shape} and {y.shape}")
-    if weights is not None and weights.shape != (len(x),):
-        raise TaskShapeError(f"{name}: weights need shape ({len(x)},), got {tuple(weights.shape)}")
+    rows, labels = (len(part) if part.dim() else 0 for part in pair)
+    if rows != labels or rows == 0:
+        raise TaskShapeError(f"{name}: x has {rows} rows and y has {labels}; they need the same number, at least 1")
+    if weights is not None and weights.shape != (rows,):
+        raise TaskShapeError(
+            f"{name}_weights must have shape ({rows},), one weight per sample, got {tuple(weights.shape)}"
+        )
 
 
 def check_weights(weights: Tensor | Sequence[float] | None, count: int) -> list[float]:
-    """The task weights c_i as a list, 1 each unless given."""
+    """The task weights c_i as a list of floats; 1 each if ``weights`` is None.
+
+    Raises:
+        TaskShapeError: there are not as many weights as tasks.
+    """
     values = [1.0] * count if weights is None else [float(w) for w in weights]
     if len(values) != count:
-        raise TaskShapeError(f"there are {count} tasks but {len(values)} task weights")
+        raise TaskShapeError(f"weights must have one entry per task: got {len(values)} weights for {count} tasks")
     return values
 
 
@@ -96,7 +118,14 @@ def _stack(xs: list[Tensor], ys: list[Tensor], weights: list[Tensor | None], lik
 
 
 def stack(tasks: list[Task], index: list[int], weights: list[float], like: Tensor) -> TaskBatch:
-    """Stack tasks of equal shape; floating-point weights take the dtype and device of ``like``."""
+    """Stack tasks of equal shape into a batch.
+
+    Args:
+        tasks: the tasks.
+        index: their positions in the sequence that they come from.
+        weights: the weights c_i of all tasks of that sequence.
+        like: a tensor whose device the batch takes; weights take its dtype as well.
+    """
     return TaskBatch(
         index=index,
         support=_stack(
@@ -116,16 +145,16 @@ def stack(tasks: list[Task], index: list[int], weights: list[float], like: Tenso
 
 
 def _inputs(task: Task, own: Pair, other: Pair) -> Tensor:
-    """The rows that go through the model when the losses of ``own`` are wanted, these first."""
+    """The rows that pass through the model when losses of the first pair are computed; its own rows come first."""
     return torch.cat([own[0], other[0]]) if task.together else own[0]
 
 
 def equal_shape_batches(
     tasks: Sequence[Task], positions: Iterable[int], size: int
 ) -> Iterator[tuple[list[int], list[Task]]]:
-    """Batches of at most ``size`` of the tasks at ``positions``, of equal shape, as they fill up; reads each task once.
+    """Group the tasks at ``positions`` into batches of at most ``size`` tasks of equal shape, with their positions.
 
-    A batch comes with its positions.
+    Each task is read once. A batch is yielded as soon as it is full, the incomplete ones at the end.
     """
     waiting: dict[tuple[Any, ...], tuple[list[int], list[Task]]] = {}
     for position in positions:

@@ -24,7 +24,19 @@ from .solvers import (
 
 
 class HessianOperator:
-    """H as an operator: ``H @ v``, and ``H.solve(v)`` for (l2·I + H) x = v. Vectors are dicts like λ, or flat."""
+    """The total Hessian H: ``H @ v`` is a product (HVP), ``H.solve(v)`` solves (l2·I + H) x = v (iHVP).
+
+    Vectors are dicts like λ or flat tensors; results have the same form.
+
+    Args:
+        solved_tasks: the tasks, solved at λ.
+        l2: strength of the outer regulariser, added to H in solves.
+        kind: name of the approximation, or an object with settings such as ``Sketch(samples=8)``.
+        policy: what to do if a solve cannot be trusted; raise an error if None.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
 
     def __init__(
         self, solved_tasks: SolvedTasks, l2: float, kind: str | Curvature, policy: Policy | None = None
@@ -51,12 +63,12 @@ class HessianOperator:
 
         Args:
             v: the right-hand side.
-            solver: conjugate gradients unless given; the ``sketch`` kind is solved exactly through its own columns.
+            solver: conjugate gradients if None; the ``"sketch"`` kind is solved exactly through its low-rank factors.
             damping: added to l2.
-            tolerance: relative residual for the default solver; from the dtype unless given.
+            tolerance: relative residual for the default solver; chosen by the dtype if None.
 
         Raises:
-            NegativeCurvatureError, NotConvergedError: the solve cannot be trusted.
+            NegativeCurvatureError, NotConvergedError: the solution cannot be trusted.
         """
         rows = self._layout.flatten(v).unsqueeze(0)
         solution = self.solve_rows(rows, solver, damping=damping, tolerance=tolerance)
@@ -71,7 +83,7 @@ class HessianOperator:
         tolerance: float | None = None,
         without: Subsets | None = None,
     ) -> Solution[Tensor]:
-        """As :meth:`solve`, for right-hand sides ``[R, P]`` at once.
+        """As :meth:`solve`, for many right-hand sides ``[R, P]`` at once.
 
         Args:
             without: for each row, positions of tasks whose part is left out of H (leave-one-out correction).
@@ -81,8 +93,8 @@ class HessianOperator:
             system, default = self._system(shift), self._solver(shift, tolerance)
         else:
             system = self.operator.without(without).plus_identity(shift)
-            # The whole Hessian's inverse, where it is known, leaves little to do: a few tasks make the difference.
-            default = CG(tolerance, preconditioner=self._inverse_near(shift))
+            # Only a few tasks make the difference to the full Hessian: its inverse, if known, is a good preconditioner.
+            default = CG(tolerance, preconditioner=self._preconditioner(shift))
         what = f"the outer system (l2·I + H) x = v with the {self.kind} Hessian"
         return self.policy.solve(system, solver or default, rows, what)
 
@@ -91,7 +103,11 @@ class HessianOperator:
         return self.curvature.linearised(self.solved_tasks.one(position))
 
     def influence(self, item: ItemGradient, k: int, j: int = 0, *, leave_one_out: bool = False) -> dict[str, Tensor]:
-        """The influence function of item ``j`` of task ``k``, as named tensors."""
+        """The influence function of item ``j`` of task ``k``, as named tensors.
+
+        Raises:
+            IndexError: there is no such task or item.
+        """
         position = _position(k, len(self.solved_tasks.tasks), "task")
         solved = self.linearised(position)
         gradient = item.gradient(solved, _position(j, item.count(solved), item.item_name))
@@ -99,26 +115,27 @@ class HessianOperator:
         return self._layout.unravel(item.influence(solution.value[0]))
 
     def _system(self, shift: float) -> LinearOperator:
-        """``H + shift·I``, kept: a sketch's holds a factorisation, which further right-hand sides can use."""
+        """``H + shift·I``, cached: that of a sketch holds a factorisation, which serves further right-hand sides."""
         if shift not in self._systems:
             self._systems[shift] = self.operator.plus_identity(shift)
         return self._systems[shift]
 
     def _solver(self, shift: float, tolerance: float) -> LinearSolver:
-        """Of systems with all of ``H + shift·I``."""
+        """The default solver for systems with all of ``H + shift·I``."""
         if self._sketched is None:
             return solver_for(self._system(shift), tolerance)
-        return BlockCG(tolerance, preconditioner=self._inverse_near(shift))
+        return BlockCG(tolerance, preconditioner=self._preconditioner(shift))
 
-    def _inverse_near(self, shift: float) -> Invertible | None:
-        """``H + shift·I``, or what is near to it, if that knows its own inverse."""
+    def _preconditioner(self, shift: float) -> Invertible | None:
+        """``H + shift·I``, or an approximation of it, if that knows its own inverse."""
         system = self._system(shift)
         if self._sketched is not None and shift > 0:
             system = self._sketched._system(self._sketched.operator.effective_damping(shift))
         return system if isinstance(system, Invertible) else None
 
     def largest_eigenvalue(self, iterations: int) -> float:
-        """An estimate of H's, from below; of what is near to H, where products with that cost next to nothing."""
+        """An estimate from below of the largest eigenvalue of H; of its preconditioner if there is one, whose products
+        are cheap."""
         operator = self.operator if self._sketched is None else self._sketched.operator
         return float(operator.largest_eigenvalue(self.solved_tasks.lam.unsqueeze(0), iterations))
 
@@ -131,6 +148,7 @@ class HessianOperator:
 
 
 def _position(k: int, count: int, what: str) -> int:
+    """``k`` from the start, if it counts from the end."""
     if not -count <= k < count:
-        raise IndexError(f"there is no {what} {k}: there are {count}")
+        raise IndexError(f"{what} {k} is out of range: there are {count} (0–{count - 1})")
     return k % count

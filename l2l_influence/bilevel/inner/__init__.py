@@ -1,4 +1,4 @@
-"""Solutions θ_i(λ) of the inner problem: one interface (:mod:`.base`), one file a kind."""
+"""Solutions θ_i(λ) of the inner problem: one interface (:mod:`.base`), and one file per kind."""
 
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
 from .direct import ApproximateJacobian, FixedJacobian, IdentityJacobian, ZeroJacobian

@@ -1,4 +1,4 @@
-"""What every solution of the inner problem can do, whichever way it was found."""
+"""The interface of inner solutions θ_i(λ), however they are found and differentiated."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from ..task import Samples
 
 @dataclass(frozen=True)
 class InnerProblem:
-    """The inner problems of ``B`` tasks at one λ: what an inner kind is given to solve.
+    """The inner problems of ``B`` tasks at one λ.
 
     Attributes:
         objective: Σ_j w_j ℓ(z_j; λ, θ) over the support set, without the proximal term.
         lam: λ, ``[P]``.
         samples: support samples of the ``B`` tasks.
-        start: where to start, ``[B, Q]``.
-        layout: λ's layout; ``part`` is θ's.
-        outer: the first task's outer losses at a θ of its; None where solutions are for nothing else.
+        start: where the search for θ starts, ``[B, Q]``.
+        layout: layout of λ.
+        theta_layout: layout of θ, and where θ starts as a function of λ.
+        outer: the outer losses of the first task as a function of its θ; None if solutions serve no outer loss.
     """
 
     objective: Objective
@@ -39,33 +40,34 @@ class InnerProblem:
 
     @property
     def initial(self) -> Tensor:
-        """θ_0(λ), where steps begin and what the proximal term pulls θ to: ``[Q]``, the same for all tasks."""
+        """θ_0(λ), where unrolled steps begin, and to which the proximal term draws θ: ``[Q]``, the same for all
+        tasks."""
         return self.theta_layout.start(self.lam)
 
     @property
     def entries(self) -> int:
-        """How many numbers λ and θ have between them, those of λ that are adapted counted once."""
+        """How many numbers λ and θ consist of, counting the adapted entries of λ once."""
         return self.layout.size + self.theta_layout.size - self.theta_layout.from_lam
 
     def select(self, span: slice) -> InnerProblem:
-        """Those of some of the tasks."""
+        """The problems of the tasks in ``span``."""
         return replace(self, samples=self.samples.select(span), start=self.start[span])
 
 
 OfOne = Callable[..., Tensor]
-"""What comes of one task's λ ``[P]`` and θ (in either form), and whatever else is given; a number unless said."""
+"""A function of one task's λ ``[P]``, its θ (in either form), and further arguments; scalar unless said otherwise."""
 
 SecondDerivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``(v, e) -> (by_lam, by_w)``: the Hessian of a function of (λ, w) times ``v`` ``[B, P]`` and ``e`` ``[B, n]``."""
 
 
 class InnerMap(ABC):
-    """θ_i of ``B`` tasks as a function of λ and of the support samples' weights w, and its derivatives.
+    """θ_i of ``B`` tasks as a function of λ and of the support samples' weights w, with its derivatives.
 
     Attributes:
-        problem: whose solution this is.
-        residual: ``[B]``, how far θ is from what it should be (its kind says in what unit).
-        note: what a reader of results should know of how it is differentiated, in a few words.
+        problem: the inner problems.
+        residual: ``[B]``, the distance of θ from an exact solution, in a unit that depends on the kind.
+        note: how θ is differentiated, in a few words, for the notes of results.
     """
 
     problem: InnerProblem
@@ -79,7 +81,7 @@ class InnerMap(ABC):
 
     @property
     def point(self) -> Theta:
-        """θ in the form in which losses at it take least."""
+        """θ in the form that takes least memory in losses."""
         return self.theta
 
     @abstractmethod
@@ -92,15 +94,18 @@ class InnerMap(ABC):
 
     @abstractmethod
     def jvp_weights(self, e: Tensor) -> Tensor:
-        """(dθ/dw) e: ``[B, n] -> [B, Q]``. With e = −w_j at sample j, the change of θ without it (Thm 4.6)."""
+        """(dθ/dw) e: ``[B, n] -> [B, Q]``. With e = −w_j at sample j, the change of θ when the sample is removed (Thm
+        4.6)."""
 
     @abstractmethod
     def vjp_weights(self, u: Tensor) -> Tensor:
         """(dθ/dw)ᵀ u: ``[B, Q] -> [B, n]``."""
 
     def total(self, value: OfOne, *given: Any) -> tuple[Tensor, Tensor]:
-        """D_λ ``value(λ, θ(λ), *given)`` of each task (Thm 4.1), ``[B, P]``, and the values, ``[B]``; what is given has
-        a leading ``B``."""
+        """D_λ ``value(λ, θ(λ), *given)`` of each task (Thm 4.1), ``[B, P]``, and the values, ``[B]``.
+
+        Further arguments have a leading ``B``.
+        """
         mapped = vmap(grad_and_value(value, argnums=(0, 1)), in_dims=(None, 0) + (0,) * len(given))
         (by_lam, by_theta), values = mapped(self.problem.lam, self.theta, *given)
         return by_lam + self.vjp(by_theta), values
@@ -110,10 +115,10 @@ class InnerMap(ABC):
         return weight @ self.total(value, *given)[0]
 
     def along(self, function: OfOne, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        """``function(λ, θ(λ), *given)`` of each task, which may be any tensor, and its derivative along v, ``[P]``."""
+        """``function(λ, θ(λ), *given)`` of each task, a tensor of any shape, and its derivative along v, ``[P]``."""
 
-        def one(theta: Tensor, moved: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-            value, along, *_ = jvp(lambda *at: function(*at, *given), (self.problem.lam, theta), (v, moved))
+        def one(theta: Tensor, theta_v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+            value, along, *_ = jvp(lambda *point: function(*point, *given), (self.problem.lam, theta), (v, theta_v))
             return value, along
 
         value, along = vmap(one)(self.theta, self.jvp(v.expand(len(self.theta), -1)), *given)
@@ -121,27 +126,31 @@ class InnerMap(ABC):
 
     @abstractmethod
     def second(self, outer: Objective, query: Samples) -> SecondDerivative:
-        """The Hessian, as products, of ``L_O(λ, θ(λ, w))``, θ's own second derivatives included."""
+        """The Hessian of ``L_O(λ, θ(λ, w))`` as products, with the second derivatives of θ included."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Memory that keeping this solution takes."""
+        """Bytes that caching this solution takes."""
 
 
 class InnerKind(ABC):
-    """A way to define and find θ_i(λ)."""
+    """A way to define θ_i(λ), and to find it."""
 
     def work(self, forward: int, lam: int, rows: int) -> int:
-        """Bytes that one task's derivatives may take: ``forward`` are those that the losses of one of its sets make on
-        the way, ``lam`` those of λ or of what is written out of it, ``rows`` its samples. A Gauss–Newton factor has
-        several rows a sample."""
+        """Bytes that the derivatives of one task may take.
+
+        Args:
+            forward: bytes that a forward pass over one of its sets computes.
+            lam: bytes of λ, or of the part of it that is computed for each task.
+            rows: number of samples. A Gauss–Newton factor has several rows per sample.
+        """
         return 16 * (forward + rows * lam)
 
     def written_out(self, problem: InnerProblem) -> int:
-        """Bytes of λ's or θ's entries that are made anew for each task on the way to what is asked for."""
+        """Bytes of the entries of λ and θ that are computed anew for each task, in a pass over tasks."""
         return problem.entries * problem.lam.element_size()
 
     @abstractmethod
     def solve(self, problem: InnerProblem) -> InnerMap:
-        """Solve the inner problems of all tasks in the batch."""
+        """Solve the inner problems of all tasks of the batch."""

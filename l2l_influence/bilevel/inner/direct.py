@@ -1,4 +1,4 @@
-"""Solutions whose dependence on λ is read more simply than it is, as "direct" and first-order methods do."""
+"""Solutions with a simplified Jacobian dθ/dλ, as in the "direct" and first-order methods."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ApproximateJacobian(InnerKind):
 
 
 class FixedJacobian(InnerMap):
-    """θ as another solution found it, and as the sample weights move it there; its dependence on λ is linear."""
+    """θ and its derivative by the sample weights as another solution has them; its Jacobian dθ/dλ is constant."""
 
     def __init__(self, solution: InnerMap) -> None:
         self._solution = solution
@@ -47,12 +47,12 @@ class FixedJacobian(InnerMap):
         return self._solution.point
 
     def second(self, outer: Objective, query: Samples) -> SecondDerivative:
-        """Zᵀ ∇²L_O Z: θ has no second derivatives here."""
-        lam, none = self.problem.lam, torch.zeros_like(query.w)
+        """Zᵀ ∇²L_O Z: with a constant Jacobian θ has no second derivatives."""
+        lam, zero = self.problem.lam, torch.zeros_like(query.w)
 
         def product(v: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-            moved = Joint(v, self.jvp(v) + self.jvp_weights(e), none)
-            curved = outer.hessian(lam, self.theta, query, moved)
+            along = Joint(v, self.jvp(v) + self.jvp_weights(e), zero)
+            curved = outer.hessian(lam, self.theta, query, along)
             return curved.lam + self.vjp(curved.theta), self.vjp_weights(curved.theta)
 
         return product
@@ -69,7 +69,7 @@ class FixedJacobian(InnerMap):
 
 
 class ZeroJacobian(FixedJacobian):
-    """dθ/dλ = 0: θ_i taken as a constant, as Eq. 6 and 7 read literally."""
+    """dθ/dλ = 0: θ_i is treated as a constant, as in the literal reading of Eq. 6 and 7."""
 
     def jvp(self, v: Tensor) -> Tensor:
         return torch.zeros_like(self.theta)
@@ -79,7 +79,7 @@ class ZeroJacobian(FixedJacobian):
 
 
 class IdentityJacobian(FixedJacobian):
-    """dθ/dλ = I on the adapted entries: θ_i carried along with λ, as first-order MAML has it."""
+    """dθ/dλ = dθ_0/dλ, the identity on adapted entries of λ: θ_i moves with its start, as in first-order MAML."""
 
     def jvp(self, v: Tensor) -> Tensor:
         return self.problem.theta_layout.push(v)

@@ -1,4 +1,4 @@
-"""θ_i(λ) = argmin_θ L_I (the paper's inner problem), differentiated by the implicit function theorem."""
+"""The proximal inner problem θ_i(λ) = argmin_θ L_I (the paper's), differentiated by the implicit function theorem."""
 
 from __future__ import annotations
 
@@ -16,28 +16,36 @@ from .inverses.inverse import InnerHessian, Inverse, pick
 from .minimise import Minimum, minimise
 
 BY_PRODUCTS = ("cg", "minres", "neumann", "identity")
-"""Inverses that make nothing of H_in but products with it."""
+"""Inverses that need only products with H_in."""
 
 AGREEMENT_ITERATIONS = 100
-"""Spent on the exact inverse that an approximate one is held against."""
+"""Iterations of CG for the exact solution that an approximate inverse is compared with."""
 
 
 @dataclass(frozen=True)
 class Proximal(InnerKind):
-    """L_I = Σ_j w_j ℓ(z_j; λ, θ) + (δ/2) ‖θ − λ_θ‖², minimised over θ.
+    """θ_i(λ) minimises L_I = Σ_j w_j ℓ(z_j; λ, θ) + (δ/2) ‖θ − θ_0(λ)‖².
 
     Args:
         delta: δ > 0.
         inverse: how H_in = ∂_θθ L_I is inverted. ``"gram"``: its Gauss–Newton part, exactly; ``"ekfac"``: an
-            approximation of that part; ``"identity"``: none of it but δI. All of H_in: ``"cg"``, ``"minres"``,
-            ``"neumann"`` or ``"dense"``, and, preconditioned, ``"cg+gram"``, ``"cg+ekfac"`` or ``"neumann+ekfac"``.
-            ``"auto"``: gram where a task has few outputs, else cg. Or an object with settings of its own, such as
-            ``EKFAC(fisher="mc")``.
-        tolerance: largest ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖ that is accepted; from the dtype unless given. The search aims at
-            a tenth of it, and ends earlier where nothing more is gained: networks with ReLU or max-pooling often have
-            the minimum on a kink, where a few per cent is all that can be had.
+            approximation of that part; ``"identity"``: δI only. All of H_in: ``"cg"``, ``"minres"``, ``"neumann"`` or
+            ``"dense"``, and, preconditioned, ``"cg+gram"``, ``"cg+ekfac"`` or ``"neumann+ekfac"``. ``"auto"``: gram if
+            a task has few outputs, else cg. Or an object with settings, such as ``EKFAC(fisher="mc")``.
+        tolerance: largest accepted ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(θ_0)‖; chosen by the dtype if None. The search aims at a
+            tenth of it, and ends earlier if it makes no more progress: networks with ReLU or max-pooling often have the
+            minimum on a kink, where a few per cent is the best that can be reached.
         max_iterations: of the Newton search.
-        policy: what to do where H_in is not positive definite, or its inverse misses its tolerance.
+        policy: what to do if H_in is not positive definite, or its inverse misses its tolerance.
+
+    Raises:
+        ValueError: δ is not positive.
+
+    >>> Proximal(2.0, "gram").delta
+    2.0
+    >>> Proximal(0.0)
+    Traceback (most recent call last):
+    ValueError: proximal, the strength of the inner proximal term, must be positive, got 0.0
     """
 
     delta: float
@@ -48,10 +56,10 @@ class Proximal(InnerKind):
 
     def __post_init__(self) -> None:
         if not self.delta > 0:
-            raise ValueError(f"the proximal strength must be positive, got {self.delta}")
+            raise ValueError(f"proximal, the strength of the inner proximal term, must be positive, got {self.delta}")
 
     def work(self, forward: int, lam: int, rows: int) -> int:
-        """Iterative solvers take a few vectors, and no rows."""
+        """Solvers that need only products take a few vectors, and no rows."""
         return super().work(forward, lam, 1 if self.inverse in BY_PRODUCTS else rows)
 
     def solve(self, problem: InnerProblem) -> ProximalMap:
@@ -72,21 +80,23 @@ class Proximal(InnerKind):
             return objective.gradient_theta(lam, theta, samples) + self.delta * (theta - initial)
 
         def direction(theta: Tensor, slope: Tensor) -> Tensor:
-            # Loosely, as is enough far from the minimum; CG stops at negative curvature with a descent direction.
+            # A loose tolerance is enough far from the minimum; at negative curvature CG stops with a descent direction.
             hessian = InnerHessian(problem, theta, self.delta).for_many_products()
             return -CG(tolerance=0.1, max_iterations=30).solve(hessian, slope).value
 
         scale = gradient(initial.expand_as(problem.start)).norm(dim=-1)
-        # λ may already be the minimiser: a gradient that moves θ by less than its rounding is none.
+        # θ_0 may already be the minimiser: a gradient that moves θ by less than its rounding counts as 0.
         scale = scale.clamp_min(torch.finfo(lam.dtype).eps / tolerance * self.delta * float(initial.norm()))
         return minimise(value, gradient, direction, problem.start, scale, tolerance, self.max_iterations)
 
 
 class ProximalMap(InnerMap):
-    """The minimiser and its Jacobian dθ/dλ = −H_in⁻¹ (∂_θ∂_λ Σℓ − δ E) (Thm 4.1), E the rows of I that θ starts from.
+    """The minimiser and its Jacobian dθ/dλ = −H_in⁻¹ (∂_θ∂_λ Σℓ − δ E) (Thm 4.1), with E = dθ_0/dλ.
 
-    ``residual`` is ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(λ)‖, ``report`` the last report of H_in⁻¹,
-    ``note`` says how it is inverted.
+    Attributes:
+        residual: ‖∂_θ L_I(θ)‖ / ‖∂_θ L_I(θ_0)‖.
+        report: report of the last solve with H_in; None before the first.
+        note: how H_in is inverted.
     """
 
     def __init__(self, problem: InnerProblem, minimum: Minimum, kind: Proximal, tolerance: float) -> None:
@@ -113,7 +123,8 @@ class ProximalMap(InnerMap):
         return solution.value
 
     def agreement(self, b: Tensor) -> Agreement | None:
-        """How well a closed-form inverse stands in for that of all of H_in, for ``b`` ``[B, Q]``; None for others."""
+        """Compare a closed-form inverse with the inverse of all of H_in, for ``b`` ``[B, Q]``; None for other
+        inverses."""
         if not isinstance(self._operator, Invertible):
             return None
         exact = InnerHessian(self.problem, self.theta, self._delta)
@@ -134,18 +145,21 @@ class ProximalMap(InnerMap):
         return self._through_weights(self.inverse(u))
 
     def second(self, outer: Objective, query: Samples) -> SecondDerivative:
-        """Def. 4.2: with x = H_in⁻¹ ∂_θ L_O fixed, ∇²(L_O − ⟨x, ∂_θ L_I⟩) between [I; dθ/d(λ, w)] and its transpose."""
+        """The total Hessian (Def. 4.2) as products.
+
+        With x = H_in⁻¹ ∂_θ L_O held fixed it is ∇²(L_O − ⟨x, ∂_θ L_I⟩) between [I; dθ/d(λ, w)] and its transpose.
+        """
         problem = self.problem
         x = self.inverse(outer.gradient_theta(problem.lam, self.theta, query))
-        none = torch.zeros_like(query.w)
+        zero = torch.zeros_like(query.w)
 
         def product(v: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
             mixed = problem.objective.mixed(problem.lam, self.theta, problem.samples, v)
-            moved = self.inverse(self._delta * problem.theta_layout.push(v) - mixed - self._slope(e))
-            above = outer.hessian(problem.lam, self.theta, query, Joint(v, moved, none))
-            below = problem.objective.third(problem.lam, self.theta, problem.samples, x, Joint(v, moved, e))
-            back = self.inverse(above.theta - below.theta)
-            return above.lam - below.lam + self._through_lam(back), self._through_weights(back) - below.w
+            theta_v = self.inverse(self._delta * problem.theta_layout.push(v) - mixed - self._slope(e))
+            upper = outer.hessian(problem.lam, self.theta, query, Joint(v, theta_v, zero))
+            lower = problem.objective.third(problem.lam, self.theta, problem.samples, x, Joint(v, theta_v, e))
+            back = self.inverse(upper.theta - lower.theta)
+            return upper.lam - lower.lam + self._through_lam(back), self._through_weights(back) - lower.w
 
         return product
 
@@ -174,8 +188,8 @@ def _require_minimum(minimum: Minimum, tolerance: float) -> None:
     missed = ~(minimum.residual <= tolerance)  # NaN counts as missed
     if bool(missed.any()):
         raise NotConvergedError(
-            f"the inner problem of {int(missed.sum())} of {len(missed)} tasks was not solved: relative gradient "
-            f"{float(minimum.residual.max()):.1e} after {minimum.iterations} iterations (asked {tolerance:.1e}). "
-            "Use a larger proximal strength or inner tolerance, or the unrolled inner kind (networks with ReLU or "
-            "max-pooling may have their minimum on a kink, where no gradient vanishes)"
+            f"the inner problem of {int(missed.sum())} of {len(missed)} tasks was not solved: the relative gradient is "
+            f"{float(minimum.residual.max()):.1e} after {minimum.iterations} iterations, and the tolerance is "
+            f"{tolerance:.1e}. Use a larger proximal strength or inner_tolerance, or unrolled steps as the inner kind "
+            "(networks with ReLU or max-pooling may have their minimum on a kink, where no gradient vanishes)"
         )

@@ -1,1 +1,1 @@
-"""Inverses of the inner Hessian, one file each."""
+"""Inverses of the inner Hessian, one file per kind."""

@@ -1,4 +1,4 @@
-"""EK-FAC as an inverse of the inner Hessian (George et al., 2018), each task with factors of its own."""
+"""EK-FAC as an inverse of the inner Hessian (George et al., 2018), with separate factors for each task."""
 
 from __future__ import annotations
 
@@ -25,22 +25,25 @@ Fisher = Literal["true", "mc", "empirical"]
 class EKFAC:
     """H_in ≈ EK-FAC of the Fisher (Gauss–Newton) matrix of Σ_j w_j ℓ_j, plus δI in its eigenbasis.
 
-    Each weight that goes into one call of ``F.linear`` or ``F.conv2d`` makes a block with its bias, in the eigenbasis
+    Each weight that is used in one call of ``F.linear`` or ``F.conv2d`` forms a block with its bias, in the eigenbasis
     of the second moments of its inputs and of the gradients by its outputs ("expand": each position of a convolution
-    counts). The eigenvalues there are the curvature's own diagonal. Everything else (affine parameters of
-    normalisation, biases alone, tied weights) makes a dense Gauss–Newton block for each module; every entry of θ is in
-    one block.
+    counts). The eigenvalues are the diagonal of the curvature in this basis. All other entries of θ (affine parameters
+    of normalisation, biases alone, tied weights) form one dense Gauss–Newton block per module, so that every entry is
+    in one block.
 
-    With batch statistics, samples are coupled: a sample's pseudo-gradient then includes its way through the others'
-    activations, and takes a backward pass of its own, as it does where there are dense blocks. To pull back all samples
-    at once is as many times cheaper, but mixes those that are coupled; it is done here where none are.
+    With batch statistics, samples are coupled: a sample's pseudo-gradient then includes its path through the
+    activations of the others, and needs a backward pass of its own, as it does if there are dense blocks. One backward
+    pass for all samples is cheaper, but mixes coupled ones; it is used if no samples are coupled.
 
     Args:
-        fisher: ``"true"`` takes the whole curvature of the criterion at each sample's outputs; ``"mc"`` samples it with
-            random signs, in C/samples times less work for C outputs; ``"empirical"`` takes the gradients of the
-            samples' own losses, which is no Gauss–Newton matrix.
-        samples: samples a task, for ``"mc"``.
-        seed: of the samples; the same task has the same samples, whatever the batch.
+        fisher: ``"true"`` uses the whole curvature of the criterion at each sample's outputs; ``"mc"`` samples it with
+            random signs, in C/samples times less work for C outputs; ``"empirical"`` uses the gradients of the samples'
+            losses, which does not give a Gauss–Newton matrix.
+        samples: random samples per task, for ``"mc"``.
+        seed: seed of these samples; a task has the same samples in every batch.
+
+    Raises:
+        ValueError: ``fisher`` is unknown, or ``samples`` is less than 1.
     """
 
     fisher: Fisher = "true"
@@ -56,15 +59,15 @@ class EKFAC:
     def __call__(
         self, problem: InnerProblem, theta: Tensor, delta: float, tolerance: float
     ) -> tuple[LinearOperator, LinearSolver]:
-        """The inner Hessian at θ, ``[B, Q]``, and what to solve with.
+        """The inner Hessian at θ, ``[B, Q]``, and a solver for it.
 
         Raises:
-            LossStructureError: the loss shows no outputs, or is not convex in them.
-            UncoveredParameterError: a parameter is no layer's and too large for a dense block.
+            LossStructureError: the model outputs cannot be found in the loss, or it is not convex in them.
+            UncoveredParameterError: a parameter belongs to no layer and is too large for a dense block.
         """
         positions = problem.theta_layout.unravel(torch.arange(problem.theta_layout.size, device=theta.device))
         residuals = self._residuals(problem, theta)
-        # A loop over tasks: batch normalisation cannot be pulled back under vmap.
+        # A loop over tasks: the backward pass of batch normalisation cannot be mapped over tasks.
         tasks = [
             _blocks(problem, positions, task, *rest)
             for task, *rest in zip(theta, *problem.samples, residuals, strict=True)
@@ -73,9 +76,10 @@ class EKFAC:
         return EKFACPlusIdentity(blocks, delta, self._note(blocks)), ClosedForm()
 
     def _residuals(self, problem: InnerProblem, theta: Tensor) -> Tensor:
-        """``[B, K, n, C]``: what is pulled back to pseudo-gradients, ``Σ_k r_jk r_jkᵀ`` being sample j's curvature."""
+        """``[B, K, n, C]``: cotangents whose pull-backs are the pseudo-gradients; ``Σ_k r_jk r_jkᵀ`` is sample j's
+        curvature."""
         if self.fisher == "empirical":
-            return _own_gradients(problem, theta).unsqueeze(1)
+            return _loss_gradients(problem, theta).unsqueeze(1)
         root = problem.objective.output_curvature_root(problem.lam, theta, problem.samples)
         if self.fisher == "true":
             return root.permute(0, 3, 1, 2)
@@ -104,14 +108,14 @@ class EKFACPlusIdentity(Invertible):
     """``U diag(values) Uᵀ + δI`` in blocks, and its inverse in the same basis.
 
     Args:
-        blocks: together all entries of θ, each in one block.
+        blocks: cover each entry of θ once.
         delta: δ > 0.
-        note: how much of θ lies in which kind of block.
+        note: which share of θ lies in which kind of block.
     """
 
     def __init__(self, blocks: Sequence[Block], delta: float, note: str) -> None:
         if not delta > 0:
-            raise ValueError(f"the multiple of the identity must be positive, got {delta}")
+            raise ValueError(f"delta, the multiple of the identity, must be positive, got {delta}")
         self.blocks, self.note = blocks, note
         self.shift = self.floor = delta
 
@@ -131,14 +135,14 @@ class EKFACPlusIdentity(Invertible):
 
     @property
     def nbytes(self) -> int:
-        """Memory that the blocks take."""
+        """Bytes that the blocks take."""
         return sum(block.nbytes for block in self.blocks)
 
 
 def _blocks(
     problem: InnerProblem, positions: Named, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, residuals: Tensor
 ) -> list[Block]:
-    """One task's blocks."""
+    """The blocks of one task."""
     lam = problem.layout.unravel(problem.lam)
 
     def model(named: Named) -> Tensor:
@@ -147,7 +151,7 @@ def _blocks(
     return task_blocks(PseudoGradients(model, problem.theta_layout.unravel(theta), residuals), w, positions)
 
 
-def _own_gradients(problem: InnerProblem, theta: Tensor) -> Tensor:
+def _loss_gradients(problem: InnerProblem, theta: Tensor) -> Tensor:
     """√w_j ∂ℓ_j/∂outputs_j, ``[B, n, C]``."""
     if bool((problem.samples.w < 0).any()):
         raise LossStructureError("the empirical Fisher matrix is not defined for negative sample weights")

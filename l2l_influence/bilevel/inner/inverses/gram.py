@@ -1,9 +1,9 @@
-"""Rows of the inner Gauss–Newton matrix, in factors where these take less room than the rows.
+"""Rows of the inner Gauss–Newton matrix, in low-rank factors where these take less memory.
 
-There is a row for each of a task's n·C outputs: the derivative by θ of what they are along a column of the root of the
+There is one row for each of a task's n·C outputs: the derivative by θ of the outputs along a column of the root of the
 criterion's curvature. Its part by the weight of a linear layer is ``Σ_m δ_m ⊗ a_m`` over the N positions of all
-samples, δ_m being the derivative by the layer's output there and a_m the input, which is the same for all rows.
-Few-shot tasks have few positions, and wide layers many weights.
+samples, where δ_m is the derivative by the layer's output at the position and a_m its input, which is the same for all
+rows. Few-shot tasks have few positions, and wide layers many weights.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def gauss_newton_rows(problem: InnerProblem, theta: Tensor) -> LowRankOperator:
     """``AᵀA = GGN_θθ`` of each task at its θ, ``[B, Q]``, with n·C rows A.
 
     Raises:
-        LossStructureError: the loss shows no outputs, or is not convex in them.
+        LossStructureError: the model outputs cannot be found in the loss, or it is not convex in them.
     """
     root = problem.objective.output_curvature_root(problem.lam, theta, problem.samples)
     models = _models(problem)
     # A loop over tasks, mapped over rows: mapping both makes convolutions' weight gradients twice as slow.
     tasks = [
-        _pieces(model, problem.theta_layout.unravel(at), residuals)
+        _columns(model, problem.theta_layout.unravel(at), residuals)
         for model, at, residuals in zip(models, theta, root.permute(0, 3, 1, 2), strict=True)
     ]
     parts = [_stack(same) for same in zip(*tasks, strict=True)]
@@ -41,7 +41,7 @@ def gauss_newton_rows(problem: InnerProblem, theta: Tensor) -> LowRankOperator:
 
 
 def rows_nbytes(problem: InnerProblem, count: int) -> int:
-    """What ``count`` rows of one task take."""
+    """Bytes that ``count`` rows of one task take."""
     theta = problem.theta_layout.unravel(problem.start[0])
     layers = linear_layers(_models(problem)[0], theta, problem.samples.w.shape[1], _pays)
     factors = sum(count * layer.shape.numel() + layer.inputs.numel() for layer in layers.values())
@@ -49,19 +49,19 @@ def rows_nbytes(problem: InnerProblem, count: int) -> int:
     return (factors + count * written) * problem.start.element_size()
 
 
-class _Piece(NamedTuple):
-    """Some columns of one task's rows: the tensors that, stacked over tasks, make an operator of that kind."""
+class _Columns(NamedTuple):
+    """Some columns of one task's rows: tensors that, stacked over tasks, make an operator of this kind."""
 
     kind: Callable[..., LowRankOperator]
     tensors: tuple[Tensor, ...]
 
 
-def _stack(pieces: Sequence[_Piece]) -> LowRankOperator:
-    return pieces[0].kind(*(torch.stack(same) for same in zip(*(piece.tensors for piece in pieces), strict=True)))
+def _stack(columns: Sequence[_Columns]) -> LowRankOperator:
+    return columns[0].kind(*(torch.stack(same) for same in zip(*(part.tensors for part in columns), strict=True)))
 
 
 def _models(problem: InnerProblem) -> list[Model]:
-    """Each task's outputs as a function of its named θ."""
+    """The outputs of each task as a function of its named θ."""
     loss, lam = problem.objective.loss, problem.layout.unravel(problem.lam)
     return [partial(_outputs, loss, lam, x, y) for x, y, _ in zip(*problem.samples, strict=True)]
 
@@ -70,22 +70,22 @@ def _outputs(loss: PerSampleLoss, lam: Named, x: Tensor, y: Tensor, theta: Named
     return outputs_of(loss, lam, theta, x, y)
 
 
-def _pieces(model: Model, theta: Named, residuals: Tensor) -> list[_Piece]:
-    """One task's rows in the order of θ, from the columns of the roots of its curvature, ``[C, n, C]``."""
+def _columns(model: Model, theta: Named, residuals: Tensor) -> list[_Columns]:
+    """The rows of one task in the order of θ, from the columns of the roots of its curvature, ``[C, n, C]``."""
     layers = linear_layers(model, theta, residuals.shape[1], _pays)
     rest = {name: tensor for name, tensor in theta.items() if name not in layers}
     by_layer, by_rest = pull_back(model, theta, list(layers.values()), rest, apart(residuals))
-    pieces = []
+    columns = []
     for layer, names in groupby(theta, layers.get):
         if layer is None:
             rows = torch.cat([by_rest[name].flatten(1) for name in names], dim=1)
-            pieces.append(_Piece(LowRank, (rows,)))
+            columns.append(_Columns(LowRank, (rows,)))
         else:
             slopes = layer.by_position(by_layer[layer.weight])
-            pieces.append(_Piece(OuterProducts, (slopes.flatten(1, 3), layer.inputs.flatten(0, 2))))
-    return pieces
+            columns.append(_Columns(OuterProducts, (slopes.flatten(1, 3), layer.inputs.flatten(0, 2))))
+    return columns
 
 
 def _pays(positions: int, weight: Tensor) -> bool:
-    """Whether both factors of a row, ``[N, e]`` and ``[N, d]``, take less than the row, ``[e, d]``."""
+    """Whether both factors of a row, ``[N, e]`` and ``[N, d]``, take less memory than the row, ``[e, d]``."""
     return positions * sum(weight.shape) < weight.numel()

@@ -1,4 +1,4 @@
-"""Inverses of the inner Hessian H_in = ∂_θθ L_I, by name. Adding one means adding an entry to ``INVERSES``."""
+"""Inverses of the inner Hessian H_in = ∂_θθ L_I, by name. To add one, add an entry to ``INVERSES``."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ from .ekfac import EKFAC
 from .gram import gauss_newton_rows, rows_nbytes
 
 GRAM_LIMIT = 200
-"""Up to this many outputs a task (n·C), the Gram matrix is the cheapest exact inverse."""
+"""Up to this many outputs per task (n·C), the Gram matrix is the cheapest exact inverse."""
 
 GRAM_BYTES = 2**29
-"""What its rows may take for one task. Not for a batch: what is picked must not depend on what is batched together."""
+"""Bytes that its rows may take for one task. The choice must not depend on which tasks share a batch."""
 
 System = tuple[LinearOperator, LinearSolver]
+"""The inner Hessian, and the solver for it."""
 
 Inverse = Callable[[InnerProblem, Tensor, float, float], System]
-"""``(problem, theta, delta, tolerance)``: the inner Hessian at θ, and what to solve with. A function, or an object with
-settings of its own."""
+"""``(problem, theta, delta, tolerance)`` to the inner Hessian at θ and a solver for it: a function, or an object with
+settings."""
 
 
 class InnerHessian(LinearOperator):
-    """``∂_θθ Σ_j w_j ℓ_j + δI`` of each task at its θ, one row a task."""
+    """``∂_θθ Σ_j w_j ℓ_j + δI`` of each task at its θ, one row per task."""
 
     def __init__(self, problem: InnerProblem, theta: Tensor, delta: float, note: str = "") -> None:
         self.note, self.shift = note, delta
@@ -59,7 +60,7 @@ class InnerHessian(LinearOperator):
 
 
 class _Linearised(LinearOperator):
-    """``J v + shift·v`` with products J that share one forward and backward pass."""
+    """``J v + shift·v``, with products J that share one forward and backward pass."""
 
     def __init__(self, product: Callable[[Tensor], Tensor], shift: float, note: str) -> None:
         self.note, self.shift = note, shift
@@ -81,17 +82,17 @@ def _dense(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float)
 
 
 def _identity(problem: InnerProblem, theta: Tensor, delta: float, tolerance: float) -> System:
-    """H_in ≈ δI: dθ/dλ is that of a task whose loss has no curvature, which is first-order MAML's."""
+    """H_in ≈ δI: dθ/dλ is that of a loss without curvature, as in first-order MAML."""
     return MultipleOfIdentity(delta, "identity"), ClosedForm()
 
 
 @dataclass(frozen=True)
 class Iterative:
-    """All of H_in, through its products alone.
+    """All of H_in, by an iterative solver that needs only products.
 
     Args:
         solver: makes the solver for a tolerance.
-        approximation: an inverse in closed form that the solver is preconditioned with.
+        approximation: an inverse in closed form that preconditions the solver.
     """
 
     solver: Callable[..., LinearSolver]
@@ -108,7 +109,10 @@ class Iterative:
 
 def _invertible(operator: LinearOperator) -> Invertible:
     if not isinstance(operator, Invertible):
-        raise ValueError(f"{type(operator).__name__} does not know its own inverse, so it cannot precondition a solver")
+        raise ValueError(
+            f"{type(operator).__name__} has no closed-form inverse, so it cannot precondition a solver: use 'gram' or "
+            "EKFAC(...) as the approximation"
+        )
     return operator
 
 
@@ -126,22 +130,27 @@ INVERSES: dict[str, Inverse] = {
     "dense": _dense,
     "identity": _identity,
 }
+"""All inverses, by the name that ``inner_solver`` takes."""
 
 
 def pick(inverse: str | Inverse, problem: InnerProblem) -> Inverse:
-    """The inverse of that name; ``"auto"`` is gram where the outputs can be seen and are few, otherwise cg."""
+    """The inverse of this name; ``"auto"`` is gram if a task's outputs can be seen and are few, otherwise cg.
+
+    Raises:
+        ValueError: there is no inverse of this name.
+    """
     if not isinstance(inverse, str):
         return inverse
     if inverse == "auto":
         return _by_size(problem)
     if inverse not in INVERSES:
-        raise ValueError(f"inner_solver must be 'auto' or one of {sorted(INVERSES)}, not {inverse!r}")
+        raise ValueError(f"inner_solver must be 'auto' or one of {sorted(INVERSES)}, got {inverse!r}")
     return INVERSES[inverse]
 
 
 @dataclass(frozen=True)
 class Picked:
-    """An inverse that was picked by size, saying why in its note."""
+    """An inverse that was picked by size; its note says why."""
 
     name: str
     why: str

@@ -1,1 +1,1 @@
-"""Inner solutions defined by gradient steps, one file a rule."""
+"""Inner solutions defined by gradient steps, and the rules of such steps."""

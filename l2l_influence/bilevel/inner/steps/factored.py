@@ -1,4 +1,4 @@
-"""Plain steps that do not write out what the weights of wide linear layers move by."""
+"""Plain gradient steps; updates of wide linear layers are stored as low-rank factors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .steps import MappedSteps, OfBoth, Pair
 
 
 class FactoredSteps(MappedSteps):
-    """K steps of size lr along the gradient, with θ as a :class:`~l2l_influence.bilevel.factored.Moved`.
+    """K steps of size lr along the gradient, with θ as :class:`~l2l_influence.bilevel.factored.FactoredParameters`.
 
     Args:
-        problem: whose solution this is.
-        lr, steps: of the steps.
-        rows: how many rows go through each layer whose weight is in factors; see :func:`wide_layers`.
+        problem: the inner problems.
+        lr, steps: step size and number of steps.
+        rows: for each weight that is in factors, how many rows pass through its layer; see :func:`wide_layers`.
     """
 
     def __init__(self, problem: InnerProblem, lr: float, steps: int, rows: Mapping[str, int]) -> None:
@@ -64,7 +64,7 @@ class FactoredSteps(MappedSteps):
         return self.problem.theta_layout.start_by_name(self.problem.layout.unravel(lam))
 
     def sum_of_totals(self, weight: Tensor, value: OfOne, *given: Any) -> Tensor:
-        """By differentiating the sum, in which a wide weight's gradient is one product for all tasks."""
+        """Differentiates the sum over tasks, in which the gradient of a wide weight is one product for all of them."""
         layout = self.problem.layout
 
         def total(lam: Named) -> Tensor:
@@ -74,30 +74,32 @@ class FactoredSteps(MappedSteps):
             return torch.dot(weight, vmap(one)(self.problem.samples, *given))
 
         try:
-            with ElementaryNorms():  # what is mapped over tasks is differentiated here
+            with ElementaryNorms():  # a gradient that is mapped over tasks is differentiated here
                 return layout.ravel(grad(total)(layout.unravel(self.problem.lam)))
         except LossStructureError:  # a normalisation that can't be recomposed
             return super().sum_of_totals(weight, value, *given)
 
-    # With λ by name its flat vector is not put together for each use of one of its tensors.
+    # With λ by name, no flat vector is assembled for each use of one of its tensors.
 
-    def _push(self, function: OfBoth, at: Pair, v: Pair) -> Pair:
+    def _push(self, function: OfBoth, point: Pair, v: Pair) -> Pair:
         unravel = self.problem.layout.unravel
-        value, along, *_ = jvp(function, (unravel(at[0]), at[1]), (unravel(v[0]), v[1]))
+        value, along, *_ = jvp(function, (unravel(point[0]), point[1]), (unravel(v[0]), v[1]))
         return value, along
 
-    def _slopes(self, value: OfBoth, at: Pair) -> tuple[Pair, Tensor]:
+    def _slopes(self, value: OfBoth, point: Pair) -> tuple[Pair, Tensor]:
         layout = self.problem.layout
-        (by_lam, by_w), found = grad_and_value(value, argnums=(0, 1))(layout.unravel(at[0]), at[1])
+        (by_lam, by_w), found = grad_and_value(value, argnums=(0, 1))(layout.unravel(point[0]), point[1])
         return (layout.ravel(by_lam), by_w), found
 
 
 NARROW = 4
-"""How many times smaller the factors of a weight's move must be than the weight, to be worth their products."""
+"""A weight is stored in factors if they are at least this many times smaller than it: smaller savings are not worth the
+additional products."""
 
 
 def wide_layers(problem: InnerProblem, steps: int) -> dict[str, int]:
-    """The weights of linear layers through which few rows go beside their size, and how many rows these are."""
+    """The weights of linear layers with few rows compared with their size, and how many rows pass through each
+    layer."""
     lam, theta = problem.layout.unravel(problem.lam), problem.theta_layout.unravel(problem.initial)
     x, y = problem.samples.x[0], problem.samples.y[0]
 
@@ -111,5 +113,5 @@ def wide_layers(problem: InnerProblem, steps: int) -> dict[str, int]:
 
 
 def _sees_all(problem: InnerProblem, theta: FactoredParameters) -> bool:
-    """Whether the outer loss, too, uses these weights where it is seen."""
+    """Whether the outer loss, too, uses these weights only in ways that are seen."""
     return problem.outer is None or bool(problem.outer(theta).isfinite().all())

@@ -1,6 +1,7 @@
-"""How one inner step moves θ along a gradient, and which entries of λ take part in it.
+"""Rules of inner steps: how a step moves θ along a gradient, and which entries of λ take part in it.
 
-A new inner rule is a new :class:`StepRule`; :class:`~l2l_influence.bilevel.Unrolled` repeats and differentiates it.
+A new rule is a new :class:`StepRule`; :class:`~l2l_influence.bilevel.Unrolled` repeats it and differentiates through
+it.
 """
 
 from __future__ import annotations
@@ -16,20 +17,25 @@ from torch.func import vjp
 from ...layout import Layout, Named
 
 Step = Callable[[Tensor, Tensor], "tuple[Tensor, Step]"]
-"""``(theta, gradient) -> (theta, step)``, of one task: ``[Q]``, ``[Q] -> [Q]``, and the step to take after this one."""
+"""``(theta, gradient) -> (theta, step)`` for one task: ``[Q]``, ``[Q] -> [Q]``, and the next step."""
 
 
 class StepRule(ABC):
-    """A rule by which inner steps are taken."""
+    """A rule of inner steps."""
 
     @abstractmethod
     def first(self, lam: Named, part: Layout) -> Step:
-        """The first step, with the rule's own entries of λ; ``part`` is the layout of θ. Made of torch operations."""
+        """The first step, with the rule's entries of λ. Must consist of torch operations.
+
+        Args:
+            lam: λ by name.
+            part: the layout of θ.
+        """
 
 
 @dataclass(frozen=True)
 class PlainSteps(StepRule):
-    """θ ← θ − lr g, as MAML's ``adapt`` does. Nothing of it is in λ."""
+    """θ ← θ − lr g, as in MAML's ``adapt``. No entry of λ belongs to it."""
 
     lr: float
 
@@ -42,12 +48,12 @@ class PlainSteps(StepRule):
 
 @dataclass(frozen=True)
 class LearnedRates(StepRule):
-    """θ ← θ − α ∘ g with rates α that are entries of λ, as MetaSGD's ``adapt`` does.
+    """θ ← θ − α ∘ g with rates α that are entries of λ, as in MetaSGD's ``adapt``.
 
     Args:
-        names: the entry of λ that holds the rates of each of θ's tensors, by the tensor's name. Its shape is the
-            tensor's, or broadcasts to it.
-        fixed: rates that are in no λ, by the names used there.
+        names: for each tensor of θ, the name of the entry of λ that holds its rates, of the same shape or broadcastable
+            to it.
+        fixed: rates that are not in λ, by the same names.
     """
 
     names: Mapping[str, str]
@@ -65,14 +71,14 @@ class LearnedRates(StepRule):
 
 @dataclass(frozen=True)
 class LearnedTransforms(StepRule):
-    """θ ← θ − lr T_φ(g) with parameters φ that are entries of λ, as GBML's ``adapt`` does.
+    """θ ← θ − lr T_φ(g) with parameters φ that are entries of λ, as in GBML's ``adapt``.
 
     Args:
         lr: step size.
-        transform: ``transform(parameters, gradient) -> update``, ``[Q] -> [Q]``: T, its parameters φ a dict.
-        names: the entry of λ that holds each of them, by what ``transform`` calls it.
-        adapted: whether each step but the first is preceded by one of φ, φ ← φ − lr ∂_φ L_I: down the gradient of the
-            support loss at θ by the φ that led there in the step before.
+        transform: T, ``transform(parameters, gradient) -> update``, ``[Q] -> [Q]``, with its parameters φ as a dict.
+        names: for each parameter in that dict, the name of the entry of λ that holds it.
+        adapted: whether each step except the first is preceded by a step of φ, φ ← φ − lr ∂_φ L_I, where L_I depends on
+            φ through the previous step to θ.
     """
 
     lr: float
@@ -81,12 +87,12 @@ class LearnedTransforms(StepRule):
     adapted: bool = False
 
     def first(self, lam: Named, part: Layout) -> Step:
-        return _Transformed(self, {own: lam[name] for own, name in self.names.items()})
+        return _Transformed(self, {parameter: lam[name] for parameter, name in self.names.items()})
 
 
 @dataclass(frozen=True)
 class _Transformed:
-    """A step with the parameters φ; ``before`` is the gradient that the step before was taken along."""
+    """A step with parameters φ; ``before`` is the gradient of the previous step."""
 
     rule: LearnedTransforms
     parameters: Named
@@ -94,11 +100,11 @@ class _Transformed:
 
     def __call__(self, theta: Tensor, gradient: Tensor) -> tuple[Tensor, Step]:
         rule, parameters = self.rule, self._adapted(gradient)
-        moved = theta - rule.lr * rule.transform(parameters, gradient)
-        return moved, replace(self, parameters=parameters, before=gradient)
+        new = theta - rule.lr * rule.transform(parameters, gradient)
+        return new, replace(self, parameters=parameters, before=gradient)
 
     def _adapted(self, gradient: Tensor) -> Named:
-        """φ for this step. θ is where −lr T_φ(before) led to, which makes ∂_φ L_I = −lr (∂_φ T_φ(before))ᵀ ∂_θ L_I."""
+        """φ for this step. Since −lr T_φ(before) led to θ, ∂_φ L_I = −lr (∂_φ T_φ(before))ᵀ ∂_θ L_I."""
         before, rule = self.before, self.rule
         if before is None or not rule.adapted:
             return self.parameters

@@ -1,4 +1,4 @@
-"""θ_i(λ) = K steps of an optimiser that keeps a state (momentum, Adam's moments), differentiated by ``higher``."""
+"""K steps of an optimiser with a state (momentum, Adam's moments), differentiated by ``higher``."""
 
 from __future__ import annotations
 
@@ -20,24 +20,31 @@ from ..base import InnerKind, InnerProblem, OfOne
 from .steps import OfBoth, Pair, StepsMap
 
 LEFT_OUT = ("maximize", "decoupled_weight_decay")
-"""Settings of torch's optimisers that ``higher``'s versions would ignore without a word."""
+"""Settings of torch's optimisers that ``higher``'s versions would silently ignore."""
 
 
 @dataclass(frozen=True)
 class UnrolledWith(InnerKind):
-    """K steps of an optimiser on Σ_j w_j ℓ(z_j; λ, θ), from θ_0 = λ_θ and a fresh state for each task.
+    """K steps of an optimiser on Σ_j w_j ℓ(z_j; λ, θ), from θ_0(λ) and a fresh state for each task.
 
     The steps are those of ``higher``'s differentiable version of the optimiser, as in a loop under
-    ``higher.innerloop_ctx``. They are torch's own but for Adam's ε, which ``higher`` adds before the bias correction
-    (where it counts for 30 times as much in the first step) and torch after it.
+    ``higher.innerloop_ctx``. They equal torch's own except for Adam's ε: ``higher`` adds it before the bias correction
+    (where it counts 30 times as much in the first step), torch after it.
 
     Args:
-        optimizer: makes the optimiser from a list of tensors, such as ``partial(torch.optim.Adam, lr=0.01)``; one that
-            ``higher`` knows (Adadelta, Adagrad, Adam, Adamax, ASGD, RMSprop, Rprop and SGD, or registered with it).
+        optimizer: makes the optimiser from a list of tensors, such as ``partial(torch.optim.Adam, lr=0.01)``.
+            ``higher`` must know it: Adadelta, Adagrad, Adam, Adamax, ASGD, RMSprop, Rprop, SGD, or one registered with
+            it.
         steps: K ≥ 1.
 
     Raises:
-        ValueError: ``higher`` has no such optimiser, or would leave out some of its settings.
+        ValueError: ``higher`` has no such optimiser, or would ignore some of its settings.
+        TypeError: ``optimizer`` is an optimiser and does not make one.
+
+    >>> import torch
+    >>> from functools import partial
+    >>> UnrolledWith(partial(torch.optim.SGD, lr=0.1, momentum=0.9), steps=3).steps
+    3
     """
 
     optimizer: Callable[[list[Tensor]], Optimizer]
@@ -45,11 +52,11 @@ class UnrolledWith(InnerKind):
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"unrolling needs steps >= 1, got steps={self.steps}")
+            raise ValueError(f"steps, the number of inner steps, must be 1 or more, got {self.steps}")
         if not callable(self.optimizer):
             raise TypeError(
-                "optimizer must make an optimiser for each task, as partial(torch.optim.Adam, lr=0.01) does, not be "
-                f"one: got {type(self.optimizer).__name__}"
+                "optimizer must be a function that makes an optimiser from a list of tensors, such as "
+                f"partial(torch.optim.Adam, lr=0.01), got an object of type {type(self.optimizer).__name__}"
             )
         _check_supported(self.optimizer([torch.zeros(1, requires_grad=True)]))
 
@@ -61,14 +68,19 @@ def _check_supported(optimizer: Optimizer) -> None:
     name, known = type(optimizer).__name__, higher.optim._opt_mapping
     if type(optimizer) not in known:
         names = ", ".join(sorted(supported.__name__ for supported in known))
-        raise ValueError(f"higher has no differentiable {name}: use one of {names}, or higher.register_optim")
+        raise ValueError(
+            f"higher has no differentiable version of {name}: use one of {names}, or add one by higher.register_optim"
+        )
     ignored = [setting for setting in LEFT_OUT if optimizer.param_groups[0].get(setting)]
     if ignored:
-        raise ValueError(f"higher's {name} leaves {' and '.join(ignored)} out, so it would take other steps: unset it")
+        raise ValueError(
+            f"higher's {name} ignores {' and '.join(ignored)}, so its steps would differ from those of training: "
+            "unset it, in training as well"
+        )
 
 
 class StatefulMap(StepsMap):
-    """``higher`` needs plain autograd, so tasks are gone through one by one, and each derivative builds its own graph.
+    """``higher`` needs plain autograd: tasks are processed one by one, and each derivative builds its own graph.
 
     Raises:
         UncoveredParameterError: a derivative is not finite.
@@ -80,14 +92,14 @@ class StatefulMap(StepsMap):
 
     def along(self, function: OfOne, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
         value, along = super().along(function, v, *given)
-        self._require_finite({"what was asked for": along})
+        self._require_finite({"the result": along})
         return value, along
 
     def _along(self, v: Tensor, e: Tensor) -> Tensor:
-        moved = super()._along(v, e)
-        for row in moved:
+        rows = super()._along(v, e)
+        for row in rows:
             self._require_finite(self.problem.theta_layout.unravel(row))
-        return moved
+        return rows
 
     def _steps(self, samples: Samples) -> OfBoth:
         def steps(lam: Tensor, w: Tensor) -> Tensor:
@@ -110,16 +122,16 @@ class StatefulMap(StepsMap):
         columns = zip(*(function(*task) for task in tasks), strict=True)
         return tuple(torch.stack(column).detach() for column in columns)
 
-    def _push(self, function: OfBoth, at: Pair, v: Pair) -> Pair:
-        value, along = functional.jvp(function, at, v)
+    def _push(self, function: OfBoth, point: Pair, v: Pair) -> Pair:
+        value, along = functional.jvp(function, point, v)
         return value, along
 
-    def _slopes(self, value: OfBoth, at: Pair) -> tuple[Pair, Tensor]:
-        found, slopes = functional.vjp(value, at)
+    def _slopes(self, value: OfBoth, point: Pair) -> tuple[Pair, Tensor]:
+        found, slopes = functional.vjp(value, point)
         return self._finite(slopes), found
 
-    def _curve(self, value: OfBoth, at: Pair, v: Pair) -> Pair:
-        return self._finite(functional.vhp(value, at, v)[1])
+    def _curve(self, value: OfBoth, point: Pair, v: Pair) -> Pair:
+        return self._finite(functional.vhp(value, point, v)[1])
 
     def _finite(self, by_both: Pair) -> Pair:
         by_lam, by_w = by_both
@@ -132,8 +144,8 @@ class StatefulMap(StepsMap):
         if broken:
             raise UncoveredParameterError(
                 f"the derivative through the inner optimiser's steps is not finite (entries: {broken}): the steps "
-                "diverge, or some inner gradient is so small that the optimiser's division by its size has no usable "
-                "derivative. Take a smaller lr, a larger eps, float64, or SGD"
+                "diverge, or an inner gradient is so small that the optimiser's division by its size has no usable "
+                "derivative. Use a smaller lr, a larger eps, float64, or SGD"
             )
 
 
@@ -142,10 +154,11 @@ def _rows(batched: Samples | Tensor) -> Iterable[Samples | Tensor]:
 
 
 class _FlatRoots(TorchFunctionMode):
-    """Square roots with derivative 0 at 0, to any order.
+    """Square roots with derivative 0 at 0, of any order.
 
-    Adam and its kin divide by √v + ε, and v is 0 wherever a gradient is (at a dead unit). ``higher`` drops the infinite
-    slope of the root there from first derivatives, which makes them right, but not from those by double backward.
+    Adam and similar optimisers divide by √v + ε, and v is 0 where a gradient is 0 (at a dead unit). There ``higher``
+    removes the infinite slope of the root from first derivatives, which makes them right, but not from those by double
+    backward.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

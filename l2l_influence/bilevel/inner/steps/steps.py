@@ -1,4 +1,4 @@
-"""Solutions that are where some steps end, differentiated through the steps."""
+"""Solutions that are the end of K steps, differentiated through the steps."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ OfBoth = Callable[..., Tensor]
 
 
 class StepsMap(InnerMap):
-    """The last iterate and its derivatives by automatic differentiation through the steps. ``residual`` is 0: θ is by
-    definition where the steps end. The steps are taken when they are first asked for: total gradients take their own.
+    """The last iterate, and its derivatives by automatic differentiation through the steps.
 
-    A subclass says what one task's steps are, how a function of one task is differentiated, and how tasks are gone
-    through. A task's steps are differentiated first and put together with other tasks' then. The other order is not
+    ``residual`` is 0, since θ is by definition the end of the steps. Steps are computed when θ is first needed; total
+    gradients compute their own.
+
+    A subclass says what the steps of one task are, how a function of one task is differentiated, and how to go through
+    the tasks. Each task is differentiated first, and results are combined over tasks afterwards. The other order is not
     safe: torch 2.14 differentiates a mapped gradient of batch, layer or instance normalisation wrongly, by some 10 %,
-    without a word. Who takes it has to compute normalisation from elementary operations.
+    without a warning. Code that uses that order has to compute normalisation by elementary operations.
     """
 
     def __init__(self, problem: InnerProblem) -> None:
@@ -46,7 +48,7 @@ class StepsMap(InnerMap):
         """The K steps of one task as a function of λ and the sample weights: ``[P]``, ``[n]`` to θ in either form."""
 
     def _ends(self, samples: Samples) -> OfBoth:
-        """The same, with θ written out, ``[Q]``."""
+        """The same, with θ as one flat vector, ``[Q]``."""
         return self._steps(samples)
 
     @abstractmethod
@@ -54,15 +56,15 @@ class StepsMap(InnerMap):
         """``function(samples, *vectors)`` of each task, stacked."""
 
     @abstractmethod
-    def _push(self, function: OfBoth, at: Pair, v: Pair) -> Pair:
-        """``function``, and its derivative along ``v``."""
+    def _push(self, function: OfBoth, point: Pair, v: Pair) -> Pair:
+        """The value of ``function``, and its derivative along ``v``."""
 
     @abstractmethod
-    def _slopes(self, value: OfBoth, at: Pair) -> tuple[Pair, Tensor]:
-        """The gradient of ``value``, and itself."""
+    def _slopes(self, value: OfBoth, point: Pair) -> tuple[Pair, Tensor]:
+        """The gradient of ``value``, and its value."""
 
     @abstractmethod
-    def _curve(self, value: OfBoth, at: Pair, v: Pair) -> Pair:
+    def _curve(self, value: OfBoth, point: Pair, v: Pair) -> Pair:
         """The Hessian of ``value`` times ``v``."""
 
     def jvp(self, v: Tensor) -> Tensor:
@@ -78,29 +80,30 @@ class StepsMap(InnerMap):
         return self._back(u)[1]
 
     def total(self, value: OfOne, *given: Any) -> tuple[Tensor, Tensor]:
-        """In one go, as a training loop's backward does it."""
+        """In one backward pass through the steps, as in a training loop."""
 
         def one(samples: Samples, *given: Any) -> tuple[Tensor, Tensor]:
             steps = self._steps(samples)
-            slopes, at = self._slopes(lambda lam, w: value(lam, steps(lam, w), *given), (self.problem.lam, samples.w))
-            return slopes[0], at
+            point = (self.problem.lam, samples.w)
+            slopes, found = self._slopes(lambda lam, w: value(lam, steps(lam, w), *given), point)
+            return slopes[0], found
 
         by_lam, values = self._map(one, *given)
         return by_lam, values
 
     def along(self, function: OfOne, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        """In one go."""
+        """In one forward-mode pass through the steps."""
 
         def one(samples: Samples, *given: Any) -> Pair:
             steps = self._steps(samples)
-            at, moved = (self.problem.lam, samples.w), (v, torch.zeros_like(samples.w))
-            return self._push(lambda lam, w: function(lam, steps(lam, w), *given), at, moved)
+            point, direction = (self.problem.lam, samples.w), (v, torch.zeros_like(samples.w))
+            return self._push(lambda lam, w: function(lam, steps(lam, w), *given), point, direction)
 
         values, along = self._map(one, *given)
         return values, along
 
     def second(self, outer: Objective, query: Samples) -> SecondDerivative:
-        """The gradient's derivative, by nested automatic differentiation."""
+        """The derivative of the total gradient, by nested automatic differentiation."""
 
         def one(samples: Samples, query: Samples, v: Tensor, e: Tensor) -> Pair:
             steps = self._steps(samples)
@@ -130,32 +133,32 @@ class StepsMap(InnerMap):
     def _back(self, u: Tensor) -> tuple[Tensor, ...]:
         def one(samples: Samples, u: Tensor) -> Pair:
             ends = self._ends(samples)
-            return self._slopes(lambda *at: torch.dot(ends(*at), u), (self.problem.lam, samples.w))[0]
+            return self._slopes(lambda *point: torch.dot(ends(*point), u), (self.problem.lam, samples.w))[0]
 
         return self._map(one, u)
 
 
 class MappedSteps(StepsMap):
-    """All tasks at once, by ``torch.func``."""
+    """Steps of all tasks at once, by ``torch.func.vmap``."""
 
     def _map(self, function: Callable[..., tuple[Any, ...]], *vectors: Any) -> tuple[Any, ...]:
         mapped: tuple[Any, ...] = vmap(function)(self.problem.samples, *vectors)
         return mapped
 
-    def _push(self, function: OfBoth, at: Pair, v: Pair) -> Pair:
-        value, along, *_ = jvp(function, at, v)
+    def _push(self, function: OfBoth, point: Pair, v: Pair) -> Pair:
+        value, along, *_ = jvp(function, point, v)
         return value, along
 
-    def _slopes(self, value: OfBoth, at: Pair) -> tuple[Pair, Tensor]:
-        slopes: tuple[Pair, Tensor] = grad_and_value(value, argnums=(0, 1))(*at)
+    def _slopes(self, value: OfBoth, point: Pair) -> tuple[Pair, Tensor]:
+        slopes: tuple[Pair, Tensor] = grad_and_value(value, argnums=(0, 1))(*point)
         return slopes
 
-    def _curve(self, value: OfBoth, at: Pair, v: Pair) -> Pair:
-        def along(*at: Tensor) -> Tensor:
-            by_lam, by_w = _gradient(value)(*at)
+    def _curve(self, value: OfBoth, point: Pair, v: Pair) -> Pair:
+        def along(*point: Tensor) -> Tensor:
+            by_lam, by_w = _gradient(value)(*point)
             return torch.dot(by_lam, v[0]) + torch.dot(by_w, v[1])
 
-        return _gradient(along)(*at)
+        return _gradient(along)(*point)
 
 
 def _gradient(value: OfBoth) -> Callable[..., Pair]:

@@ -1,4 +1,4 @@
-"""θ_i(λ) = the user's own K gradient steps from λ, differentiated through the steps."""
+"""θ_i(λ) as the end of K gradient steps, differentiated through the steps."""
 
 from __future__ import annotations
 
@@ -22,13 +22,23 @@ Slope = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Unrolled(InnerKind):
-    """θ_{k+1} = θ_k − lr ∂_θ Σ_j w_j ℓ(z_j; λ, θ_k), K times from θ_0 = λ_θ: what MAML's ``adapt`` does.
+    """θ_{k+1} = θ_k − lr ∂_θ Σ_j w_j ℓ(z_j; λ, θ_k), K times from θ_0(λ), as MAML's ``adapt`` does.
 
     Args:
         lr: step size; or another rule of the steps, such as :class:`LearnedRates`.
         steps: K ≥ 1.
-        first_order: hold the steps' gradients fixed when λ moves, as first-order backwards do. For plain steps this
-            makes dθ/dλ = I on the adapted entries. θ is the same, and moves with w in full.
+        first_order: hold the gradients of the steps fixed when λ moves, as first-order MAML's backward pass does. For
+            plain steps dθ/dλ is then the identity on adapted entries of λ. θ is the same, and depends on the sample
+            weights w in full.
+
+    Raises:
+        ValueError: there is no step, or the step size is not positive.
+
+    >>> Unrolled(lr=0.5, steps=3)
+    Unrolled(lr=0.5, steps=3, first_order=False)
+    >>> Unrolled(lr=0.5, steps=0)
+    Traceback (most recent call last):
+    ValueError: Unrolled needs steps >= 1 and lr > 0, got steps=0 and lr=0.5
     """
 
     lr: float | StepRule
@@ -37,7 +47,7 @@ class Unrolled(InnerKind):
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not (isinstance(self.lr, StepRule) or self.lr > 0):
-            raise ValueError(f"unrolling needs steps >= 1 and lr > 0, got steps={self.steps}, lr={self.lr}")
+            raise ValueError(f"Unrolled needs steps >= 1 and lr > 0, got steps={self.steps} and lr={self.lr}")
 
     @property
     def rule(self) -> StepRule:
@@ -45,7 +55,7 @@ class Unrolled(InnerKind):
         return self.lr if isinstance(self.lr, StepRule) else PlainSteps(self.lr)
 
     def work(self, forward: int, lam: int, rows: int) -> int:
-        """Second derivatives keep all steps."""
+        """Second derivatives keep all steps in memory."""
         return (10 * self.steps + 6) * forward + 6 * (self.steps + 1) * lam
 
     def written_out(self, problem: InnerProblem) -> int:
@@ -60,12 +70,12 @@ class Unrolled(InnerKind):
             return UnrolledMap(problem, self)
         wide = wide_layers(problem, steps)
         plain = FactoredSteps(problem, rule.lr, steps, wide) if wide else UnrolledMap(problem, Unrolled(rule, steps))
-        # Plain steps along fixed gradients move θ as far as λ_θ: that needs no differentiation.
+        # With fixed gradients θ moves exactly as its start does: nothing needs to be differentiated.
         return IdentityJacobian(plain) if self.first_order else plain
 
 
 class UnrolledMap(MappedSteps):
-    """Steps along the gradient, all tasks at once."""
+    """Steps along the gradient, for all tasks at once."""
 
     def __init__(self, problem: InnerProblem, kind: Unrolled) -> None:
         self._kind = kind
@@ -89,7 +99,7 @@ class UnrolledMap(MappedSteps):
         return along_fixed_gradients if self._kind.first_order else steps
 
     def _walk(self, lam: Tensor, slope: Slope) -> Tensor:
-        """K steps from λ_θ by λ's rule, along what ``slope`` gives at each."""
+        """K steps from θ_0(λ) by λ's rule, along the gradients that ``slope`` returns."""
         layout, theta_layout = self.problem.layout, self.problem.theta_layout
         theta, step = theta_layout.start(lam), self._kind.rule.first(layout.unravel(lam), theta_layout)
         for _ in range(self._kind.steps):
