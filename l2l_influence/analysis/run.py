@@ -9,7 +9,8 @@ from learn2learn.algorithms.base_learner import BaseLearner
 from torch import Tensor, nn
 
 from ..recording import Recording, Study, recording_of
-from ..recording.learners.base import model_of, require_learner
+from ..recording.learners.base import model_of
+from ..recording.learners.registry import require_learner
 
 HEAD = "module."
 """What names of the head's parameters begin with."""

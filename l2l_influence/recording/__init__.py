@@ -1,16 +1,15 @@
 """Records which tasks a learn2learn learner is trained on, without changing what it learns.
 
-`record` watches a loop of which not a line changes; `MAML`, `MetaSGD`, `GBML` and `TaskDataset` stand in for
-learn2learn's. `recording_of` gives what was seen of a learner, a `Study` what was seen of all.
+`record` watches an unchanged loop; `MAML`, `MetaSGD`, `GBML` and `TaskDataset` replace learn2learn's classes of the
+same names. `recording_of` returns the recording of one learner; a `Study` holds those of all learners of a block.
 """
 
 from __future__ import annotations
 
-from .episodes.task import RecordedTask
+from .episodes.task import EpisodeFacts, RecordedTask
 from .interception.drop_ins import GBML, MAML, MetaSGD
-from .interception.observe import recording_of
 from .options import RecordingOptions
-from .recorder import Recording
+from .recording import Recording, recording_of
 from .session import record
 from .study.gathering import gather
 from .study.study import Study
@@ -19,6 +18,7 @@ from .tasksets.tasks import TaskDataset
 __all__ = [
     "GBML",
     "MAML",
+    "EpisodeFacts",
     "MetaSGD",
     "RecordedTask",
     "Recording",

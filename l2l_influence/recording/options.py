@@ -1,4 +1,4 @@
-"""What a recording keeps, and how much of it."""
+"""`RecordingOptions`: what a recording keeps, and within which limits."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ MIB = 2**20
 
 @dataclass
 class RecordingOptions:
-    """Change them before training: ``recording_of(maml).options.keep_adapted = False``.
+    """What a recording keeps. Change it before training: ``recording_of(maml).options.keep_adapted = False``.
 
     Attributes:
-        keep_adapted: keep the adapted parameters of the last draw of each task that trained (on the CPU).
-        adapted_bytes: for how many bytes of them there is room. When not all of them fit, none are kept.
-        data_bytes: for how many bytes of the tasks' data there is room; the latest are kept. What has no room is read
-            again from the taskset when asked for, and of a taskset that has shown that it serves the same again, all.
-        max_tasks: for how many different tasks there is room (an infinite taskset makes a new one at each draw). Tasks
-            that did not train make room for those that did.
-        overflow: what becomes of a recording with more tasks that trained: ``"reservoir"`` keeps a uniform sample of
-            them, and `Recording.stands_for` says of how many draws each one is an example; with ``"raise"``,
-            `Recording.training_tasks` refuses.
-        seed: of the sample. It is no random generator of the loop's.
+        keep_adapted: keep the adapted parameters of each task's last episode that trained (on the CPU).
+        adapted_bytes: memory limit for adapted parameters. If they do not all fit, none are kept.
+        data_bytes: memory limit for the data of the tasks. The latest are kept; others are read again from the taskset
+            when asked for, and so are all data of a taskset that has proved to serve the same data again.
+        max_tasks: largest number of different tasks (every draw from an infinite taskset is a new task). Tasks that did
+            not train are dropped first.
+        overflow: what happens when more than ``max_tasks`` tasks trained. ``"reservoir"`` keeps a uniform sample of
+            them, and `Recording.stands_for` is the number of draws that each one represents; ``"raise"`` makes
+            `Recording.training_tasks` raise.
+        seed: of that sample. The loop's random number generators are not used.
         unmatched: what `Recording.training_tasks` does if the learner trained on input that no recorded taskset had
-            served: ``"raise"``, or ``"ignore"`` to leave it out of account.
+            served: ``"raise"`` an error, or ``"ignore"`` that input.
     """
 
     keep_adapted: bool = True

@@ -52,12 +52,20 @@ def _search(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, np.ndarray):
-        yield torch.as_tensor(value)
+        yield from _as_tensor(value)
     elif isinstance(value, Mapping):
         yield from _search(list(value.values()))
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _search(item)
+
+
+def _as_tensor(array: npt.NDArray[Any]) -> list[Tensor]:
+    """The array as a tensor; nothing if torch has no such dtype, as for strings and objects."""
+    try:
+        return [torch.as_tensor(array)]
+    except TypeError:
+        return []
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from l2l_influence import (
     record,
 )
 from l2l_influence.errors import InfluenceError, RecordingError, UncoveredParameterError
-from l2l_influence.recording.learners.rules import learned_rule
+from l2l_influence.recording.learners.registry import adapter_of
 
 from .learned import (
     LOSS,
@@ -223,15 +223,15 @@ STRANGE: dict[str, tuple[Maker, str]] = {
     "a plain list": (lambda model: meta_sgd(model, lrs=[torch.ones(1)] * 6), "must be an nn.ParameterList"),
     "too few rates": (
         lambda model: meta_sgd(model, lrs=nn.ParameterList([nn.Parameter(torch.ones(1))])),
-        "an entry for each parameter",
+        "one entry for each parameter",
     ),
-    "update of one's own": (own_update, "OwnUpdate, not of a learn2learn.optim.ParameterUpdate"),
+    "update of one's own": (own_update, "OwnUpdate instead of a learn2learn.optim.ParameterUpdate"),
     "a learned lr": (
         lambda model: l2l.algorithms.GBML(model, lambda p: None, lr=nn.Parameter(torch.tensor(0.1))),
-        "GBML's lr= is learned itself",
+        "GBML's lr= is a parameter that is learned",
     ),
     "a parameter in two places": (lambda model: gbml(lambda p: model[3])(model), "cannot be told apart"),
-    "two of a name": (with_own_names, "are called like"),
+    "two of a name": (with_own_names, "have the same name"),
 }
 
 
@@ -239,11 +239,9 @@ STRANGE: dict[str, tuple[Maker, str]] = {
 def test_rules_that_cannot_be_known_are_refused_by_name(strange: str) -> None:
     maker, words = STRANGE[strange]
     learner = maker(network())
-    learned = {"gbml": l2l.algorithms.GBML, "meta-sgd": l2l.algorithms.MetaSGD}
-    (rule,) = [rule for rule, kind in learned.items() if isinstance(learner, kind)]
     names = {name: name for name, p in learner.module.named_parameters()}
     with pytest.raises(UncoveredParameterError, match=words):
-        learned_rule(learner, rule, names)
+        adapter_of(learner).step_rule(names)
 
 
 def test_a_clone_with_settings_of_its_own_took_steps_of_another_rule() -> None:

@@ -146,8 +146,12 @@ ROWS = torch.zeros(3, 4), torch.zeros(3, dtype=torch.long)
         ({"support": ROWS[0]}, TaskShapeError, r"support must be a pair \(x, y\)"),
         ({"query": (ROWS[0], ROWS[1][:2])}, TaskShapeError, r"query: x and y.*\(3, 4\) and \(2,\)"),
         ({"query": (ROWS[0][:0], ROWS[1][:0])}, TaskShapeError, "non-zero"),
-        ({"query": (torch.zeros(3, 5), ROWS[1])}, TaskShapeError, r"x has.*\(4,\).*\(5,\)"),
-        ({"query": (ROWS[0], ROWS[1].float())}, TaskShapeError, "y has torch.int64 .* torch.float32"),
+        ({"query": (torch.zeros(3, 5), ROWS[1])}, TaskShapeError, r"x of the support set has.*\(4,\).*\(5,\)"),
+        (
+            {"query": (ROWS[0], ROWS[1].float())},
+            TaskShapeError,
+            "y of the support set has torch.int64 .* torch.float32",
+        ),
     ],
 )
 def test_nonsense_is_refused_at_the_door(changes: dict[str, Any], error: type[Exception], text: str) -> None:

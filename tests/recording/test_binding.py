@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from l2l_influence.errors import AmbiguousTaskError, LabelMismatchError, NothingRecordedError, UnmatchedInputError
 from l2l_influence.recording import MAML, TaskDataset, recording_of
+from l2l_influence.recording.deferred import catch_up
 from l2l_influence.recording.episodes import graph
-from l2l_influence.recording.interception.journal import journal
-from l2l_influence.recording.tasksets.board import Board, Served, board
 from l2l_influence.recording.tasksets.content import read_batch
+from l2l_influence.recording.tasksets.served import Served, ServedBatches, own_batches
 from l2l_influence.storage.fingerprints import row_digests
 
 from .omniglot_loop import even_rows, fast_adapt, images, taskset
@@ -336,14 +336,14 @@ def test_label_smoothing_is_seen_through() -> None:
     assert recording_of(maml).training_tasks()[0].labels == "confirmed"
 
 
-def test_the_board_does_not_outgrow_its_bounds() -> None:
+def test_served_batches_do_not_outgrow_their_bounds() -> None:
     maml, tasks = linear(), wrapped()
     batches = [tasks[i] for i in range(6)]
     step(maml, batches[0])
-    journal.catch_up()
-    entries = [served for served in board._entries.values() if served.taskset() is tasks._plain]
+    catch_up()
+    entries = list(own_batches(tasks._plain)._entries.values())
     assert len(entries) == 6
-    own = Board(max_batches=4, max_tensor_bytes=2 * entries[0].content.nbytes)
+    own = ServedBatches(max_batches=4, max_tensor_bytes=2 * entries[0].content.nbytes)
     for served in entries:
         own.post(Served(served.taskset, 0, served.key, served.description, served.content))
     assert [served.key for served in own._entries.values()] == [2, 3, 4, 5]
@@ -356,5 +356,5 @@ def test_serving_a_task_again_makes_no_second_entry() -> None:
     tasks = wrapped()
     for _ in range(3):
         tasks[0]
-    journal.catch_up()
-    assert sum(served.taskset() is tasks._plain for served in board._entries.values()) == 1
+    catch_up()
+    assert len(own_batches(tasks._plain)) == 1

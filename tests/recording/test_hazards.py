@@ -593,7 +593,7 @@ def test_data_parallel_around_a_clone_is_refused(around: Callable[[Any], Any], k
 
 
 def test_worker_processes_of_drop_ins_are_refused() -> None:
-    """They fill boards of their own. Inside record() what they made is posted where it arrives."""
+    """They record on their own. Inside record() what they made is posted where it arrives."""
     maml, tasks = linear(DROP_INS), tasks_of(DROP_INS)
     for x, y in DataLoader(tasks, num_workers=1, batch_size=None):
         step(maml, (x, y))

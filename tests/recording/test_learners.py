@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from l2l_influence import Study, TaskInfluence
 from l2l_influence.errors import RecordingError, UncoveredParameterError
 from l2l_influence.recording import GBML, MAML, MetaSGD, TaskDataset, recording_of
-from l2l_influence.recording.learners.base import known_step
+from l2l_influence.recording.learners.registry import known_step
 
 from .loops import network
 from .omniglot_loop import fast_adapt, images, taskset

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from l2l_influence import Study, TaskInfluence, TotalGradient, record
 from l2l_influence.errors import RecordingError
 from l2l_influence.recording import RecordedTask
-from l2l_influence.recording.interception import patches
+from l2l_influence.recording.interception.listener import listening
 
 from .loops import network
 from .omniglot_loop import Run, images, taskset
@@ -94,7 +94,7 @@ def served(notes: Notes, task: RecordedTask) -> list[tuple[Tensor, Tensor]]:
 def seeded_and_nothing_left() -> Iterator[None]:
     seed()
     yield
-    assert not patches.studies
+    assert not listening()
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -250,7 +250,7 @@ def test_a_fit_that_breaks_off_leaves_its_recording() -> None:
     recorder, notes, module = RecordingCallback(), Notes(), maml()
     with pytest.raises(ZeroDivisionError):
         trainer(recorder, notes, Breaking()).fit(module, data())
-    assert not patches.studies
+    assert not listening()
     assert sum(task.times_trained for task in recorder.study.training_tasks()) == 4
     trainer(recorder).fit(module, data())
     assert sum(task.times_trained for task in recorder.study.training_tasks()) == 4 + 2 * LENGTH
@@ -259,7 +259,7 @@ def test_a_fit_that_breaks_off_leaves_its_recording() -> None:
 def test_nothing_to_train() -> None:
     recorder = RecordingCallback()
     trainer(recorder, max_epochs=0).fit(maml(), data())
-    assert not patches.studies
+    assert not listening()
     assert recorder.study.learners == []
 
 

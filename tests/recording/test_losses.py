@@ -247,7 +247,7 @@ def test_rows_that_the_loss_leaves_out_are_an_error() -> None:
         learner = maml.clone()
         learner.adapt(F.cross_entropy(learner(x)[::2], y[::2]))
         F.cross_entropy(learner(x)[1::2], y[1::2]).backward()
-    with pytest.raises(RecordingError, match=r"rows that the loss was not called on.*\(10, 4\)"):
+    with pytest.raises(RecordingError, match=r"rows that no loss was computed on.*\(10, 4\)"):
         study.training_tasks()
 
 

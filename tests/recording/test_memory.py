@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from l2l_influence.errors import RecordingError, TaskDataChangedError
 from l2l_influence.recording import MAML, RecordingOptions, TaskDataset, recording_of
-from l2l_influence.recording.interception.journal import journal
-from l2l_influence.recording.tasksets.board import board
-from l2l_influence.recording.tasksets.tasks import card_of
+from l2l_influence.recording.deferred import catch_up
+from l2l_influence.recording.tasksets.served import all_own_batches
+from l2l_influence.recording.tasksets.tasks import info_of
 
 from .omniglot_loop import fast_adapt, images, taskset
 
@@ -98,15 +98,16 @@ def test_no_graph_learner_or_parameter_is_kept_alive(trains: bool) -> None:
 def test_a_recording_goes_with_its_learner_and_a_data_set_with_its_taskset(looked_into: bool) -> None:
     maml, tasks = learner_on(), wrapped()
     step(maml, tasks[0])
-    recording, data, number = weakref.ref(recording_of(maml)), weakref.ref(tasks.dataset), card_of(tasks).number
+    recording, data, number = weakref.ref(recording_of(maml)), weakref.ref(tasks.dataset), info_of(tasks).number
     if looked_into:
-        journal.catch_up()
+        catch_up()
     del maml, tasks
     gc.collect()
     assert recording() is None
     assert data() is None
-    journal.catch_up()
-    assert all(served.taskset_number != number for served in board._entries.values())
+    catch_up()
+    kept = [served for batches in all_own_batches() for served in batches._entries.values()]
+    assert all(served.taskset_number != number for served in kept)
 
 
 def test_a_recording_keeps_the_taskset_that_it_may_have_to_read() -> None:

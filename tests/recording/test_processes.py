@@ -147,7 +147,7 @@ def test_what_is_of_the_draw_that_trained_goes_before_what_did_not(parts: list[s
 
 def test_processes_that_do_not_agree_are_refused(parts: list[storage.Saved]) -> None:
     first, other = parts
-    with pytest.raises(RanksDisagreeError, match=r"processes 0 and 1 are not the same \(model.0.weight by 1\."):
+    with pytest.raises(RanksDisagreeError, match=r"processes 0 and 1 differ \(model.0.weight by 1\."):
         merged([first, weights(other, "model.0.weight", 1 * first.weights["model.0.weight"].abs().max())])
     with pytest.raises(RanksDisagreeError, match="not the same"):
         merged([first, weights(other, "model.0.weight", float("nan"))])
@@ -173,7 +173,7 @@ def test_trouble_of_one_process_is_trouble_of_all(parts: list[storage.Saved], tm
 
 def test_draws_that_a_sample_stands_for(parts: list[storage.Saved]) -> None:
     whole = merged([about(parts[0], stands_for=3.0), about(parts[1], stands_for=5.0)])
-    assert whole.about["stands_for"] == 4.0 and "do not stand for equally many" in whole.about["summary"]
+    assert whole.about["stands_for"] == 4.0 and "represent different numbers" in whole.about["summary"]
 
 
 def test_a_process_that_trained_nothing_is_no_trouble(tmp_path: Path, parts: list[storage.Saved]) -> None:
@@ -188,7 +188,7 @@ def test_a_process_that_trained_nothing_is_no_trouble(tmp_path: Path, parts: lis
 
 def test_a_part_that_is_not_there(tmp_path: Path) -> None:
     saved(tmp_path / "0")
-    with pytest.raises(RecordingError, match="holds no recording"):
+    with pytest.raises(RecordingError, match="holds no study"):
         Study.load([tmp_path / "0", tmp_path / "1"], nn.Linear(4, 3))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from l2l_influence import TaskInfluence
 from l2l_influence.errors import NotCopiedError, NothingRecordedError, RecordingError
 from l2l_influence.recording import MAML, Study, TaskDataset, record, recording_of
-from l2l_influence.recording.episodes import episode, graph
+from l2l_influence.recording.episodes import clone_log, graph
 from l2l_influence.recording.interception import observe
 
 from .omniglot_loop import fast_adapt, images, taskset
@@ -175,7 +175,7 @@ def test_an_episode_that_breaks_off_leaves_nothing_broken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(episode, "row_digests"), (observe, "read_loss"), (observe, "mark_output")]
+    ("module", "name"), [(clone_log, "row_digests"), (observe, "read_loss"), (observe, "mark_output")]
 )
 def test_the_recorders_own_errors_do_not_reach_the_loop(
     module: Any, name: str, monkeypatch: pytest.MonkeyPatch

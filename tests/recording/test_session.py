@@ -23,9 +23,9 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 import l2l_influence
 from l2l_influence.errors import NothingRecordedError, RecordingError
 from l2l_influence.recording import RecordedTask, RecordingOptions, Study, record, recording_of
-from l2l_influence.recording.interception import observe, patches
+from l2l_influence.recording.interception import observe
+from l2l_influence.recording.interception.listener import listening
 from l2l_influence.recording.tasksets import serving
-from l2l_influence.recording.tasksets.board import board
 from l2l_influence.recording.tasksets.sampling import read_tasks
 
 from .loops import PLAIN, network, plus_plus, trained_on
@@ -74,7 +74,7 @@ def nothing_left() -> Iterator[None]:
     for was, now in zip(before, attributes(), strict=True):
         assert list(was) == list(now)
         assert all(was[name] is now[name] for name in was)
-    assert not patches.studies
+    assert not listening()
 
 
 def test_methods_are_replaced_only_inside() -> None:
@@ -509,10 +509,11 @@ def test_data_loaders(arguments: dict[str, Any], workers: int) -> None:
         assert torch.equal(task.query[1], y[1::2])
 
 
-def test_worker_processes_post_nothing_on_boards_of_their_own() -> None:
+def test_worker_processes_record_nothing_themselves() -> None:
     tasks = small()
     with record():
-        lengths = list(DataLoader(tasks, num_workers=1, collate_fn=lambda _batch: len(board)))
+        (recorder,) = listening()
+        lengths = list(DataLoader(tasks, num_workers=1, collate_fn=lambda _batch: len(recorder.served)))
     assert len(lengths) == 6
     assert len(set(lengths)) == 1
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from l2l_influence.recording import MAML, TaskDataset, recording_of
-from l2l_influence.recording.tasksets.tasks import card_of
+from l2l_influence.recording.tasksets.tasks import info_of
 
 from .omniglot_loop import fast_adapt, images, taskset
 
@@ -58,7 +58,7 @@ def test_takes_learn2learns_own_arguments() -> None:
     tasks = TaskDataset(inner.dataset, inner.task_transforms, num_tasks=3, task_collate=lambda rows: ("mine", rows))
     assert len(tasks) == 3
     assert tasks[0][0] == "mine"
-    with pytest.raises(TypeError, match="as it is"):
+    with pytest.raises(TypeError, match="from the taskset"):
         TaskDataset(inner, num_tasks=3)
 
 
@@ -193,7 +193,7 @@ def test_copies_are_sources_of_their_own() -> None:
     twin = copy.deepcopy(tasks)
     assert same(twin[0], tasks[0])
     assert twin.sampled_descriptions is not tasks.sampled_descriptions
-    assert card_of(twin).number != card_of(tasks).number
+    assert info_of(twin).number != info_of(tasks).number
     assert not same(twin[1], tasks[1])
 
 

@@ -122,7 +122,7 @@ def test_what_a_trained_module_made_is_no_data() -> None:
     body = nn.Linear(3, 3)
     with record() as study:
         fit(l2l.algorithms.MAML(network(), lr=0.1), [(body(x), y) for x, y in batches()])
-    with pytest.raises(UnmatchedInputError, match="nothing that is trained made them"):
+    with pytest.raises(UnmatchedInputError, match="inputs do not come from a trained module"):
         study.training_tasks()
 
 

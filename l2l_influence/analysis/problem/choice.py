@@ -18,7 +18,8 @@ from ...bilevel.memory import DEFAULT, Memory
 from ...bilevel.solvers import OnIndefinite, OnUnconverged, Policy
 from ...errors import BatchNormError, InfluenceError, UncoveredParameterError
 from ...recording import RecordedTask
-from ...recording.learners.rules import LearnedRule, learned_rule
+from ...recording.learners.base import LearnedRule
+from ...recording.learners.registry import adapter_named
 from .criterion import Reduction
 
 Inner = Literal["proximal", "unrolled"] | InnerKind
@@ -90,7 +91,7 @@ class InnerChoice:
 
     def _learned(self, learner: nn.Module, adapted: Mapping[str, str]) -> LearnedRule | None:
         rules = {task.rule for task in self._recorded}
-        return learned_rule(learner, rules.pop(), adapted) if len(rules) == 1 else None
+        return adapter_named(rules.pop())(learner).step_rule(adapted) if len(rules) == 1 else None
 
     def _strength(self) -> float:
         """δ: K gradient steps of size lr reach about as far as a proximal term of 1/(lr·K) lets θ go."""
@@ -113,7 +114,7 @@ class InnerChoice:
 
     def adaptation(self) -> tuple[float, int]:
         """lr and K, which must be the same for all tasks, and say all of what the loop's steps did."""
-        rules = {task.rule for task in self._recorded} - {"sgd"}
+        rules = {task.rule for task in self._recorded if not adapter_named(task.rule).plain_steps}
         if rules:
             raise UncoveredParameterError(
                 f"the inner steps were not plain gradient steps (rule: {', '.join(sorted(rules))}): learning rates or "

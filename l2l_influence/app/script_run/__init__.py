@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...errors import RecordingError
 from ...recording import Study, record
-from ...recording.study.folders import copies, places, save_each
+from ...recording.study.folders import copies, folders, save_each
 from ...recording.study.saver import Saver
 from .analysis import ScoredRun, ScoringSettings, analyse
 from .page import PAGE, RANKING, SCORES, STUDY, FinishedScript, SaveResult, clear_results, save_study, write_files
@@ -82,7 +82,7 @@ def _finish(job: TorchrunJob, study: Study, reporter: _Reporter) -> None:
         _say(f"There is nothing to write: the recorder found no learn2learn learner. {study.describe()}")
     last = job.end()
     if job.size == 1:
-        for folder, part in places(study, job.own_folder):
+        for folder, part in folders(study, job.own_folder):
             reporter.report(part, folder, saved[folder])
     elif not last and saved:
         _say(f"Written to {job.own_folder}: {STUDY}. The process that ends last merges the studies of all processes.")
@@ -93,7 +93,7 @@ def _finish(job: TorchrunJob, study: Study, reporter: _Reporter) -> None:
 
 def _merged(job: TorchrunJob, study: Study) -> Iterator[tuple[Path, Study]]:
     """The merged study of all processes, for each learner."""
-    for folder, part in places(study, job.own_folder):
+    for folder, part in folders(study, job.own_folder):
         name = folder.relative_to(job.own_folder)
         paths = [job.folder_of(rank) / name / STUDY for rank in range(job.size)]
         try:

@@ -11,7 +11,8 @@ from typing import Any
 from ...analysis.results.result import TaskScore, TaskScores
 from ...errors import InfluenceError, PartlySavedError
 from ...recording import Study
-from ...recording.learners.base import model_of, rule_of
+from ...recording.learners.base import model_of
+from ...recording.learners.registry import adapter_of
 from ...recording.study import storage
 from ...report.html import versions, write_page
 from .analysis import ScoredRun
@@ -48,7 +49,7 @@ class FinishedScript:
     @property
     def needs_learner(self) -> bool:
         """True if loading the study needs a learner, not a model: files cannot describe the transforms of GBML."""
-        return rule_of(self.study.learner) == "gbml"
+        return adapter_of(self.study.learner).needs_learner
 
     @property
     def has_body(self) -> bool:

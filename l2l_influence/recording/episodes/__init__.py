@@ -1,1 +1,1 @@
-"""Episodes: what one clone of a learner was fed, how it adapted, and which task that was."""
+"""Episodes: the log of a clone, the task that it is matched with, and the records of all tasks."""

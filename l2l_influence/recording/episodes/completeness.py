@@ -1,76 +1,90 @@
-"""Whether a recording can be trusted to be the whole story, and what to check if not."""
+"""Checks that a recording is complete, and errors that say what is missing and why."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ...errors import AmbiguousTaskError, NothingRecordedError, RecordingError, UnmatchedInputError
-from ..interception.failures import Failures
+from ..failures import Failures
 from ..options import RecordingOptions
-from ..tasksets.board import board
-from .ledger import Ledger
+from .records import TaskRecords
 from .task import RecordedTask
 
 _CHECK_INPUT = (
-    "Wrap every taskset that the loop draws from in l2l_influence.TaskDataset, or run the loop inside record(); feed "
-    "the learner its rows as they were served (any selection, order and device, but no change of values, dtype or "
-    "shape: do that in the data set's transforms), by calling the clone itself (not its .module; DataParallel belongs "
-    "inside, learner.module = DataParallel(learner.module)); outside record(), let no DataLoader worker process draw "
-    "them (num_workers=0). Inside record(), rows from anywhere will do, if their labels go to a loss of torch's and "
-    "nothing that is trained made them. A loop that cannot do so can tell its episodes by Study.add_episode()."
+    "Wrap every taskset that the loop draws from in l2l_influence.TaskDataset, or run the loop inside record(). Feed "
+    "the learner rows as they were served: any selection, order and device, but no change of values, dtype or shape "
+    "(make such changes in the data set's transforms). Call the clone itself, not its .module; DataParallel belongs "
+    "inside, learner.module = DataParallel(learner.module). Outside record(), no DataLoader worker process may draw "
+    "the tasks (use num_workers=0). Inside record(), any data source works, provided labels go to a torch loss and "
+    "inputs do not come from a trained module. For a loop that cannot do so, enter its episodes by hand with "
+    "Study.add_episode()."
 )
 
 
-def require_complete(ledger: Ledger, failures: Failures, options: RecordingOptions) -> None:
-    """Raise if something that trained the meta-parameters is missing from the ledger."""
-    for trouble in (failures, board.failures):
-        if trouble:
-            raise RecordingError(f"The recording may be incomplete: {trouble}\n{trouble.first}")
-    if ledger.ambiguous:
-        one, other = ledger.ambiguous[0]
+def require_complete(records: TaskRecords, failures: Sequence[Failures], options: RecordingOptions) -> None:
+    """Raise if something that trained the meta-parameters is missing from the records.
+
+    Args:
+        records: of the learner.
+        failures: of the recorder, as far as they concern this learner.
+        options: of its recording.
+    """
+    for failed in failures:
+        if failed:
+            raise RecordingError(f"The recording may be incomplete: {failed}\n{failed.first}")
+    if records.ambiguous:
+        one, other = records.ambiguous[0]
         raise AmbiguousTaskError(
-            f"{len(ledger.ambiguous)} draw(s) that trained the meta-parameters fit two tasks, for example both {one} "
-            f"and {other}: they share all the rows that the learner was fed. Draw tasks that differ in some row."
+            f"{len(records.ambiguous)} draw(s) that trained the meta-parameters fit two tasks, for example both {one} "
+            f"and {other}, because these share all the rows that the learner was fed. Draw tasks that differ in at "
+            "least one of these rows."
         )
-    if ledger.surplus and not ledger.sampled:
+    if records.surplus and not records.sampled:
         raise RecordingError(
-            f"{ledger.surplus} draw(s) that trained the meta-parameters were of tasks beyond "
+            f"{records.surplus} draw(s) that trained the meta-parameters were of tasks beyond "
             f"max_tasks={options.max_tasks}. Before training, set recording_of(learner).options.overflow = 'reservoir' "
-            "to keep a uniform sample of the tasks, or max_tasks higher; or train on a finite taskset (num_tasks=...)."
+            "to keep a uniform sample of the tasks, or set max_tasks higher; or train on a finite taskset "
+            "(num_tasks=...)."
         )
-    if ledger.partial:
-        shapes = ", ".join(sorted(ledger.partial))
+    if records.partial:
         raise RecordingError(
-            f"{ledger.partial.total()} forward(s) had rows that the loss was not called on (shapes of the input: "
-            f"{shapes}), and which ones is not known. Feed the learner the rows that the loss is of, "
-            "learner(x[support]); rows that are fed for their batch statistics alone cannot be told from them."
+            f"{records.partial.total()} forward(s) had rows that no loss was computed on (shapes of the input: "
+            f"{_shapes(records.partial)}), and it is unknown which rows. Feed the learner only the rows of the loss, "
+            "as in learner(x[support]); rows that only contribute batch statistics cannot be told apart from them."
         )
-    if ledger.foreign and options.unmatched == "raise":
-        shapes = ", ".join(sorted(ledger.foreign))
+    if records.foreign and options.unmatched == "raise":
         raise UnmatchedInputError(
-            f"{ledger.foreign.total()} forward(s) of input that belongs to no task served (shapes: {shapes}) had a "
-            f"part in training. {_CHECK_INPUT} To leave them out of account, set "
+            f"{records.foreign.total()} forward(s) that contributed to training had input that belongs to no task "
+            f"served (shapes: {_shapes(records.foreign)}). {_CHECK_INPUT} To ignore such input, set "
             "recording_of(learner).options.unmatched = 'ignore'."
         )
 
 
-def require_tasks(trained: list[RecordedTask], ledger: Ledger, tasks: Any) -> None:
-    """Raise if there is nothing to hand out, with the likeliest reason."""
+def require_tasks(trained: list[RecordedTask], records: TaskRecords, tasks: Any) -> None:
+    """Raise an error with the likeliest reason if no task trained."""
     if not trained:
-        raise NothingRecordedError(f"No task that the learner trained on was recorded: {_reason(ledger, tasks)}")
+        raise NothingRecordedError(f"No task that the learner trained on was recorded: {_reason(records, tasks)}")
 
 
-def _reason(ledger: Ledger, tasks: Any) -> str:
-    if not ledger.episodes:
+def _reason(records: TaskRecords, tasks: Any) -> str:
+    if not records.episodes:
         return (
             "no clone of this learner was seen. Make the learner with l2l_influence.MAML (MetaSGD, GBML) or run the "
             "loop inside record(), and pass the very object whose clone() the loop calls."
         )
-    if not ledger.records:
-        return f"its clones were fed nothing that a recorded taskset had served. {_CHECK_INPUT}"
-    if not any(record.times_trained for record in ledger.records.values()):
+    if not records.records:
+        return f"its clones were fed no input that a recorded taskset had served. {_CHECK_INPUT}"
+    if not any(record.times_trained for record in records.records.values()):
         return (
-            f"{len(ledger.records)} task(s) were drawn, but no backward() or autograd.grad() went from the loss of an "
-            "adapted clone to the learner's parameters."
+            f"{len(records.records)} task(s) were drawn, but no backward() or autograd.grad() went from the loss of an "
+            "adapted clone to the learner's parameters. Call backward() on the query loss, and do not detach it."
         )
-    return f"none of the tasks trained on was drawn from {type(tasks).__name__} {tasks!r}."
+    return (
+        f"none of the tasks that it trained on was drawn from {type(tasks).__name__} {tasks!r}. Pass the taskset that "
+        "the loop draws from, or leave it out for all tasks."
+    )
+
+
+def _shapes(counts: Any) -> str:
+    return ", ".join(sorted(counts))

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from ..interception.failures import Failures
-from ..tasksets.board import board
-from .ledger import Ledger
+from collections.abc import Sequence
+
+from ..failures import Failures
+from .records import TaskRecords
 
 
-def describe(ledger: Ledger, failures: Failures, held_mib: float) -> str:
-    """What was recorded, what could not be attributed, and the memory held."""
-    return " ".join([*_sums(ledger, held_mib), *_troubles(ledger), *map(str, filter(None, (failures, board.failures)))])
+def describe(records: TaskRecords, failures: Sequence[Failures], held_mib: float) -> str:
+    """Counts of what was recorded, what could not be attributed to a task, and the memory used."""
+    return " ".join([*_sums(records, held_mib), *_troubles(records), *map(str, filter(None, failures))])
 
 
-def _sums(ledger: Ledger, held_mib: float) -> list[str]:
-    records = ledger.records.values()
-    trained = [record for record in records if record.times_trained]
+def _sums(records: TaskRecords, held_mib: float) -> list[str]:
+    tasks = records.records.values()
+    trained = [task for task in tasks if task.times_trained]
     return [
-        f"{len(records)} tasks in {sum(record.times_seen for record in records)} draws;",
-        f"{len(trained)} of them trained the meta-parameters, in {sum(each.times_trained for each in trained)} draws;",
+        f"{len(tasks)} tasks in {sum(task.times_seen for task in tasks)} draws;",
+        f"{len(trained)} of them trained the meta-parameters, in {sum(task.times_trained for task in trained)} draws;",
         f"{held_mib:.1f} MiB of task data and adapted parameters held.",
     ]
 
 
-def _troubles(ledger: Ledger) -> list[str]:
-    sentences = [f"{count} {text}." for text, count in ledger.remarks.items()]
-    if ledger.foreign:
-        sentences.append(f"{ledger.foreign.total()} forwards of unknown input were trained on.")
-    if ledger.ambiguous:
-        sentences.append(f"{len(ledger.ambiguous)} draws that trained fit two tasks.")
-    if ledger.surplus:
-        sentences.append(f"{ledger.surplus} draws that trained were of tasks beyond max_tasks.")
-    if ledger.sampled:
+def _troubles(records: TaskRecords) -> list[str]:
+    sentences = [f"{count} {text}." for text, count in records.remarks.items()]
+    if records.foreign:
+        sentences.append(f"{records.foreign.total()} forwards of unknown input were trained on.")
+    if records.ambiguous:
+        sentences.append(f"{len(records.ambiguous)} draws that trained fit two tasks.")
+    if records.surplus:
+        sentences.append(f"{records.surplus} draws that trained were of tasks beyond max_tasks.")
+    if records.sampled:
         sentences.append(
-            f"The tasks that trained are a uniform sample: a draw stands for {ledger.stands_for:.1f} of the run's."
+            f"The tasks that trained are a uniform sample: a recorded draw represents {records.stands_for:.1f} of all."
         )
     return sentences

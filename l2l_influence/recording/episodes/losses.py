@@ -1,4 +1,4 @@
-"""The losses that a loop calls: which of torch's, with which settings, on the output of which forward."""
+"""The losses that a loop calls: which of torch's losses, with which settings, on the output of which forward."""
 
 from __future__ import annotations
 
@@ -23,40 +23,46 @@ CLASSES: Mapping[str, type[nn.Module]] = {
     "binary_cross_entropy": nn.BCELoss,
     "binary_cross_entropy_with_logits": nn.BCEWithLogitsLoss,
 }
-"""The functions of ``torch.nn.functional`` that are known again, and the class that is each one with its settings."""
+"""The functions of ``torch.nn.functional`` that are recognised, and torch's class for each."""
 
 MAX_WEIGHTS = 10_000
-"""Numbers in a tensor that is taken for a setting, such as the weights of classes."""
+"""Largest number of entries in a tensor that is a setting, such as class weights."""
 
 _EQUAL = 1e-3
-"""Numbers that differ by less, relatively, are one: they were computed in the precision of the loop."""
+"""Numbers with a smaller relative difference count as equal: they were computed in the precision of the loop."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of torch's, as a loop used it.
+    """One of torch's losses, as a loop used it.
 
     Attributes:
         function: its name in ``torch.nn.functional``.
-        settings: its arguments but for input and target, where they are not the defaults; tensors as tuples.
-        scale: what the loop multiplied its value by.
+        settings: its arguments that differ from the defaults, without input and target; tensors as tuples.
+        scale: the factor by which the loop multiplied its value.
     """
 
     function: str
     settings: tuple[tuple[str, Setting], ...] = ()
     scale: float = 1.0
 
+    @classmethod
+    def decoded(cls, entry: Mapping[str, Any]) -> Loss:
+        """A loss from its fields as JSON gives them back, with lists in place of tuples."""
+        settings = [(name, tuple(value) if isinstance(value, list) else value) for name, value in entry["settings"]]
+        return cls(entry["function"], tuple(settings), entry["scale"])
+
     def module(self) -> nn.Module:
-        """The loss, without its scale, as an object of torch's class."""
+        """The loss, without its scale, as a module."""
         values = {name: torch.tensor(value) if isinstance(value, tuple) else value for name, value in self.settings}
         return CLASSES[self.function](**values)
 
     def same_but_scale(self, other: Loss) -> bool:
-        """Whether the two differ at most in what their values were multiplied by."""
+        """Whether the two differ at most in their scales."""
         return (self.function, self.settings) == (other.function, other.settings)
 
     def agrees(self, other: Loss) -> bool:
-        """Whether the two are one loss, to the precision of a loop."""
+        """Whether the two are the same loss, to the precision of a loop."""
         return self.same_but_scale(other) and abs(self.scale - other.scale) <= _EQUAL * abs(self.scale)
 
     def __str__(self) -> str:
@@ -70,11 +76,11 @@ class Comparison:
     """One call of a loss: outputs of a forward against labels.
 
     Attributes:
-        loss: which; None if its settings are such as no `Loss` has.
-        labels: what the outputs were compared with; a copy.
-        row_by_row: whether row i of the labels belongs to row i of what was fed.
-        inner: the gradient of an ``adapt`` call's loss by this value, once it had a part in one.
-        outer: the gradient of what a backward outside was called on by this value, once it had a part in one.
+        loss: the loss; None if no `Loss` can describe its settings.
+        labels: a copy of the labels.
+        row_by_row: whether row i of the labels belongs to row i of the input.
+        inner: gradient of the loss given to ``adapt`` with respect to this value, once there is one.
+        outer: gradient of the loss of a backward outside ``adapt`` with respect to this value, once there is one.
     """
 
     loss: Loss | None
@@ -85,15 +91,15 @@ class Comparison:
 
     @classmethod
     def after(cls, between: Sequence[str], loss: Loss | None, labels: Tensor) -> Comparison:
-        """A call on what the operations ``between`` made of a forward's output."""
+        """A call on the result of the operations ``between``, applied to a forward's output."""
         return cls(_of_output(loss, between), labels, all(name.startswith(_ROWWISE) for name in between))
 
 
 def _of_output(loss: Loss | None, between: Sequence[str]) -> Loss | None:
-    """A loss of what operations made of an output, as a loss of the output; None if it is none of torch's."""
+    """A loss after operations on the output, as a loss of the output itself; None if it is not one of torch's."""
     changes = [name for name in between if not name.startswith(_SAME)]
     if loss is not None and loss.function == "nll_loss" and _are(changes, "LogSoftmax"):
-        return replace(loss, function="cross_entropy")  # torch's is made of these two
+        return replace(loss, function="cross_entropy")  # torch computes it as these two
     return None if changes else loss
 
 
@@ -102,7 +108,7 @@ def _are(names: Sequence[str], *expected: str) -> bool:
 
 
 def called(function: str, original: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Tensor, Loss | None]:
-    """The labels that a call of a loss was given, and which loss it was."""
+    """The labels given to a call of a loss, and the loss."""
     labels: Tensor = args[1] if len(args) > 1 else kwargs["target"]
     rest, named = args[2:], tuple((name, value) for name, value in kwargs.items() if name not in ("input", "target"))
     settings = [*rest, *(value for _, value in named)]
@@ -118,7 +124,7 @@ def _bound(function: str, original: Callable[..., Any], rest: tuple[Any, ...], n
 
 
 def saved(node: Any) -> Loss | None:
-    """Which loss an autograd node is that has labels; None for one that is not known."""
+    """The loss of an autograd node that has labels; None if it is not recognised."""
     function = _NODES.get(node.name().rstrip("0123456789"))
     if function is None:
         return None
@@ -128,14 +134,14 @@ def saved(node: Any) -> Loss | None:
 
 
 def inner_loss(calls: Sequence[Comparison]) -> Loss | None:
-    """The one loss that all these calls of the inner loops are of; None if there is none."""
+    """The loss that all these calls of the inner loop agree on; None if they differ or there is none."""
     found = [_scaled(call.loss, call.inner) for call in calls]
     first = found[0] if found else None
     return first if first is not None and all(loss is not None and loss.agrees(first) for loss in found) else None
 
 
 def outer_loss(calls: Sequence[Comparison]) -> Loss | None:
-    """The one loss that all these calls for one outer loss are of, their scales added up; None if there is none."""
+    """The loss that all calls for one outer loss agree on, with the sum of their scales; None if they differ."""
     found = [loss for call in calls if (loss := _scaled(call.loss, call.outer)) is not None]
     if not found or len(found) < len(calls) or not all(loss.same_but_scale(found[0]) for loss in found):
         return None
@@ -143,7 +149,7 @@ def outer_loss(calls: Sequence[Comparison]) -> Loss | None:
 
 
 def _scaled(loss: Loss | None, gradient: Tensor | None) -> Loss | None:
-    """A loss with its scale, and with the reduction that the loop did itself, if it did."""
+    """A loss with its scale, and with the reduction that the loop computed itself, if it did."""
     if loss is None or gradient is None:
         return None
     settings, values = dict(loss.settings), gradient.reshape(-1)
@@ -151,13 +157,13 @@ def _scaled(loss: Loss | None, gradient: Tensor | None) -> Loss | None:
     if settings.get("reduction") != "none":
         return replace(loss, scale=each)
     if bool((values - each).abs().max() > _EQUAL * abs(each)):
-        return None  # samples of different weights
+        return None  # the loop weights the samples unequally
     summed = abs(each - 1) <= _EQUAL
     settings["reduction"] = "sum" if summed else "mean"
     return Loss(loss.function, _sorted(settings), 1.0 if summed else each * len(values))
 
 
-# Operations that leave row i in row i, and those that leave all as it is.
+# Operations that keep row i in row i, and those that change no value.
 _ROWWISE = ("LogSoftmax", "Div", "Mul", "Add", "Sub", "Squeeze", "Unsqueeze", "View", "UnsafeView", "ReshapeAlias",
             "Alias", "ToCopy", "Clone", "Neg")  # fmt: skip
 _SAME = ("Alias", "ToCopy", "Clone")
@@ -175,12 +181,12 @@ _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
 
 
 def _plain(value: Any) -> Any:
-    """What a node saved, as it was passed: autograd shows negative numbers without their sign."""
+    """A saved value as it was passed: autograd shows negative integers as unsigned."""
     return value - 2**64 if isinstance(value, int) and value >= 2**63 else value
 
 
 def _loss(function: str, arguments: Mapping[str, Any]) -> Loss | None:
-    """A loss with these arguments, or None if they are not such as its class takes."""
+    """A loss with these arguments; None if its class does not take them."""
     settings = {name: _setting(value) for name, value in arguments.items() if value is not None}
     defaults = _defaults(function)
     if not settings.keys() <= defaults.keys() - _OLD or None in settings.values():
@@ -195,15 +201,15 @@ def _setting(value: Any) -> Setting | None:
 
 
 def _sorted(settings: Mapping[str, Any]) -> tuple[tuple[str, Setting], ...]:
-    """As tuples, in order; without a reduction that is the default."""
+    """The settings as sorted tuples, without a default reduction."""
     return tuple(sorted((name, value) for name, value in settings.items() if (name, value) != ("reduction", "mean")))
 
 
 _OLD = {"size_average", "reduce"}
-"""What torch took before there was a reduction."""
+"""Arguments that torch had before ``reduction``."""
 
 
 @lru_cache
 def _defaults(function: str) -> dict[str, Any]:
-    """What the class takes that is the function with its settings, and takes where nothing is said."""
+    """The arguments of the function's class, with their defaults."""
     return {name: parameter.default for name, parameter in inspect.signature(CLASSES[function]).parameters.items()}

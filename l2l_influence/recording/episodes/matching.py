@@ -1,4 +1,4 @@
-"""From evidence to a verdict: which task a clone worked on, with which rows as support and which as query."""
+"""Matching: which task a clone worked on, with which rows as support and which as query set."""
 
 from __future__ import annotations
 
@@ -9,67 +9,59 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..tasksets.board import Served
-from .episode import Forward, Track
-from .losses import Comparison, Loss, inner_loss, outer_loss
-from .normalisation import BatchNorm, common
-from .task import Labels
+from ..tasksets.served import Served
+from .clone_log import CloneLog, Forward
+from .losses import Comparison, inner_loss, outer_loss
+from .normalisation import common
+from .task import EpisodeFacts, Labels
 
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """A track bound to a task.
+    """A clone's log, matched with a task.
 
-    ``labels``: whether the losses saw those served; if not, ``seen_labels`` and ``seen_query_labels`` are what they saw
-    of each set, as far as that is known. ``loss``, ``query_loss``: of both sets, likewise. ``bodies``: what rows went
-    through on their way to the learner. ``together``: in one call, support and query. ``batch_norm``: what the layers
-    of these and of the clone worked with.
+    Attributes:
+        served: the batch that the clone was fed.
+        facts: what the log tells of the episode.
+        bodies: the modules that the rows went through on their way to the learner.
     """
 
     served: Served
-    support_rows: tuple[int, ...]
-    query_rows: tuple[int, ...]
-    labels: Labels
-    seen_labels: Tensor | None
-    seen_query_labels: Tensor | None
-    loss: Loss | None
-    query_loss: Loss | None
+    facts: EpisodeFacts
     bodies: tuple[nn.Module, ...]
-    together: bool
-    batch_norm: BatchNorm | None
 
 
 @dataclass(frozen=True, eq=False)
 class Ambiguity:
-    """A track that fits two tasks."""
+    """A log that fits two tasks."""
 
     one: Served
     other: Served
 
 
-def match(track: Track) -> Match | Ambiguity | None:
-    """The task of a track; None if nothing that it was fed belongs to any."""
-    if not track.candidates:
+def match(log: CloneLog) -> Match | Ambiguity | None:
+    """The task of a log; None if nothing that the clone was fed belongs to any task."""
+    if not log.candidates:
         return None
-    splits = {served: _Split.of(track, served) for served in track.candidates}
+    splits = {served: _Split.of(log, served) for served in log.candidates}
     verdicts = {served: _compare_labels(split, served) for served, split in splits.items()}
-    agreeing = [served for served, verdict in verdicts.items() if verdict == "confirmed"] or track.candidates
-    newest = max(agreeing, key=lambda served: served.serial)
+    agreeing = [served for served, verdict in verdicts.items() if verdict == "confirmed"] or log.candidates
+    newest = max(agreeing, key=lambda served: served.latest)
     other = next((served for served in agreeing if not served.same_task(newest)), None)
     if other is not None:
         return Ambiguity(newest, other)
-    return _bind(track, newest, splits[newest], verdicts[newest])
+    return _matched(log, newest, splits[newest], verdicts[newest])
 
 
-def foreign(track: Track) -> list[Forward]:
-    """The forwards on unknown input that had a part in training."""
-    return [forward for forward in track.forwards if not forward.matched and (forward.consumed or forward.used)]
+def foreign(log: CloneLog) -> list[Forward]:
+    """The forwards on unknown input that contributed to training."""
+    return [forward for forward in log.forwards if not forward.matched and (forward.consumed or forward.used)]
 
 
 class _Set(NamedTuple):
-    """The support or the query set of a track as rows of a batch served.
+    """The support or the query set of a log as rows of a served batch.
 
-    ``feeds``: the forwards it was fed by, each with the rows fed; ``rows``: all of them, each once.
+    ``feeds``: the forwards that it was fed by, each with its rows; ``rows``: all of them, each once.
     """
 
     feeds: list[tuple[Forward, tuple[int, ...]]]
@@ -77,7 +69,7 @@ class _Set(NamedTuple):
 
     @classmethod
     def of(cls, forwards: Sequence[Forward], served: Served, avoid: Sequence[int] = ()) -> _Set:
-        """``avoid``: rows that were fed before, where others are equal to them."""
+        """``avoid``: rows that were fed before, to be used only if no others are equal to them."""
         feeds = [(forward, served.content.assign(forward.digests, avoid)) for forward in forwards]
         return cls(feeds, _merged([rows for _, rows in feeds]))
 
@@ -87,55 +79,58 @@ class _Set(NamedTuple):
 
 
 class _Split(NamedTuple):
-    """Both sets of a track."""
+    """Both sets of a log."""
 
     support: _Set
     query: _Set
 
     @classmethod
-    def of(cls, track: Track, served: Served) -> _Split:
-        support = _Set.of(_support(track), served)
-        return cls(support, _Set.of(_query(track), served, avoid=support.rows))
+    def of(cls, log: CloneLog, served: Served) -> _Split:
+        support = _Set.of(_support(log), served)
+        return cls(support, _Set.of(_query(log), served, avoid=support.rows))
 
 
-def _bind(track: Track, served: Served, split: _Split, labels: Labels) -> Match:
-    support, query = split
-    inner, outer, changed = support.forwards, query.forwards, labels == "changed"
-    calls = {forward.features for forward in (*inner, *outer)}
-    bodies = {call.bodies if call else () for call in calls}
-    return Match(
-        served=served,
-        support_rows=support.rows,
-        query_rows=query.rows,
+def _matched(log: CloneLog, served: Served, split: _Split, labels: Labels) -> Match:
+    forwards = [*split.support.forwards, *split.query.forwards]
+    body_calls = {forward.features for forward in forwards}
+    bodies = {call.bodies if call else () for call in body_calls}
+    changed = labels == "changed"
+    facts = EpisodeFacts(
+        support_rows=split.support.rows,
+        query_rows=split.query.rows,
         labels=labels,
-        seen_labels=_seen_labels(support) if changed else None,
-        seen_query_labels=_seen_labels(query) if changed else None,
-        loss=None if track.unread_losses else inner_loss(_calls(inner)),
-        query_loss=outer_loss(_calls(outer)),
-        bodies=bodies.pop() if len(bodies) == 1 else (),
-        together=len(calls) == 1 and calls != {None},
-        batch_norm=common(part.batch_norm for part in (*inner, *outer, *calls) if part),
+        lr=log.lr,
+        steps=log.steps,
+        first_order=log.first_order,
+        rule=log.rule,
+        seen_labels=_seen_labels(split.support) if changed else None,
+        seen_query_labels=_seen_labels(split.query) if changed else None,
+        loss=None if log.unread_losses else inner_loss(_comparisons(split.support.forwards)),
+        query_loss=outer_loss(_comparisons(split.query.forwards)),
+        together=len(body_calls) == 1 and body_calls != {None},
+        batch_norm=common(part.batch_norm for part in (*forwards, *body_calls) if part),
     )
+    return Match(served, facts, bodies.pop() if len(bodies) == 1 else ())
 
 
-def _calls(forwards: Sequence[Forward]) -> list[Comparison]:
-    """The losses that had a part in a gradient; none, if one of the forwards had a part by other means."""
+def _comparisons(forwards: Sequence[Forward]) -> list[Comparison]:
+    """The losses that contributed to a gradient; empty if one of the forwards contributed by other means."""
     calls = [forward.counted for forward in forwards]
     return [call for counted in calls for call in counted] if all(calls) else []
 
 
-def _support(track: Track) -> list[Forward]:
-    return [forward for forward in track.forwards if forward.matched and forward.consumed]
+def _support(log: CloneLog) -> list[Forward]:
+    return [forward for forward in log.forwards if forward.matched and forward.consumed]
 
 
-def _query(track: Track) -> list[Forward]:
-    """Outputs that no inner loss consumed; once a loss was trained on, only those that had a part in it."""
-    others = [forward for forward in track.forwards if forward.matched and not forward.consumed]
-    return [forward for forward in others if forward.used] if track.trained else others
+def _query(log: CloneLog) -> list[Forward]:
+    """Forwards that no inner loss consumed; if the clone trained, only those that contributed to that."""
+    others = [forward for forward in log.forwards if forward.matched and not forward.consumed]
+    return [forward for forward in others if forward.used] if log.trained else others
 
 
 def _merged(feeds: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The rows of several forwards in the order in which they were fed; a later forward adds what is new in it."""
+    """The rows of several forwards in the order in which they were first fed, each once."""
     merged: tuple[int, ...] = ()
     for rows in feeds:
         merged += tuple([row for row in rows if row not in merged])
@@ -143,7 +138,7 @@ def _merged(feeds: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _compare_labels(split: _Split, served: Served) -> Labels:
-    """Whether the losses saw the labels that were served."""
+    """Whether the losses were called with the labels that were served."""
     known = served.content.labels
     if known is None:
         return "unseen"
@@ -152,8 +147,7 @@ def _compare_labels(split: _Split, served: Served) -> Labels:
 
 
 def _agree(seen: Tensor | None, served: Tensor, rows: Sequence[int]) -> bool | None:
-    """Whether the labels seen are those served; None if none were, or if they differ in form (one-hot against class
-    numbers)."""
+    """Whether the labels seen are those served; None if none were seen, or in another form (one-hot, for example)."""
     if seen is None or len(seen) != len(rows) or seen.numel() * len(served) != served.numel() * len(seen):
         return None
     # As lists: for the few labels of a task faster than indexing tensors.
@@ -162,7 +156,7 @@ def _agree(seen: Tensor | None, served: Tensor, rows: Sequence[int]) -> bool | N
 
 
 def _seen_labels(part: _Set) -> Tensor | None:
-    """The labels of a set's rows as the losses saw them, or None if these saw them not all or not always alike."""
+    """The labels that the losses were called with, for a set's rows; None if incomplete or not constant."""
     seen: dict[int, Tensor] = {}
     for forward, rows in part.feeds:
         labels = forward.labels

@@ -1,4 +1,4 @@
-"""Which tasks stay in a recording that has no room for all of them."""
+"""`Reservoir`: chooses which tasks stay in a recording that has more than ``max_tasks``."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from ...storage.fingerprints import combined
-from ..tasksets.board import Identity
+from ..tasksets.served import Identity
 
 Rank = Callable[[Identity], int]
 
 
 @dataclass
 class Reservoir:
-    """Tasks in the order in which they have to go: those that did not train, then those that trained, by rank.
+    """Orders tasks for removal: first those that did not train, then those that trained, from the highest rank down.
 
-    A hash for a rank keeps a uniform sample of the tasks that trained (bottom-k sampling): no random numbers are drawn,
-    and a task that had to go does not come back, so that of those that stay every draw was counted.
+    If the rank is a hash, the tasks that stay are a uniform sample of those that trained (bottom-k sampling). No random
+    numbers are drawn. A removed task cannot come back, so every draw of the tasks that stay has been counted.
 
     Attributes:
-        limit: for how many tasks there is room; it cannot grow again, since those that went are not known any more.
-        rank: of those that trained, the one with the highest rank goes first.
-        uniform: whether those that stay are a uniform sample.
+        limit: largest number of tasks; it cannot grow, because the removed tasks are lost.
+        rank: of a task that trained; the highest is removed first.
+        uniform: whether the tasks that stay are a uniform sample.
     """
 
     limit: int
@@ -34,21 +34,21 @@ class Reservoir:
 
     @classmethod
     def sampling(cls, limit: int, seed: int) -> Reservoir:
-        """Keeps a uniform sample."""
+        """A reservoir that keeps a uniform sample."""
         return cls(limit, lambda identity: _hashed(identity, seed), uniform=True)
 
     @classmethod
     def first_come(cls, limit: int) -> Reservoir:
-        """Keeps those that trained first."""
+        """A reservoir that keeps the tasks that trained first."""
         arrivals = itertools.count()
         return cls(limit, lambda _identity: next(arrivals), uniform=False)
 
     def copy(self) -> Reservoir:
-        """One that can be added to without changing this one."""
+        """An independent copy."""
         return replace(self, _trained=list(self._trained), _idle=dict(self._idle))
 
     def enter(self, tasks: Iterable[tuple[Identity, bool]]) -> None:
-        """Tasks that are new, or trained for the first time, each with whether it trained."""
+        """Add tasks that are new or trained for the first time, each with whether it trained."""
         for identity, trained in tasks:
             if trained:
                 self._idle.pop(identity, None)
@@ -57,7 +57,7 @@ class Reservoir:
                 self._idle[identity] = None
 
     def leave(self) -> Identity:
-        """The task that has to go first."""
+        """Remove and return the task that goes first."""
         return self._idle.popitem()[0] if self._idle else heapq.heappop(self._trained)[1]
 
 

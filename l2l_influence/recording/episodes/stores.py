@@ -1,4 +1,4 @@
-"""Memory with a limit, for the adapted parameters and for the data of the tasks."""
+"""Stores with a memory limit, for adapted parameters and for the data of tasks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Value = TypeVar("Value")
 
 @dataclass
 class CompleteStore(Generic[Name, Value]):
-    """Keeps all values while they are within a limit, and none from when they are not."""
+    """Keeps all values as long as they fit within the limit, and none once they do not."""
 
     bytes: int = 0
     open: bool = True
     _values: dict[Name, tuple[Value, int]] = field(default_factory=dict)
 
     def get(self, name: Name) -> Value | None:
-        """The value under ``name``, if it is here."""
+        """The value under ``name``; None if there is none."""
         entry = self._values.get(name)
         return None if entry is None else entry[0]
 
     def put(self, name: Name, value: Value, size: int, limit: int) -> None:
-        """Keep ``value``, if there is room for all. Sizes are in bytes."""
+        """Keep ``value``, if all values fit. Sizes are in bytes."""
         self.discard(name)
         self.open = self.open and self.bytes + size <= limit
         if self.open:
@@ -36,25 +36,25 @@ class CompleteStore(Generic[Name, Value]):
             self.bytes = 0
 
     def discard(self, name: Name) -> None:
-        """Let the value under ``name`` go."""
+        """Drop the value under ``name``."""
         self.bytes -= self._values.pop(name, (None, 0))[1]
 
 
 @dataclass
 class BoundedStore(Generic[Name, Value]):
-    """Keeps the latest values within a limit: those that were put longest ago make room, expendable ones first."""
+    """Keeps the latest values within the limit; the oldest are dropped first, expendable ones before others."""
 
     bytes: int = 0
     _values: OrderedDict[Name, tuple[Value, int]] = field(default_factory=OrderedDict)
     _expendable: OrderedDict[Name, None] = field(default_factory=OrderedDict)
 
     def get(self, name: Name) -> Value | None:
-        """The value under ``name``, if it is still here."""
+        """The value under ``name``; None if it was dropped."""
         entry = self._values.get(name)
         return None if entry is None else entry[0]
 
     def put(self, name: Name, value: Value, size: int, limit: int, expendable: bool = False) -> None:
-        """Keep ``value``, unless it alone is over the limit. Sizes are in bytes."""
+        """Keep ``value``, unless it alone exceeds the limit. Sizes are in bytes."""
         self.discard(name)
         if size > limit:
             return
@@ -66,6 +66,6 @@ class BoundedStore(Generic[Name, Value]):
             self.discard(next(iter(self._expendable or self._values)))
 
     def discard(self, name: Name) -> None:
-        """Let the value under ``name`` go."""
+        """Drop the value under ``name``."""
         self._expendable.pop(name, None)
         self.bytes -= self._values.pop(name, (None, 0))[1]

@@ -1,4 +1,4 @@
-"""Tasks that no taskset served: what a learner was fed, or what was told, made into a batch as a taskset serves it."""
+"""Tasks that no taskset served: what a learner was fed, or what was entered by hand, as a served batch."""
 
 from __future__ import annotations
 
@@ -10,44 +10,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tasksets.board import Served, board
 from ..tasksets.content import read_batch
-from ..tasksets.tasks import Card
-from .episode import Forward, Track
+from ..tasksets.info import TasksetInfo
+from ..tasksets.served import Served
+from .clone_log import CloneLog, Forward
 
 Pair = tuple[Tensor, Tensor]
 
 
 class _Taskset:
-    """What was never served comes from no taskset."""
+    """Stands for the taskset of a batch that none served."""
 
 
-_gone: weakref.ref[Any] = weakref.ref(_Taskset())
+_GONE: weakref.ref[Any] = weakref.ref(_Taskset())
 
 
-def as_served(support: Pair, query: Pair, card: Card, key: int | None = None) -> Served:
-    """Both sets as one batch, under ``key`` or under one of their content."""
+def as_served(support: Pair, query: Pair, info: TasksetInfo, key: int | None = None) -> Served:
+    """Both sets as one batch, under ``key`` or under a key for its content."""
     content = read_batch(tuple(torch.cat(parts).detach() for parts in zip(support, query, strict=True)))
     assert content is not None  # it has rows
-    known = card.key_of(content.fingerprint) if key is None else key
-    served = Served(_gone, card.number, known, None, content)
-    board.number(served)
-    return served
+    known = info.fresh_key(content.fingerprint) if key is None else key
+    return Served(_GONE, info.number, known, None, content)
 
 
-def is_unserved(track: Track) -> bool:
+def is_unserved(log: CloneLog) -> bool:
     """Whether a clone was fed data of which no row is known from a taskset."""
-    return bool(track.forwards) and not track.candidates
+    return bool(log.forwards) and not log.candidates
 
 
-def as_fed(track: Track, card: Card) -> Track | None:
-    """The track as if a taskset had served what the clone was fed; None if its labels or its two sets are not known."""
-    support = _pair([forward for forward in track.forwards if forward.consumed])
-    query = _pair([forward for forward in track.forwards if _queried(forward, track.trained)])
+def as_fed(log: CloneLog, info: TasksetInfo) -> CloneLog | None:
+    """The log as if a taskset had served what the clone was fed; None if its labels or its two sets are unknown."""
+    support = _pair([forward for forward in log.forwards if forward.consumed])
+    query = _pair([forward for forward in log.forwards if _queried(forward, log.trained)])
     if support is None or query is None or not _alike(support, query):
         return None
-    forwards = [replace(forward, matched=forward.rows is not None) for forward in track.forwards]
-    return replace(track, forwards=forwards, candidates=[as_served(support, query, card)])
+    forwards = [replace(forward, matched=forward.rows is not None) for forward in log.forwards]
+    return replace(log, forwards=forwards, candidates=[as_served(support, query, info)])
 
 
 def _queried(forward: Forward, trained: bool) -> bool:
@@ -55,7 +53,7 @@ def _queried(forward: Forward, trained: bool) -> bool:
 
 
 def _pair(forwards: Sequence[Forward]) -> Pair | None:
-    """The rows that were fed, with their labels; a later forward adds what is new in it."""
+    """The rows that were fed, with their labels; a later forward adds its new rows."""
     rows: list[Tensor] = []
     labels: list[Tensor] = []
     known: set[bytes] = set()

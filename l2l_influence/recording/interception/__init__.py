@@ -1,1 +1,1 @@
-"""Interception of learn2learn and torch calls while a loop is recorded."""
+"""Interception: learn2learn's and torch's methods are wrapped, and what they do is told to the recorders."""

@@ -1,4 +1,4 @@
-"""Drop-ins for learn2learn's learners that record the tasks they are trained on."""
+"""`MAML`, `MetaSGD`, `GBML`: drop-ins for learn2learn's learners that record the tasks that they are trained on."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import learn2learn as l2l
 from torch import nn
 
-from ..learners.base import rule_of
+from ..learners.registry import rule_of
 from . import observe
 
 
 class Recorded:
-    """Goes before a learner of learn2learn's to make a drop-in of it: the recorder is told of each call."""
+    """Base class that goes before one of learn2learn's learners, and tells the recorder of each call."""
 
     def clone(self: Any, *args: Any, **kwargs: Any) -> Any:
         """As learn2learn's; the clone is of the class of this learner."""
@@ -39,37 +39,37 @@ class Recorded:
 
 
 class MAML(Recorded, l2l.algorithms.MAML):
-    """learn2learn's ``MAML``, with the same arguments and the same results, to the bit; see `recording_of`.
+    """learn2learn's ``MAML``, with the same arguments and bit-identical results; `recording_of` reads its recording.
 
     Example:
-        ``maml = MAML(model, lr=0.5)``, then learn2learn's own loop: ``clone``, ``adapt``, ``backward``.
+        ``maml = MAML(model, lr=0.5)``, then learn2learn's usual loop: ``clone``, ``adapt``, ``backward``.
     """
 
 
 class MetaSGD(Recorded, l2l.algorithms.MetaSGD):
-    """learn2learn's ``MetaSGD``, with the same arguments and the same results, to the bit; see `recording_of`.
+    """learn2learn's ``MetaSGD``, with the same arguments and bit-identical results; `recording_of` reads its recording.
 
-    Its learning rates are meta-parameters beside the model's, and influences are on both, under ``inner="unrolled"``.
-    The proximal kind takes no steps: with it (and ``proximal=``, a number) influences are on the model's alone.
+    Its learning rates are meta-parameters beside the model's. With ``inner="unrolled"`` influences are on both; with
+    ``inner="proximal"`` (and ``proximal=``, a number), which takes no steps, they are on the model's parameters alone.
     """
 
 
 class GBML(Recorded, l2l.algorithms.GBML):
-    """learn2learn's ``GBML``, with the same arguments and the same results, to the bit; see `recording_of`.
+    """learn2learn's ``GBML``, with the same arguments and bit-identical results; `recording_of` reads its recording.
 
-    The parameters of its transforms are meta-parameters beside the model's, and influences are on both, under
-    ``inner="unrolled"``. The proximal kind takes no steps: with it (and ``proximal=``, a number) influences are on the
-    model's alone.
+    The parameters of its transforms are meta-parameters beside the model's. With ``inner="unrolled"`` influences are on
+    both; with ``inner="proximal"`` (and ``proximal=``, a number), which takes no steps, they are on the model's
+    parameters alone.
     """
 
 
 def _share_the_rest(learner: nn.Module, clone: nn.Module) -> None:
-    """Give ``clone`` what a subclass added to ``learner``; learn2learn's ``clone`` knows only its own attributes."""
-    known = {name for place in _places(clone) for name in place}
-    for mine, theirs in zip(_places(clone), _places(learner), strict=True):
+    """Give ``clone`` the attributes that a subclass added; learn2learn's ``clone`` copies only its own."""
+    known = {name for attributes in _attributes(clone) for name in attributes}
+    for mine, theirs in zip(_attributes(clone), _attributes(learner), strict=True):
         mine.update({name: value for name, value in theirs.items() if name not in known})
 
 
-def _places(module: nn.Module) -> list[dict[str, Any]]:
-    """Where a module keeps its attributes."""
+def _attributes(module: nn.Module) -> list[dict[str, Any]]:
+    """The dicts in which a module keeps its attributes."""
     return [vars(module), *(vars(module)[registry] for registry in ("_parameters", "_buffers", "_modules"))]

@@ -1,6 +1,6 @@
-"""The three events of a learner's life that are recorded: it is cloned, it is fed, it adapts.
+"""The events in a learner's life that are recorded: it is cloned, it is fed, its loss is computed, it adapts.
 
-Nothing here may disturb the user's loop: what the recorder itself does wrong is kept in ``Recording.failures``.
+Nothing here may disturb the user's loop: failures of the recorder are kept in ``Recording.failures``.
 """
 
 from __future__ import annotations
@@ -8,82 +8,40 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...storage.fingerprints import first_tensor, is_transformed, tensors_in
-from ..episodes.episode import Adapted, Forward, LossHook, OutputHook, Track, Watch
-from ..episodes.graph import LossReading, mark_loss, mark_output, output_below, read_loss
+from ..directory import alive, directory
+from ..episodes.clone_log import Adapted, CloneLog, Forward, LossReading
+from ..episodes.features import Lookup
+from ..episodes.graph import LOSS, mark_loss, mark_output, output_below, read_loss
 from ..episodes.losses import Comparison, called
 from ..episodes.normalisation import normalising, statistics
-from ..episodes.task import Rule
-from ..learners.base import known_step, model_of, require_learner, same_settings
-from ..options import RecordingOptions
-from ..recorder import Recording
-from ..tasksets.board import board
+from ..episodes.watch import CloneWatch, LossHook, OutputHook
+from ..learners.base import OTHER, PLAIN, model_of
+from ..learners.registry import adapter_named, known_step
+from ..recording import Recording, recording_of, updated_clones, watch_of
 from ..tasksets.content import copied
-from ..tasksets.tasks import tasksets_alive
-from .journal import journal
-
-# Side tables, keyed weakly: nothing is stored on the modules, so state_dict, pickle and deepcopy know nothing of this.
-_recordings: weakref.WeakKeyDictionary[nn.Module, Recording] = weakref.WeakKeyDictionary()
-_watches: weakref.WeakKeyDictionary[nn.Module, Watch] = weakref.WeakKeyDictionary()
-
-
-def recording_of(learner: nn.Module) -> Recording:
-    """The recording of a learner, or of the learner that a clone was made from. Made when first asked for.
-
-    Raises:
-        RecordingError: it is no learner that can be recorded; says which can.
-    """
-    require_learner(learner)
-    watch = _watches.get(learner)
-    if watch is not None:
-        return watch.recording
-    recording = _recordings.get(learner)
-    if recording is None:
-        recording = _recordings[learner] = Recording()
-    return recording
-
-
-def prepare(learner: nn.Module, options: RecordingOptions) -> None:
-    """Have the recording of a learner that has none yet made with ``options``."""
-    if learner not in _watches and learner not in _recordings:
-        _recordings[learner] = Recording(replace(options))
-
-
-def enter(learner: nn.Module, recording: Recording) -> None:
-    """Let ``recording`` be that of a learner that has none yet."""
-    _recordings[learner] = recording
-
-
-def recorded_learners() -> list[nn.Module]:
-    """The learners that have a recording, as far as they are alive; without their clones."""
-    return list(_recordings)
-
-
-def watched(learner: nn.Module) -> bool:
-    """Whether it is a clone of which all is recorded."""
-    watch = _watches.get(learner)
-    return watch is not None and not watch.episode.closed
+from .listener import listening, lookup
 
 
 def cloned(parent: nn.Module, clone: nn.Module) -> None:
     """``clone`` was made from ``parent``."""
     recording = recording_of(parent)
     try:
-        watch = _watches[clone] = recording.begin(_watches.get(parent))
-        modules, parameters = recording.places.located(model_of(clone))
+        watch = recording.watches[clone] = recording.begin(watch_of(parent))
+        directory.recordings[clone] = recording
+        modules, parameters = recording.parameter_paths.located(model_of(clone))
         watch.nodes, watch.normalising = _gradient_nodes(parameters), normalising(modules)
     except Exception:
         recording.failures.keep()
 
 
 def fed(learner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
-    """``learner`` was called. Only clones are watched: the learner itself is no task's."""
-    watch = _watches.get(learner)
+    """``learner`` was called. Only clones are watched: calls of the learner itself belong to no task."""
+    watch = watch_of(learner)
     if watch is None:
         return
     try:
@@ -94,30 +52,31 @@ def fed(learner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], outp
         if not any(marked):
             watch.listen()  # no output will say when to
     except Exception:
-        watch.recording.failures.keep()
+        watch.activity.failures.keep()
 
 
-def _note(watch: Watch, rows: Tensor | None) -> Forward:
+def _note(watch: CloneWatch, rows: Tensor | None) -> Forward:
     """Write down what a clone was fed."""
     if rows is None or is_transformed(rows):
-        return watch.track.fed(None)
-    track, copy = watch.track, copied(rows)
-    track.tasksets = track.tasksets or tasksets_alive()
-    forward = track.fed(rows.shape, data=not rows.requires_grad)
-    journal.note(copy.nbytes, watch.recording.failures, _identify, weakref.ref(track), forward, copy)
+        return watch.log.fed(None)
+    log, activity, copy = watch.log, watch.activity, copied(rows)
+    log.tasksets = log.tasksets or alive(directory.tasksets)
+    forward = log.fed(rows.shape, data=not rows.requires_grad)
+    where = lookup(listening())
+    activity.calls.note(copy.nbytes, activity.failures, _identify, weakref.ref(log), forward, copy, where)
     return forward
 
 
-def _identify(track: weakref.ref[Track], forward: Forward, rows: Tensor) -> None:
-    known = track()
-    if known is not None:  # else nobody can ask for what comes of it
-        known.identify(forward, rows, board)
+def _identify(log: weakref.ref[CloneLog], forward: Forward, rows: Tensor, where: Lookup) -> None:
+    known = log()
+    if known is not None:  # else nobody can ask for the result
+        known.identify(forward, rows, where)
 
 
 def compared(function: str, original: Callable[..., Any], args: Sequence[Any], kwargs: Any, value: Any) -> None:
-    """A loss of torch's was called: the function of that name."""
+    """The loss of torch's with that name was called, with this value."""
     outputs = args[0] if args else kwargs["input"]
-    if value.grad_fn is None or is_transformed(outputs):
+    if value.grad_fn is None or is_transformed(outputs) or LOSS in value.grad_fn.metadata:
         return
     hook, between = output_below(outputs.grad_fn)
     if hook is not None:
@@ -126,67 +85,62 @@ def compared(function: str, original: Callable[..., Any], args: Sequence[Any], k
 
 
 @contextmanager
-def adapting(learner: nn.Module, loss: Any, lr: Any, first_order: bool, rule: Rule = "sgd") -> Iterator[None]:
-    """``learner`` adapts to ``loss``. What is learnt counts if that succeeds, and not by a call of its own to this."""
-    watch = _watches.get(learner)
+def adapting(learner: nn.Module, loss: Any, lr: Any, first_order: bool, rule: str = PLAIN) -> Iterator[None]:
+    """``learner`` adapts to ``loss``. It counts if it succeeds, and if no adapt call inside it has counted."""
+    watch = watch_of(learner)
     if watch is None:
         yield
         return
-    reading, steps = _read(watch, loss, learner), watch.track.steps
-    watch.recording.adapting += 1  # meanwhile gradients are no sign of meta-training
+    recording, log = recording_of(learner), watch.log
+    reading, steps = _read(watch, recording, loss, learner), log.steps
+    watch.activity.adapting += 1
     try:
         yield
     finally:
-        watch.recording.adapting -= 1
+        watch.activity.adapting -= 1
     try:
-        if reading is not None and watch.track.steps == steps:
-            if not (watch.track.forwards or reading.forwards):
+        if reading is not None and log.steps == steps:
+            if not (log.forwards or reading.forwards):
                 _fed_unseen(watch)
-            if rule == "gbml" and not same_settings(learner, _cloned_from(watch.recording)):
-                rule = "other"
-            watch.track.adapted_to(reading, *known_step(lr, rule), first_order)
-        if watch.recording.keeps_adapted:
-            values = [parameter.detach() for parameter in _parameters(learner, watch.recording)]
-            adapted = watch.track.adapted = Adapted(watch.recording.places.names, values)
-            journal.hold(adapted.nbytes)
+            known = rule if adapter_named(rule)(learner).steps_like(recording.learner) else OTHER
+            log.adapted_to(reading, *known_step(lr, known), first_order)
+        if recording.keeps_adapted:
+            values = [parameter.detach() for parameter in _parameters(learner, recording)]
+            adapted = log.adapted = Adapted(recording.parameter_paths.names, values)
+            watch.activity.calls.hold(adapted.nbytes)
     except Exception:
-        watch.recording.failures.keep()
+        watch.activity.failures.keep()
 
 
-def _fed_unseen(watch: Watch) -> None:
-    """A clone adapts that was not seen to be fed: if that trains the learner, it is not to be passed over."""
-    watch.track.fed(None).consumed = True
+def _fed_unseen(watch: CloneWatch) -> None:
+    """A clone adapts that was not seen to be fed: if that trains the learner, it must not be ignored."""
+    watch.log.fed(None).consumed = True
     watch.listen()  # no output will say when to
 
 
-def _cloned_from(recording: Recording) -> nn.Module | None:
-    """The learner whose recording it is."""
-    return next((learner for learner, known in list(_recordings.items()) if known is recording), None)
-
-
-def _read(watch: Watch, loss: Any, learner: nn.Module) -> LossReading | None:
+def _read(watch: CloneWatch, recording: Recording, loss: Any, learner: nn.Module) -> LossReading | None:
     try:
         # A clone that was fed nothing may adapt to what its own clones were fed.
-        known = set(watch.track.forwards or watch.recording.open_forwards())
-        return read_loss(loss, known, lambda: _gradient_nodes(_parameters(learner, watch.recording)), LossHook)
+        known = set(watch.log.forwards or recording.open_forwards())
+        return read_loss(loss, known, lambda: _gradient_nodes(_parameters(learner, recording)), LossHook)
     except Exception:
-        watch.recording.failures.keep()
+        watch.activity.failures.keep()
         return None
 
 
 def updated(model: object) -> bool:
-    """``model`` was updated by other means than adapt; says whether it belongs to a clone that is watched."""
-    found = [watch for clone, watch in list(_watches.items()) if model in (clone, clone.module, model_of(clone))]
+    """``model`` was updated by other means than adapt; returns whether it belongs to a clone that is watched."""
+    found = updated_clones(model)
     for watch in found:
-        watch.track.updated()
+        watch.log.updated()
     return bool(found)
 
 
 def _gradient_nodes(parameters: Sequence[Tensor]) -> list[Any]:
-    """Where the gradients of the parameters of a clone go on to."""
+    """The graph nodes that the gradients of a clone's parameters go on to."""
     return [node for parameter in parameters if (node := parameter.grad_fn) is not None]
 
 
 def _parameters(learner: nn.Module, recording: Recording) -> list[Tensor]:
-    """The parameters of the model inside a learner, one that is shared as often as it occurs."""
-    return recording.places.of(model_of(learner))
+    """The parameters of the model inside a learner; a shared one as often as it occurs."""
+    return recording.parameter_paths.of(model_of(learner))

@@ -1,1 +1,1 @@
-"""The learners that can be recorded, one file each."""
+"""The learners that can be recorded, one file each; ``registry.py`` lists them."""

@@ -1,4 +1,4 @@
-"""Where the studies of several learners go: into one folder, or one for each in it."""
+"""Folders for the studies of several learners: one study is saved in the folder itself, several in one folder each."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
-from ..learners.base import model_of, rule_of
+from ..learners.registry import adapter_of
 from . import storage
 from .study import Study
 
 
-def places(study: Study, folder: Path) -> list[tuple[Path, Study]]:
-    """A study of each learner that trained, and the folder for it."""
+def folders(study: Study, folder: Path) -> list[tuple[Path, Study]]:
+    """A study of each learner that trained, with its folder."""
     parts = study.parts()
     if len(parts) == 1:
         return [(folder, parts[0])]
@@ -22,25 +22,25 @@ def places(study: Study, folder: Path) -> list[tuple[Path, Study]]:
 
 
 def save_each(study: Study, folder: Path, save: Callable[[Study, Path], object], name: str = "") -> None:
-    """Save the study of each learner in its place, as ``name`` there, and take away others that the folder has.
+    """Save the study of each learner in its folder, as ``name``, and delete other studies that the folder holds.
 
     Raises:
         RecordingError: there is no learner.
-        Exception: the first that ``save`` raised, once all others are saved.
+        Exception: the first error of ``save``, raised after all others are saved.
     """
-    found = {place / name: part for place, part in places(study, folder)} or {folder / name: study}
-    for place in (folder, *folder.glob("learner-*")):
-        if place / name not in found:
-            storage.remove(place / name)
+    found = {each / name: part for each, part in folders(study, folder)} or {folder / name: study}
+    for each in (folder, *folder.glob("learner-*")):
+        if each / name not in found:
+            storage.remove(each / name)
     errors = [error for path, part in found.items() if (error := _error(save, part, path)) is not None]
     if errors:
         raise errors[0]
 
 
 def copies(study: Study) -> tuple[nn.Module, nn.Module | None]:
-    """Modules like the learner's model (or like the learner, where it takes that) and body, for `Study.load`."""
-    learner = study.learner
-    module = learner if rule_of(learner) == "gbml" else model_of(learner)
+    """Copies of the learner's model (of the learner, if it needs that) and of the body, for `Study.load`."""
+    adapter = adapter_of(study.learner)
+    module = adapter.learner if adapter.needs_learner else adapter.model
     return copy.deepcopy(module), copy.deepcopy(study.recording.body)
 
 

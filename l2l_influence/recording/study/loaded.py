@@ -1,4 +1,4 @@
-"""A recording that was read from files: what it was when it was saved, and nothing is added to it."""
+"""`LoadedRecording`: a recording that was read from files; nothing is added to it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import nn
 
 from ...errors import NothingRecordedError, RecordingError
 from ..episodes.task import RecordedTask
-from ..recorder import Recording
+from ..recording import Recording
 
 
 class LoadedRecording(Recording):
-    """Tasks as they were saved.
+    """A recording as it was saved.
 
     Args:
-        saved: all of them.
-        body: what their features were made by, or None.
-        about: what the recording said of itself.
+        saved: all its tasks.
+        body: the modules that computed their features, or None.
+        about: the notes that were saved with it.
     """
 
     def __init__(self, saved: list[RecordedTask], body: nn.Module | None, about: Mapping[str, Any]) -> None:
@@ -33,12 +33,12 @@ class LoadedRecording(Recording):
 
     @property
     def tasks_so_far(self) -> list[RecordedTask]:
-        """The same: nothing is added."""
+        """The same tasks, since nothing is added."""
         return self.tasks
 
     @property
     def trouble(self) -> str:
-        """Why the tasks that trained are not the whole story, or nothing."""
+        """The reason why the tasks that trained are incomplete, or an empty string."""
         trouble: str = self._about["trouble"]
         return trouble
 
@@ -49,25 +49,30 @@ class LoadedRecording(Recording):
 
     @property
     def unmatched(self) -> int:
-        """As `Recording.unmatched`; of a study that did not say, none are known."""
+        """As `Recording.unmatched`; 0 if the study does not tell."""
         return int(self._about.get("unmatched", 0))
 
     def training_tasks(self, tasks: Taskset | None = None) -> list[RecordedTask]:
-        """As `Recording.training_tasks`; of all tasksets, for none of them was saved."""
+        """As `Recording.training_tasks`, of all tasksets, because tasksets are not saved."""
         if self.trouble:
             raise RecordingError(self.trouble)
         if tasks is not None:
-            raise RecordingError("a loaded study does not know this process's tasksets: leave tasks= out")
+            raise RecordingError(
+                "a loaded study cannot tell which of its tasks come from a taskset of this process: leave out tasks="
+            )
         trained = [task for task in self._saved if task.times_trained]
         if not trained:
-            raise NothingRecordedError("none of the tasks that were saved trained the meta-parameters")
+            raise NothingRecordedError(
+                "no task of the saved study trained the meta-parameters: record a loop that calls backward() on the "
+                "query loss of adapted clones, and save it again"
+            )
         return trained
 
     @property
     def body(self) -> nn.Module | None:
-        """What was passed for it when the study was loaded."""
+        """The module that was passed when the study was loaded."""
         return self._saved_body
 
     def describe(self) -> str:
-        """What the recording said of itself when it was saved."""
+        """The description from when it was saved."""
         return f"{self._about['summary']} Loaded from files."

@@ -1,38 +1,38 @@
-"""Studies of one run in several processes, each with the tasks that it drew itself, as one study."""
+"""Merging the studies of one run in several processes, each of which has the tasks that it drew itself."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from ...errors import RanksDisagreeError
-from ..episodes.task import RecordedTask
+from ..episodes.losses import Loss
+from ..episodes.task import EpisodeFacts, RecordedTask
+from ..learners.registry import adapter_named
 from .storage import Saved
 
 ROUNDING = 1e-4
 """Largest difference of two processes' parameters, relative to the largest entry, that rounding may explain."""
 
-SETTINGS = ("learner", "rule", "lr", "first_order", "adapt_transform")
-
 
 def merged(parts: Sequence[Saved]) -> Saved:
-    """The tasks of all parts, with the weights that they have in common; the first part is of rank 0.
+    """The tasks of all parts, with their common weights; the first part is that of rank 0.
 
-    A task is known by its rank, taskset and key. Where several ranks drew the same one, of equal finite tasksets, with
-    the same data and split, it is one task, and its draws are added up.
+    A task is named by its rank, taskset and key. If several ranks drew the same task, from equal finite tasksets, with
+    the same data and split, it becomes one task, and its counts are added.
 
     Raises:
-        RanksDisagreeError: the parts do not end in the same parameters, or have other learners.
+        RanksDisagreeError: the parts have different parameters at the end, or different learners.
     """
     first, *others = parts
     for rank, other in enumerate(others, start=1):
         _require_same(first, other, rank)
-    return first if not others else Saved(_tasks(parts), first.weights, {**first.about, **_told(parts)})
+    return first if not others else Saved(_tasks(parts), first.weights, {**first.about, **_notes(parts)})
 
 
 # ---- tasks ------------------------------------------------------------------------------------------------------
@@ -40,15 +40,15 @@ def merged(parts: Sequence[Saved]) -> Saved:
 
 def _tasks(parts: Sequence[Saved]) -> list[RecordedTask]:
     found: dict[Hashable, RecordedTask] = {}
-    for use, task in _apart(parts):
+    for use, task in _named(parts):
         found[use] = _sum(found[use], task) if use in found else task
     return [replace(task, id=number) for number, task in enumerate(found.values())]
 
 
-def _apart(parts: Sequence[Saved]) -> Iterator[tuple[Hashable, RecordedTask]]:
-    """All tasks, with the numbers of tasksets counted on from rank to rank; and what is the same for equal tasks.
+def _named(parts: Sequence[Saved]) -> Iterator[tuple[Hashable, RecordedTask]]:
+    """All tasks, with tasksets numbered across ranks, and a key that is equal for equal tasks.
 
-    Tasksets have no names that hold in other processes. Tasks of one rank stay apart even if they are equal.
+    The numbers of tasksets mean nothing in other processes. Equal tasks of one rank stay separate.
     """
     tasksets = 0
     for rank, part in enumerate(parts):
@@ -62,11 +62,16 @@ def _apart(parts: Sequence[Saved]) -> Iterator[tuple[Hashable, RecordedTask]]:
 
 def _use(task: RecordedTask) -> Hashable:
     """Which task it is, and how it was used."""
-    seen = [None if y is None else tuple(y.flatten().tolist()) for y in (task.seen_labels, task.seen_query_labels)]
-    losses = [loss and (loss.function, loss.settings) for loss in (task.loss, task.query_loss)]
-    rows = task.support_rows, task.query_rows, task.labels, *seen, *losses, task.together, task.batch_norm
-    rule = repr(task.lr), task.steps, task.first_order, task.rule  # as text, because no two NaN are equal
-    return task.key, task.indices, task.fingerprint, rows, rule
+    facts = tuple(_comparable(getattr(task, each.name)) for each in fields(EpisodeFacts))
+    return task.key, task.indices, task.fingerprint, facts
+
+
+def _comparable(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return tuple(value.flatten().tolist())
+    if isinstance(value, Loss):
+        return value.function, value.settings  # its scale was computed in the precision of the loop
+    return repr(value)  # as text, because no two NaN are equal
 
 
 def _sum(one: RecordedTask, other: RecordedTask) -> RecordedTask:
@@ -79,10 +84,10 @@ def _sum(one: RecordedTask, other: RecordedTask) -> RecordedTask:
     )
 
 
-# ---- what is said of them ---------------------------------------------------------------------------------------
+# ---- notes ------------------------------------------------------------------------------------------------------
 
 
-def _told(parts: Sequence[Saved]) -> dict[str, Any]:
+def _notes(parts: Sequence[Saved]) -> dict[str, Any]:
     troubles = [f"Process {rank}: {part.about['trouble']}" for rank, part in enumerate(parts) if part.about["trouble"]]
     summaries = [f"Process {rank}: {part.about['summary']}" for rank, part in enumerate(parts)]
     recorded = [sum(task.times_trained for task in part.tasks) for part in parts]
@@ -98,29 +103,32 @@ def _told(parts: Sequence[Saved]) -> dict[str, Any]:
 def _differences(parts: Sequence[Saved]) -> Iterator[str]:
     first, *others = parts
     if any(_furthest(first, other, first.about["buffers"])[0] for other in others):
-        yield "Buffers, such as running statistics, differ between the processes; those of process 0 are taken."
+        yield "Buffers, such as running statistics, differ between the processes; those of process 0 are used."
     if len({part.about["stands_for"] for part in parts}) > 1:
-        yield "The processes' tasks are samples, and do not stand for equally many draws."
+        yield "The processes' tasks are samples, and represent different numbers of draws."
 
 
-# ---- that they are of one run -----------------------------------------------------------------------------------
+# ---- checks that they are of one run ----------------------------------------------------------------------------
 
 
 def _require_same(first: Saved, other: Saved, rank: int) -> None:
-    for name in SETTINGS:
+    for name in adapter_named(first.about.get("rule")).settings_names:
         if first.about.get(name) != other.about.get(name):
             raise RanksDisagreeError(
-                f"the learner of process {rank} has {name}={other.about.get(name)}, that of process 0 "
-                f"{first.about.get(name)}: these are no studies of one run"
+                f"the learner of process {rank} has {name}={other.about.get(name)}, but that of process 0 has "
+                f"{name}={first.about.get(name)}: these are not studies of the same run. Pass the folders of one run"
             )
     if _shapes(first.weights) != _shapes(other.weights):
-        raise RanksDisagreeError(f"the models of processes 0 and {rank} are different: these are no studies of one run")
+        raise RanksDisagreeError(
+            f"the models of processes 0 and {rank} differ in their parameters: these are not studies of the same run. "
+            "Pass the folders of one run"
+        )
     distance, name = _furthest(first, other, first.weights.keys() - set(first.about["buffers"]))
     if not distance <= ROUNDING:
         raise RanksDisagreeError(
-            f"the parameters of processes 0 and {rank} are not the same ({name} by {distance:.1e} of its largest "
-            "entry): their gradients were not averaged, or not to the end, or one of them was stopped at another "
-            "step. Each process's study can still be loaded by itself"
+            f"the parameters of processes 0 and {rank} differ ({name} by {distance:.1e} of its largest entry): the "
+            "processes did not average their gradients until the end, or one of them stopped at another step. Each "
+            "process's study can still be loaded by itself"
         )
 
 
@@ -129,7 +137,7 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _furthest(first: Saved, other: Saved, names: Any) -> tuple[float, str]:
-    """The largest difference, relative to the largest entry, and where."""
+    """The largest difference, relative to the largest entry, and the name of its tensor."""
     return max(((_distance(first.weights[name], other.weights[name]), name) for name in names), default=(0.0, ""))
 
 

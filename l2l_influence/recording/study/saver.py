@@ -1,4 +1,4 @@
-"""Saving a study while its loop runs, so that a process that is killed leaves what was recorded until then."""
+"""`Saver`: saves a study while its loop runs, so that a process that is killed leaves what was recorded until then."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 SHARE = 20
-"""A save is followed by at least so many times its duration without one: one second in 21 at most."""
+"""After a save there is none for at least this many times its duration: saving takes at most one second in 21."""
 
 logger = logging.getLogger("l2l_influence")
 
 
 @dataclass
 class Saver:
-    """Saves now and then, in the loop's own thread, between two of its steps. What goes wrong is logged, not raised.
+    """Saves from time to time, in the loop's own thread, between two of its steps. Errors are logged and not raised.
 
     Attributes:
         save: writes the study.
-        every: at least so many seconds lie between two saves; 0 for never.
-        trouble: what went wrong in the last save, or nothing.
+        every: smallest number of seconds between two saves; 0 for never.
+        trouble: the error of the last save, or an empty string.
     """
 
     save: Callable[[], object]
@@ -36,12 +36,12 @@ class Saver:
 
     def __post_init__(self) -> None:
         if not self.every >= 0:
-            raise ValueError(f"the time between two saves must be 0 (never) or more seconds, got {self.every}")
+            raise ValueError(f"the number of seconds between two saves must be 0 (never) or positive, got {self.every}")
         self._pause, self._last = self.every or math.inf, time.monotonic()
 
     @property
     def foreign(self) -> bool:
-        """Whether this is a process that the loop's forked, which is not to save what it inherited."""
+        """Whether this is a fork of the loop's process, which must not save what it inherited."""
         return os.getpid() != self._process
 
     def step(self) -> None:
@@ -50,7 +50,7 @@ class Saver:
             self.now()
 
     def now(self) -> None:
-        """Save, unless another thread is at it."""
+        """Save, unless another thread is saving."""
         if not self._busy.acquire(blocking=False):
             return
         begun = time.monotonic()
@@ -68,4 +68,4 @@ class Saver:
         except Exception as error:
             self.trouble = f"{type(error).__name__}: {error}"
             if self.trouble != before:
-                logger.warning("the study was not saved as a whole while its loop runs: %s", self.trouble)
+                logger.warning("the study could not be saved completely while its loop runs: %s", self.trouble)

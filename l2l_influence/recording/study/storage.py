@@ -1,15 +1,17 @@
-"""Recorded tasks as files: safetensors for tensors, JSON for the rest, nothing that runs code when it is read.
+"""Recorded tasks as files: safetensors for tensors and JSON for the rest; reading them runs no code.
 
-A folder holds ``study.json``, a file of weights (the model when it was saved), files of the tasks' data, and files of
-what else is known of them. Tensor files are named by their content and never changed; ``study.json``, which says which
-of them belong to the study, is written last and moved into place: what a reader finds is whole, whenever the writer was
-stopped. Data are named by their content too: of a study that is saved again and again only what is new is written.
+A folder holds ``study.json``, a file with the weights (of the model when it was saved), files with the tasks' data, and
+files with other tensors of the tasks. Tensor files are named by their content and never changed. ``study.json`` lists
+those that belong to the study, is written last and moved into place, so a reader always finds a complete study, even if
+the writer was interrupted. When a study is saved again, only new data are written.
+
+All fields of a `RecordedTask` are written and read by their own names and types; nothing here lists them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,29 +23,26 @@ from torch import Tensor
 from ...errors import PartlySavedError, RecordingError, TaskDataChangedError
 from ...storage import tensor_files as files
 from ...storage.manifest import Manifest
-from ..episodes.losses import Loss
-from ..episodes.task import RecordedTask
+from ..episodes.task import RecordedTask, values_of
 
-MANIFEST = Manifest("study.json", "recording", 2, missing=RecordingError, foreign=RecordingError, oldest=1)
+MANIFEST = Manifest("study.json", "study", 2, missing=RecordingError, foreign=RecordingError, oldest=1)
+
 
 RENAMED = {"draws": "times_seen", "trained": "times_trained"}
 """Names of a task's fields in format 1, and since."""
 
-TENSORS = {"adapted", "seen_labels", "seen_query_labels", "read"}
-"""Fields of a task that go into the tensor files."""
-
-SEEN = ("seen_labels", "seen_query_labels")
-LOSSES = ("loss", "query_loss")
+FIELDS = {field.name: field for field in fields(RecordedTask) if field.name not in ("adapted", "read")}
+"""Fields of a task that hold values or a tensor."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a folder held.
+    """The content of a folder.
 
     Attributes:
         tasks: as they were recorded; their data are read from the folder when needed.
         weights: the model's state_dict when it was saved.
-        about: what the writer noted of the learner and the run.
+        about: the settings of the learner, and notes on the run.
     """
 
     tasks: list[RecordedTask]
@@ -54,11 +53,11 @@ class Saved:
 def save(
     folder: str | Path, tasks: Sequence[RecordedTask], weights: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> Path:
-    """Write a recording to ``folder``, which is made if need be. A recording that it held before is replaced.
+    """Write a recording to ``folder``, which is created if necessary. A recording that it held before is replaced.
 
     Raises:
         RecordingError: the folder holds something else.
-        PartlySavedError: all was written but the data of some tasks, which could not be read again.
+        PartlySavedError: everything was written except the data of some tasks, which could not be read again.
     """
     folder = Path(folder)
     _require_own(folder)
@@ -67,13 +66,13 @@ def save(
     data, missing = _write_data(folder, tasks)
     states = files.write_shards(folder, "states", ((str(task.id), found) for task in tasks if (found := _state(task))))
     entries = [
-        {**_described(task), "data": data.get(task.fingerprint), "state": states.get(str(task.id))} for task in tasks
+        {**_entry(task), "data": data.get(task.fingerprint), "state": states.get(str(task.id))} for task in tasks
     ]
     MANIFEST.write(folder, {"about": dict(about), "weights": weights_file}, {"tasks": entries})
     files.remove(folder, but={weights_file, *data.values(), *states.values()})
     if missing:
         raise PartlySavedError(
-            f"{folder} holds the study, but of {len(missing)} of {len(entries)} tasks not the data. {missing[0]}"
+            f"the study was saved in {folder}, but of {len(missing)} of {len(entries)} tasks not the data. {missing[0]}"
         )
     return folder
 
@@ -90,14 +89,17 @@ def load(folder: str | Path) -> Saved:
     states = {entry["state"] for entry in entries} - {None}
     for name in {manifest["weights"], *(entry["data"] for entry in entries), *states} - {None}:
         if not files.is_whole(folder / name):
-            raise RecordingError(f"{folder / name} is missing or was changed after the recording was saved")
+            raise RecordingError(
+                f"{folder / name} is missing or was changed after the study was saved: restore the file, or save the "
+                "study again"
+            )
     found = _states(folder / name for name in states)
     tasks = [_task(folder, entry, found.get(str(entry["id"]), {})) for entry in entries]
     return Saved(tasks, load_file(folder / manifest["weights"]), manifest["about"])
 
 
 def remove(folder: Path) -> None:
-    """Take away the recording that a folder holds, if it holds one, and the folder if nothing else is in it."""
+    """Delete the study that a folder holds, if it holds one, and the folder itself if nothing else is in it."""
     if MANIFEST.is_in(folder):
         (folder / MANIFEST.name).unlink()
         files.remove(folder)
@@ -106,18 +108,18 @@ def remove(folder: Path) -> None:
 
 
 def _require_own(folder: Path) -> None:
-    begun = folder.is_dir() and all(map(files.is_own, folder.iterdir()))  # by a writer that was stopped
+    begun = folder.is_dir() and all(map(files.is_own, folder.iterdir()))  # by a writer that was interrupted
     if folder.is_dir() and not begun and not MANIFEST.is_in(folder):
-        raise RecordingError(f"{folder} is not empty and holds no recording: pass a new folder")
+        raise RecordingError(f"{folder} is not empty and holds no study, so nothing was written: pass a new folder")
 
 
 # ---- the tasks' data --------------------------------------------------------------------------------------------
 
 
 def _write_data(folder: Path, tasks: Sequence[RecordedTask]) -> tuple[dict[str, str], list[str]]:
-    """The files that hold the data, by fingerprint; and for each task whose data could not be had, why.
+    """The files that hold the data, by fingerprint; and the reason for each task whose data could not be read.
 
-    Full files that the folder has already stay. What is in others is written again, with what is new.
+    Full files in the folder stay. The content of other files is written again, together with new data.
     """
     wanted = {task.fingerprint: task for task in tasks}
     known = {fingerprint: name for fingerprint, name in _known_data(folder).items() if fingerprint in wanted}
@@ -134,7 +136,7 @@ def _write_data(folder: Path, tasks: Sequence[RecordedTask]) -> tuple[dict[str, 
 
 
 def _known_data(folder: Path) -> dict[str, str]:
-    """By fingerprint the files of the recording that the folder holds."""
+    """The data files of the study that the folder holds, by fingerprint."""
     try:
         entries = MANIFEST.read(folder)["tasks"]
         found = {entry["fingerprint"]: entry["data"] for entry in entries if entry["data"]}
@@ -144,18 +146,18 @@ def _known_data(folder: Path) -> dict[str, str]:
 
 
 def _data(tasks: Iterator[RecordedTask], held: Mapping[str, Tensor], missing: list[str]) -> Iterator[files.Named]:
-    """The data of tasks: those ``held`` are not asked for again."""
+    """The data of tasks; data in ``held`` are not read again."""
     for task in tasks:
         try:
             parts = _numbered(task.fingerprint, held) or dict(enumerate(task.read()))
-        except Exception as error:  # the user's own data set may be asked, which may do anything
+        except Exception as error:  # the user's own data set may raise anything
             missing.append(str(error))
             continue
         yield task.fingerprint, {f"{task.fingerprint}.{position}": part for position, part in parts.items()}
 
 
 def _numbered(fingerprint: str, held: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """Inputs and labels, as far as they are there."""
+    """Inputs and labels, as far as they are in ``held``."""
     return {position: held[name] for position in (0, 1) if (name := f"{fingerprint}.{position}") in held}
 
 
@@ -168,26 +170,36 @@ def _read(path: Path, fingerprint: str) -> tuple[Tensor, ...]:
 
 def _unread(name: str) -> tuple[Tensor, ...]:
     raise TaskDataChangedError(
-        f"The data of {name} could not be had when the study was saved: set data_bytes higher in "
-        "recording_of(learner).options before training."
+        f"The data of {name} could not be had when the study was saved. Set data_bytes higher in "
+        "recording_of(learner).options before training, so that they are kept."
     )
 
 
-# ---- what else is known of a task -------------------------------------------------------------------------------
+# ---- the other fields of a task ---------------------------------------------------------------------------------
 
 
-def _described(task: RecordedTask) -> dict[str, Any]:
-    """A task's fields that are no tensors."""
-    found = {field.name: getattr(task, field.name) for field in fields(task) if field.name not in TENSORS}
-    found |= {name: asdict(found[name]) for name in LOSSES if found[name] is not None}
-    if task.classes is not None:
-        found["classes"] = [name if isinstance(name, (int, str)) else str(name) for name in task.classes]
-    return found
+def _entry(task: RecordedTask) -> dict[str, Any]:
+    """The fields of a task that are no tensors."""
+    return {name: _plain(value) for name, value in _values(task).items() if not isinstance(value, Tensor)}
 
 
 def _state(task: RecordedTask) -> dict[str, Tensor]:
+    """The fields of a task that are tensors, and its adapted parameters."""
     found = {f"{task.id}.adapted.{name}": value for name, value in (task.adapted or {}).items()}
-    return found | {f"{task.id}.{name}": seen for name in SEEN if (seen := getattr(task, name)) is not None}
+    return found | {f"{task.id}.{name}": each for name, each in _values(task).items() if isinstance(each, Tensor)}
+
+
+def _values(task: RecordedTask) -> dict[str, Any]:
+    return {name: value for name, value in values_of(task).items() if name in FIELDS}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
 def _states(paths: Iterator[Path]) -> dict[str, dict[str, Tensor]]:
@@ -200,21 +212,22 @@ def _states(paths: Iterator[Path]) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def _task(folder: Path, entry: dict[str, Any], state: Mapping[str, Tensor]) -> RecordedTask:
-    data = entry.pop("data")
-    del entry["state"]
-    values: dict[str, Any] = {
-        RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value for name, value in entry.items()
-    }
+def _task(folder: Path, entry: Mapping[str, Any], state: Mapping[str, Tensor]) -> RecordedTask:
+    named = {RENAMED.get(name, name): value for name, value in entry.items()}
+    values = {name: _decoded(name, value) for name, value in named.items() if name in FIELDS}
+    tensors = {name: value for name, value in state.items() if name in FIELDS}
     adapted = {name.removeprefix("adapted."): value for name, value in state.items() if name.startswith("adapted.")}
     where = f"task {entry['key']} of taskset {entry['taskset']}"
+    data = entry["data"]
     read = partial(_read, folder / data, entry["fingerprint"]) if data else partial(_unread, where)
-    values |= {name: state.get(name) for name in SEEN} | {name: _loss(entry.get(name)) for name in LOSSES}
-    return RecordedTask(**values, adapted=adapted or None, read=read)
+    return RecordedTask(**{**values, **tensors}, adapted=adapted or None, read=read)
 
 
-def _loss(entry: dict[str, Any] | None) -> Loss | None:
-    if entry is None:
-        return None
-    settings = [(name, tuple(value) if isinstance(value, list) else value) for name, value in entry["settings"]]
-    return Loss(entry["function"], tuple(settings), entry["scale"])
+def _decoded(name: str, value: Any) -> Any:
+    """A field's value as it was before it was written as JSON."""
+    decode = FIELDS[name].metadata.get("decode", _tupled)
+    return None if value is None else decode(value)
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""A study: the learners whose training was recorded, and what can be told by hand of those that could not be."""
+"""`Study`: the learners whose training was recorded, and their recordings."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from learn2learn.data import Taskset
 from torch import Tensor, nn
 
 from ...errors import RecordingError
-from ..episodes.manual import ToldEpisode, tell
+from ..episodes.manual import ManualEpisode
 from ..episodes.task import RecordedTask
-from ..interception import observe
-from ..interception.observe import recording_of
-from ..learners.base import model_of, require_learner
+from ..learners.base import model_of
+from ..learners.registry import adapter_of, require_learner
 from ..options import RecordingOptions
-from ..recorder import Recording
+from ..recording import Recording, enter, prepare, recording_of, watched
+from ..uncopied import Uncopied
 from . import storage
 from .loaded import LoadedRecording
 from .merging import merged
-from .rebuilding import MODEL, load_weights, rebuilt, settings_of, weights_of
-from .uncopied import Uncopied
+from .rebuilding import MODEL, load_weights, rebuilt, weights_of
 
 BODY = "body"
-"""What names of the body's weights in the files begin with."""
+"""Prefix of the names of the body's weights in the files."""
 
 
 class Study(Uncopied):
-    """What `record` yields: the learners that were cloned inside, and their recordings.
+    """The learners that were cloned in a `record` block, and their recordings.
 
     Attributes:
         options: what to keep, for learners that have no recording yet.
-        learners: those that were cloned, in order of first clone; kept alive with the study.
-        remarks: what no learner's recording can tell, with how often it happened.
-        between_steps: called in the loop's own thread whenever a clone is about to be made; or None.
+        learners: the learners that were cloned, in order of first clone; the study keeps them alive.
+        remarks: events that belong to no learner's recording, with counts.
+        between_steps: called in the loop's own thread before each clone is made; or None.
     """
 
     def __init__(self, options: RecordingOptions | None = None) -> None:
@@ -49,7 +48,7 @@ class Study(Uncopied):
         """The learner that trained tasks.
 
         Raises:
-            RecordingError: there are several, or none was cloned.
+            RecordingError: several learners trained, or none was cloned.
         """
         trained = [learner for learner in self.learners if _trained(learner)] or self.learners
         if len(trained) != 1:
@@ -63,11 +62,11 @@ class Study(Uncopied):
 
     @property
     def tasks(self) -> list[RecordedTask]:
-        """All tasks that `learner` was fed; see `Recording.tasks`."""
+        """All tasks that `learner` was fed, as in `Recording.tasks`."""
         return self.recording.tasks
 
     def training_tasks(self, tasks: Taskset | None = None) -> list[RecordedTask]:
-        """The tasks that `learner` was trained on; see `Recording.training_tasks`, also for what it raises."""
+        """The tasks that `learner` was trained on, as in `Recording.training_tasks`, with the same errors."""
         return self.recording.training_tasks(tasks)
 
     def add_episode(
@@ -81,88 +80,88 @@ class Study(Uncopied):
         first_order: bool = False,
         key: int | None = None,
     ) -> None:
-        """Enter one draw of one task that the learner was trained on, in a loop that no recorder can see.
+        """Enter by hand one draw of a task that the learner was trained on, for a loop that no recorder can see.
 
-        It is a plain one: ``steps`` gradient steps of size ``lr`` on the support set from the learner's parameters,
-        then the gradient of the loss on the query set. The data are kept within the learner's ``data_bytes``, and
-        can't be had again beyond.
+        The episode must consist of ``steps`` gradient steps of size ``lr`` on the support set, from the learner's
+        parameters, and the gradient of the loss on the query set. The data are kept within the learner's
+        ``data_bytes``; data beyond that limit are lost.
 
         Args:
-            learner: whose recording it is for. For a loop without one: ``learn2learn.algorithms.MAML(model, lr)``,
-                which shares the model's parameters.
-            support, query: ``(x, y)``, with a row for each sample.
+            learner: the learner that was trained. For a loop without a learner, make one that shares the model's
+                parameters: ``learn2learn.algorithms.MAML(model, lr)``.
+            support, query: ``(x, y)``, with one row for each sample.
             lr, steps, first_order: of the adaptation.
-            key: names the task: 0, 1, ...; None for a name by content, where the same data are the same task.
+            key: number of the task (0, 1, ...); None to recognise the task by its data.
 
         Raises:
-            RecordingError: ``learner`` is none that can be recorded.
+            RecordingError: ``learner`` cannot be recorded.
             TaskShapeError: the rows do not fit together.
-            ValueError: lr, steps or key is out of its range.
+            ValueError: lr, steps or key is out of range.
         """
         require_learner(learner)
-        episode = ToldEpisode(support, query, lr, steps, first_order, key)
-        tell(self.meet(learner), episode)
+        episode = ManualEpisode(support, query, lr, steps, first_order, key)
+        self.meet(learner).add_manual(episode)
 
     def save(self, path: str | Path) -> Path:
-        """Write the tasks, their data and `learner`'s weights to a folder, as safetensors and JSON; see :meth:`load`.
+        """Write the tasks, their data and `learner`'s weights to a folder, as safetensors and JSON, for :meth:`load`.
 
-        What was recorded is written even if it is not the whole story; a loaded study says then why it is not. A study
-        that the folder holds already is replaced; data that it has in common with this one stay where they are.
+        An incomplete recording is saved too; the loaded study then raises the error that says what is missing. A study
+        that the folder holds already is replaced; data that both have in common are not written again.
 
         Raises:
-            RecordingError: there is not one learner, or the folder holds something else.
-            PartlySavedError: all was written but the data of some tasks, which cannot be had again.
+            RecordingError: the study does not have exactly one learner, or the folder holds something else.
+            PartlySavedError: everything was written except the data of some tasks, which cannot be read again.
         """
         return self._write(path, self.recording.tasks)
 
     def save_so_far(self, path: str | Path) -> Path:
-        """:meth:`save` for who looks on while the loop goes on: the study itself is as if it had not been asked.
+        """:meth:`save` during training: assigns no permanent ids and keeps no extra memory.
 
-        No more is read than what is in memory, or had of a taskset that serves the same again.
+        Data are written only if they are in memory, or if the taskset has proved to serve the same data again.
         """
         return self._write(path, self.recording.tasks_so_far)
 
     def parts(self) -> list[Study]:
-        """A study of each learner that trained, or of each where none did."""
+        """A study for each learner that trained; for each learner, if none did."""
         learners = [learner for learner in self.learners if _trained(learner)] or self.learners
         return [self._part(learner) for learner in learners]
 
     @classmethod
     def load(cls, path: str | Path | Sequence[str | Path], model: nn.Module, body: nn.Module | None = None) -> Study:
-        """Read what :meth:`save` wrote, to ask hooks about it: no taskset, data set or script is needed.
+        """Read a study that :meth:`save` wrote, for use in hooks. No taskset, data set or script is needed.
 
         Args:
-            path: the folder. Or those of all processes of one run, by rank, each with the tasks that it drew: they
-                are merged into one study, where a task that several of them drew is one, with all their draws.
-            model: a module like the learner's; or a learner like the saved one, which GBML's transforms need. The saved
-                weights are loaded into it.
-            body: for ANIL, a module like the one that made the features; its weights are loaded too.
+            path: the folder; or the folders of all processes of one run, by rank. The latter are merged into one study;
+                a task that several processes drew becomes one task, and its counts are added.
+            model: a module like the learner's model; or a learner like the saved one, which a GBML requires because of
+                its transforms. The saved weights are loaded into it.
+            body: for ANIL, a module like the one that computed the features; its weights are loaded too.
 
         Raises:
-            RecordingError: there is no whole study in the folder, or the modules do not fit its weights.
-            RanksDisagreeError: the processes did not end with the same parameters.
+            RecordingError: the folder holds no complete study, or the modules do not fit the saved weights.
+            RanksDisagreeError: the processes ended with different parameters.
         """
         paths = [path] if isinstance(path, (str, Path)) else path
         saved = merged([storage.load(path) for path in paths])
         about = saved.about
         learner = rebuilt(model, saved.weights, about)
         _load_body(body, saved.weights)
-        observe.enter(learner, LoadedRecording(saved.tasks, body, about))
+        enter(learner, LoadedRecording(saved.tasks, body, about))
         study = cls()
         study.learners.append(learner)
         return study
 
     def meet(self, learner: nn.Module) -> Recording:
-        """Take note of a learner, unless it is a clone of one. Called before each clone is made."""
-        if not observe.watched(learner) and not any(known is learner for known in self.learners):
-            observe.prepare(learner, self.options)
+        """Add a learner, unless it is a clone of one, and return its recording. Called before each clone is made."""
+        if not watched(learner) and not any(known is learner for known in self.learners):
+            prepare(learner, self.options)
             self.learners.append(learner)
         if self.between_steps is not None:
             self.between_steps()
         return recording_of(learner)
 
     def describe(self) -> str:
-        """What was recorded of each learner, and what could not be."""
+        """A description of each learner's recording, and remarks."""
         lines = [f"{type(learner).__name__}: {recording_of(learner).describe()}" for learner in self.learners]
         return "\n".join([*(lines or ["No learner was cloned."]), *self._remarks()])
 
@@ -182,7 +181,7 @@ class Study(Uncopied):
         if body is not None:
             weights |= {f"{BODY}.{name}": value for name, value in body.state_dict().items()}
         about = {
-            **settings_of(learner),
+            **adapter_of(learner).settings(),
             "buffers": [*_buffers(MODEL, model_of(learner)), *_buffers(BODY, body)],
             "summary": self.describe(),
             "trouble": recording.trouble or unclear,
@@ -198,25 +197,26 @@ class Study(Uncopied):
         if not trained:
             return " ".join(
                 [
-                    "No learner was cloned inside record(). It sees those derived from learn2learn's MAML, MetaSGD and "
-                    "GBML; for loops without one there is add_episode().",
+                    "No learner was cloned inside record(), which records learners derived from learn2learn's MAML, "
+                    "MetaSGD and GBML. Clone such a learner inside the block; for a loop without one, enter its "
+                    "episodes with add_episode().",
                     *self._remarks(),
                 ]
             )
         counts = [f"{type(learner).__name__} ({_trained(learner)} tasks)" for learner in trained]
         return (
-            f"{len(trained)} learners, not one, trained tasks (or only validated): {', '.join(counts)}. "
-            "Take one of .learners, and recording_of(it)."
+            f"This study has {len(trained)} learners, and one is needed: {', '.join(counts)}. Pass one of "
+            "study.parts(), or one of study.learners."
         )
 
 
 def _trained(learner: nn.Module) -> int:
-    """How many tasks the learner was trained on."""
+    """Number of tasks that the learner was trained on."""
     return sum(task.times_trained > 0 for task in recording_of(learner).tasks_so_far)
 
 
 def _body(recording: Recording) -> tuple[nn.Module | None, str]:
-    """What made the features, or why that is unclear."""
+    """The modules that computed the features, or why these are unclear."""
     try:
         return recording.body, ""
     except RecordingError as error:
@@ -224,7 +224,7 @@ def _body(recording: Recording) -> tuple[nn.Module | None, str]:
 
 
 def _buffers(part: str, module: nn.Module | None) -> list[str]:
-    """Names in the files of what is no parameter."""
+    """Names of the buffers in the files."""
     if module is None:
         return []
     return [f"{part}.{name}" for name, _ in module.named_buffers(remove_duplicate=False)]
@@ -235,4 +235,7 @@ def _load_body(body: nn.Module | None, weights: dict[str, Tensor]) -> None:
     if body is not None:
         load_weights(body, own, BODY)
     elif own:
-        raise RecordingError("the study was recorded with features of a body: pass body=, a module like it")
+        raise RecordingError(
+            "the learner of this study was fed features that a body computed, and the body's weights are saved with "
+            "it: pass body=, a module like that body"
+        )

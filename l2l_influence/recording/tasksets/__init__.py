@@ -1,1 +1,1 @@
-"""Tasksets as the recorder sees them: served batches, their content, and how to read a task again."""
+"""Tasksets: the batches that they serve, the content of a batch, and how to read a task again."""

@@ -1,4 +1,4 @@
-"""The content of one served batch: copies of its tensors, and the fingerprints by which its rows are known again."""
+"""The content of one served batch: copies of its tensors, and the digests by which its rows are recognised."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ Tensors = tuple[Tensor, ...]
 class Content:
     """A batch with one row for each sample.
 
-    ``rows`` maps the digest of an input row to the number of a row that has it, and ``repeated`` to the numbers of all
-    rows that have it, where they are several. ``tensors`` are ``(inputs, labels)``, or None once they were let go.
+    Attributes:
+        tensors: ``(inputs, labels)``; None once they were released.
+        fingerprint: digest of all inputs and labels.
+        rows: from the digest of an input row to the number of a row that has it.
+        repeated: from the digest of an input row that occurs several times to the numbers of all these rows.
+        length: number of rows.
+        labels: the labels, if there is one for each row.
     """
 
     tensors: Tensors | None
@@ -34,11 +39,11 @@ class Content:
         self.nbytes = sum([tensor.nbytes for tensor in self.tensors or ()])
 
     def contains(self, digests: Sequence[bytes]) -> bool:
-        """Whether every row fed is a row of this batch."""
+        """Whether all these rows are rows of this batch."""
         return all(map(self.rows.__contains__, digests))
 
     def assign(self, digests: Sequence[bytes], avoid: Sequence[int] = ()) -> tuple[int, ...]:
-        """Numbers of the rows fed. Equal rows are given out in order; those to ``avoid`` only if there is no other."""
+        """Row numbers of the rows that were fed. Equal rows are numbered in order, those to ``avoid`` last."""
         if not self.repeated:
             return tuple([self.rows[digest] for digest in digests])
         given: Counter[bytes] = Counter()
@@ -52,7 +57,7 @@ class Content:
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """A copy that nobody else can change, outside any graph."""
+    """A copy outside any graph, which the loop cannot change."""
     return tensor.detach().clone()
 
 
@@ -62,7 +67,7 @@ def batch_tensors(batch: Any) -> Tensors:
 
 
 def read_batch(tensors: Tensors) -> Content | None:
-    """The content of ``(inputs, labels)``, or None if they have no rows that a learner could be fed."""
+    """The content of ``(inputs, labels)``; None if they have no rows that a learner could be fed."""
     digests = row_digests(tensors[0]) if tensors else ()
     if not digests:
         return None

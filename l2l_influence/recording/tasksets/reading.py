@@ -1,4 +1,4 @@
-"""Reading a task's data again from its taskset, without a trace and only if they are still the same."""
+"""Reading a task's data again from its taskset, without side effects and only if they are still the same."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from ...errors import TaskDataChangedError
-from .board import Served
 from .content import Content, batch_tensors, read_batch
+from .served import Served
 from .serving import drawing
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Source:
-    """Where a task's data come from, and the fingerprint that they have to have."""
+    """Where a task's data can be read again, and the fingerprint that they must have."""
 
     taskset: Any
     key: int
@@ -31,27 +31,27 @@ class Source:
 
     @classmethod
     def of(cls, served: Served) -> Source:
-        """The source of a batch that was served. It keeps the taskset alive."""
+        """The source of a served batch. It keeps the taskset alive."""
         return cls(
             served.taskset(), served.key, served.description, served.by_index, served.content.fingerprint, str(served)
         )
 
     @property
     def readable(self) -> bool:
-        """Whether there is a taskset that can be asked for this very task."""
+        """Whether there is a taskset that can give this very task again."""
         return self.taskset is not None and (self.description is not None or self.by_index)
 
     def read(self) -> tuple[Tensor, ...]:
         """``(inputs, labels)`` on the CPU, read again.
 
         Raises:
-            TaskDataChangedError: the taskset cannot give the task again, or gives other data.
+            TaskDataChangedError: the taskset cannot give the task again, or gives different data.
         """
         content = self._read_quietly()
         if content is None or content.tensors is None or content.fingerprint != self.fingerprint:
             raise TaskDataChangedError(
-                f"The data of {self.name} were not kept and reading them again gives other data: probably the data "
-                "set is augmented at random or has changed. Keep the data: set data_bytes higher in "
+                f"The data of {self.name} were not kept, and the taskset now gives different data: probably the data "
+                "set is augmented at random or has changed. To keep the data, set data_bytes higher in "
                 "recording_of(learner).options before training."
             )
         return tuple(tensor.cpu() for tensor in content.tensors)
@@ -59,8 +59,9 @@ class Source:
     def _read_quietly(self) -> Content | None:
         if not self.readable:
             raise TaskDataChangedError(
-                f"The data of {self.name} were not kept and its taskset is gone or cannot give a chosen task again. "
-                "Keep the taskset, or set data_bytes higher in recording_of(learner).options before training."
+                f"The data of {self.name} were not kept, and its taskset was deleted or cannot give a chosen task "
+                "again. Keep the taskset alive, or set data_bytes higher in recording_of(learner).options before "
+                "training."
             )
         with random_state_kept(), drawing():
             batch = self.taskset[self.key] if self.by_index else self.taskset.get_task(self.description)
@@ -69,7 +70,7 @@ class Source:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Leave the generators of python, numpy and torch (with its current GPU) as they were."""
+    """Restore the random number generators of Python, NumPy and torch (CPU and current GPU) afterwards."""
     python, array = random.getstate(), np.random.get_state()
     initialised = torch.cuda.is_initialized()
     devices = [torch.cuda.current_device()] if initialised else []

@@ -1,4 +1,4 @@
-"""Reads tasks from a taskset without leaving a trace: no random numbers used, no task description added."""
+"""Reading tasks from a taskset without side effects: no random numbers are used up, no description is added."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DEFAULT_COUNT = 100
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's random numbers inside, and put all three back afterwards."""
+    """Seed the random number generators of Python, NumPy and torch inside, and restore all three afterwards."""
     with random_state_kept():
         random.seed(seed)
         np.random.seed(seed)
-        # torch.manual_seed would seed all devices, of which only the current one is put back.
+        # torch.manual_seed would seed all devices, of which only the current one is restored.
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
@@ -33,10 +33,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def read_tasks(taskset: Taskset, num_tasks: int | None, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """The first ``num_tasks`` tasks of a finite taskset, or as many draws from an infinite one: ``(x, y)`` batches.
+    """``(x, y)`` of the first ``num_tasks`` tasks of a finite taskset, or of that many draws from an infinite one.
 
-    The taskset itself is left as it was: a shallow copy is read, which knows the descriptions of the tasks sampled so
-    far and adds new ones only to its own.
+    The taskset itself does not change: a shallow copy is read, with a copy of the descriptions sampled so far.
     """
     own = copy.copy(plain(taskset))
     own.sampled_descriptions = dict(own.sampled_descriptions)

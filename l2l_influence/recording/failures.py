@@ -1,4 +1,4 @@
-"""What to do when the recorder itself fails: the user's loop goes on, and the failure is kept for the report."""
+"""Failures of the recorder itself: the user's loop continues, and the failure is kept for the report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass
 class Failures:
-    """Counts failures and keeps the first one in words (an exception object would keep the user's frames alive)."""
+    """Counts failures and keeps the text of the first (an exception object would keep the user's frames alive)."""
 
     count: int = 0
     first: str = ""
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Run a piece of the recorder; whatever it raises is kept here instead of reaching the user's loop."""
+        """Run a piece of the recorder; an exception in it is kept here and does not reach the user's loop."""
         try:
             yield
         except Exception:

@@ -1,4 +1,4 @@
-"""The parameters of clones, without a walk through all their modules: this is asked twice a draw."""
+"""The parameters of clones, found without a walk through all their modules (needed twice per episode)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from itertools import chain
 from torch import Tensor, nn
 
 
-class ParameterPlaces:
-    """Where a model has its parameters. Learned of the first clone, for the others have theirs in the same places.
+class ParameterPaths:
+    """The module paths of a model's parameters. Learned from the first clone; other clones have the same.
 
     Attributes:
-        names: what ``named_parameters`` calls each parameter, in order; None for a shared one that was named before.
+        names: name of each parameter as in ``named_parameters``, in order; None for a shared one that was named before.
     """
 
     def __init__(self) -> None:
@@ -21,11 +21,11 @@ class ParameterPlaces:
         self._sizes: list[int] = []
 
     def of(self, model: nn.Module) -> list[Tensor]:
-        """The parameters of a model in the order of `names`, one that is shared as often as it occurs."""
+        """The parameters of a model in the order of `names`; a shared one as often as it occurs."""
         return self.located(model)[1]
 
     def located(self, model: nn.Module) -> tuple[list[nn.Module], list[Tensor]]:
-        """The model and the modules in it that have parameters or buffers; and the same parameters."""
+        """The model and its modules that have parameters or buffers; and the parameters, as in `of`."""
         modules = self._found(model)
         parameters = _parameters(modules)
         if len(parameters) != len(self.names) or not modules:
@@ -46,7 +46,7 @@ class ParameterPlaces:
     def _learn(self, model: nn.Module) -> None:
         named = {name for name, _ in model.named_parameters()}
         every = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        if len(every) != len(self.names):  # what a loop puts around a clone's model gives them no other names
+        if len(every) != len(self.names):  # a wrapper around a clone's model does not change the names
             self.names = [name if name in named else None for name in every]
         self._steps, self._sizes = [], [len(model._modules)]
         for step, size in _walk(model, 0, iter(range(1, 2**31))):
@@ -60,8 +60,8 @@ def _parameters(modules: Sequence[nn.Module]) -> list[Tensor]:
 
 
 def _walk(module: nn.Module, number: int, numbers: Iterator[int]) -> Iterator[tuple[tuple[int, str], int]]:
-    """For each module below that has parameters or buffers, in the order of ``named_parameters``: the number of its
-    parent and its name there, and how many children it has."""
+    """Each module below that has parameters or buffers, in the order of ``named_parameters``: the number of its parent,
+    its name there, and its number of children."""
     for name, child in module._modules.items():
         if child is not None and next(chain(child.parameters(), child.buffers()), None) is not None:
             yield (number, name), len(child._modules)
