@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.distributed import ProcessGroup
+from torch.distributed import GroupMember, ProcessGroup
 
 from ..bilevel.memory import DEFAULT, Memory, in_bytes
 
@@ -39,6 +39,8 @@ class Resources:
         in_bytes(self.memory)
         if not (self.progress is None or isinstance(self.progress, bool)):
             raise TypeError(f"progress must be True, False or None, not {self.progress!r}")
+        if self.process_group is GroupMember.NON_GROUP_MEMBER:
+            raise ValueError("this process is not in the process_group that was given: make the hook on its processes only")
         if not (self.process_group is None or isinstance(self.process_group, ProcessGroup)):
             raise TypeError(
                 "process_group must be a torch.distributed.ProcessGroup, such as torch.distributed.group.WORLD after "

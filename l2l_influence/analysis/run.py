@@ -103,7 +103,7 @@ class RunAt:
         self.lam = {**model.parameters, **self._rule_parameters()}
         kind = self.choice.kind()
         self.problem = self._problem(model, kind, list(adapted))
-        ids = ((task.id, task.key, task.trained) for task in recorded)
+        ids = ((task.id, task.key, task.times_trained) for task in recorded)
         self.problem.ranks.require_same("recorded tasks", ids)
         start = adapted if isinstance(kind, Proximal) else None
         tasks = RecordedTasks(self.recorded, self.losses, self._like, start)
@@ -210,5 +210,5 @@ class RunAt:
 
     def _weights(self) -> Tensor:
         """c_i: how often each task was trained on, relative to the average."""
-        times = torch.tensor([float(task.trained) for task in self.recorded], dtype=torch.float64)
+        times = torch.tensor([float(task.times_trained) for task in self.recorded], dtype=torch.float64)
         return times / times.mean()

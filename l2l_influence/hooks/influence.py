@@ -96,7 +96,7 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         fit, run = self.fitted(), self.run_at()
         found = fit.scores(self.items, targets)
         self._keep(fit, found.stationarity)
-        return self.items.names(run), self.items.scores(run, found)
+        return self.items.names(run), self.items.scores(run, found.scores)
 
     def score_matrix_to(
         self,
@@ -310,7 +310,7 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         run, items = self.run_at(), self.items
         self._keep(fit, found.stationarity)
         said = [*_notes(fit.run, found.residual, found.notes, found.stationarity), self._recorded, *notes]
-        scores, losses = items.scores(run, found)[:, 0], items.losses(run, found)
+        scores, losses = items.scores(run, found.scores)[:, 0], items.losses(run, found.losses)
         return cast(Result, items.result(run, Ranked.of(scores, losses, loss, reading, said, first)))
 
     def _keep(self, fit: FittedEstimator[Any], found: Stationarity | None) -> None:

@@ -91,8 +91,8 @@ class Settings:
             TypeError: a keyword is unknown, or says what one of the objects already says.
             ValueError: a value is not allowed.
         """
-        base = cls(default, ProblemOptions(loss=loss), Resources())
-        objects = {"estimator": estimator, "resources": resources}
+        base = cls(default, ProblemOptions(), Resources())
+        objects = {"loss": loss, "estimator": estimator, "resources": resources}
         return base.changed({**{name: value for name, value in objects.items() if value is not None}, **given})
 
     def changed(self, given: Mapping[str, Any]) -> Settings:

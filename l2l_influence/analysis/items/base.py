@@ -14,7 +14,6 @@ from ...bilevel.item_gradients import ItemGradient
 from ...errors import InfluenceError, ItemsError
 from ...recording import RecordedTask
 from ..edits import Edit, Place
-from ..passes import Pass
 from ..results.result import Row, Scores
 from ..run import RunAt
 
@@ -90,13 +89,13 @@ class Items(ABC):
     def relabelling(self, run: RunAt, labels: Mapping[Any, Any]) -> Edit:
         """The edit that gives items other labels."""
 
-    def scores(self, run: RunAt, found: Pass) -> Tensor:
-        """Scores of all items, ``[n, R]``, in the order of :meth:`names`."""
-        return torch.cat(found.scores)
+    def scores(self, run: RunAt, by_task: Sequence[Tensor]) -> Tensor:
+        """Scores of all items, ``[n, R]``, in the order of :meth:`names`, from those of each task's members."""
+        return torch.cat(list(by_task))
 
-    def losses(self, run: RunAt, found: Pass) -> Tensor:
-        """Each item's own loss, ``[n]``."""
-        return torch.cat(found.losses)
+    def losses(self, run: RunAt, by_task: Sequence[Tensor]) -> Tensor:
+        """Each item's own loss, ``[n]``, from those of each task's members."""
+        return torch.cat(list(by_task))
 
     def resolved(self) -> Items:
         """The same items, removed by solving their task's inner problem anew.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from ...errors import ItemsError, RecordingError
 from ...recording import RecordedTask
 from ..edits import Edit, Place
-from ..passes import Pass
 from ..results.result import GroupScore, GroupScores, SampleScore, TaskScore
 from ..run import RunAt
 from .base import Items, Ranked, SingleItems, names_of
@@ -131,12 +130,12 @@ class Groups(Items):
 
     # ---- results --------------------------------------------------------------------------------------------------
 
-    def scores(self, run: RunAt, found: Pass) -> Tensor:
-        return self._summed(run, torch.cat(found.scores))
+    def scores(self, run: RunAt, by_task: Sequence[Tensor]) -> Tensor:
+        return self._summed(run, torch.cat(list(by_task)))
 
-    def losses(self, run: RunAt, found: Pass) -> Tensor:
+    def losses(self, run: RunAt, by_task: Sequence[Tensor]) -> Tensor:
         sizes = torch.tensor([len(members) for members in self._grouped(run).values()])
-        return self._summed(run, torch.cat(found.losses).unsqueeze(1))[:, 0] / sizes
+        return self._summed(run, torch.cat(list(by_task)).unsqueeze(1))[:, 0] / sizes
 
     def _summed(self, run: RunAt, rows: Tensor) -> Tensor:
         """Rows of the members added up by group, ``[members, R] -> [groups, R]``."""

@@ -71,7 +71,7 @@ class Samples(SingleItems):
                 "row": row,
                 "index": None if task.indices is None else task.indices[row],
                 "label": _label(labels[j]),
-                "times_trained": task.trained,
+                "times_trained": task.times_trained,
             }
             for j, row in enumerate(self.rows(task))
         ]

@@ -45,7 +45,7 @@ class Tasks(SingleItems):
 
     def columns(self, run: RunAt) -> list[dict[str, Any]]:
         return [
-            {"task": task.id, "key": task.key, "classes": task.classes, "times_trained": task.trained}
+            {"task": task.id, "key": task.key, "classes": task.classes, "times_trained": task.times_trained}
             for task in run.recorded
         ]
 

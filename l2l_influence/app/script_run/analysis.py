@@ -12,8 +12,9 @@ from torch import nn
 
 from ...bilevel.hessians.kinds import curvature
 from ...bilevel.task import Pair
+from ...analysis.results.result import TaskScores
 from ...errors import InfluenceError, LossStructureError, NothingRecordedError, RecordingError
-from ...hooks import TaskInfluence, TaskScores
+from ...hooks import TaskInfluence
 from ...recording import RecordedTask, Study
 
 LOSSES: dict[str, type[nn.CrossEntropyLoss] | type[nn.MSELoss]] = {

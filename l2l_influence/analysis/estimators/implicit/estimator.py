@@ -66,10 +66,15 @@ class ImplicitFit(GradientFit[ImplicitType]):
         return solution.value, self.system.note(solution.report)
 
     def directions(self, items: Items, targets: Targets, part: int = 0) -> Directions:
-        if not self.estimator.leave_one_out:
-            return super().directions(items, targets)
         gradients, losses = targets.at(self.run).gradients()
-        return Directions(gradients, losses, f"{self.system.note()}; each task's part of the Hessian left out")
+        vectors, note = self.directions_for(items, gradients)
+        return Directions(vectors, losses, note)
+
+    def directions_for(self, items: Items, gradients: Tensor) -> tuple[Tensor, str]:
+        """The directions for targets with these gradients, ``[R, P]``, and how they were computed."""
+        if not self.estimator.leave_one_out:
+            return self.inverted(items, gradients)
+        return gradients, f"{self.system.note()}; each task's part of the Hessian left out"
 
     def along(self, items: Items, solved: SolvedBatch, positions: Sequence[int], vectors: Tensor) -> Tensor:
         if not self.estimator.leave_one_out:

@@ -134,7 +134,7 @@ class ScoreMatrix:
         return int(self._starts[places[0]]) + j
 
     def _unknown(self, ref: Ref) -> ItemsError:
-        return ItemsError(f"there is no {self.what} {ref!r} in this matrix; .items lists them")
+        return ItemsError(f"there is no {self.what} {ref!r} in this matrix; .items lists all items")
 
     def _ref(self, row: int) -> Ref:
         place = int(np.searchsorted(self._starts, row, side="right")) - 1

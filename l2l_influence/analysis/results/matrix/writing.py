@@ -113,6 +113,7 @@ class Writer:
         return len(self._fit.parts)
 
     def _resume(self) -> None:
+        self._folder.remove_unfinished()
         found = self._folder.progress()
         if found is not None:
             self._done, self._counted = found["done"], int(found["tallied"])
