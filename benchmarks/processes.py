@@ -72,7 +72,7 @@ def job(name: str, kind: str, count: int, group: dist.ProcessGroup | None) -> Ca
     tasks, maml = TaskDataset(taskset(count)), MAML(MODELS[name](), lr=0.5)
     pairs = [((x[::2], y[::2]), (x[1::2], y[1::2])) for x, y in (tasks[i] for i in range(20))]
     epoch(maml, tasks)
-    hook = TaskInfluence(maml, tasks, nn.CrossEntropyLoss(), hessian=kind, progress=False, group=group)
+    hook = TaskInfluence(maml, tasks, nn.CrossEntropyLoss(), hessian=kind, progress=False, process_group=group)
     return lambda: hook.scores(pairs)
 
 

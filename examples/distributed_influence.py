@@ -98,7 +98,7 @@ def main() -> None:
         study = Study.load(folder, model().to("cuda" if torch.cuda.is_available() else "cpu"))
         progress = False if options.quiet else None
         influence = TaskInfluence(
-            study, loss=nn.CrossEntropyLoss(), hessian=options.hessian, group=process_group, progress=progress
+            study, loss=nn.CrossEntropyLoss(), hessian=options.hessian, process_group=process_group, progress=progress
         )
         tests = [task(torch.Generator().manual_seed(options.seed + 1 + number)) for number in range(20)]
         start = time.perf_counter()

@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor
 
-from l2l_influence.analysis.estimators.outer import RELATIVE_DAMPING
+from l2l_influence.analysis.estimators.implicit import RELATIVE_DAMPING
 from l2l_influence.bilevel import HessianOperator
 from l2l_influence.bilevel.problem import ITEM_GRADIENTS
 from l2l_influence.bilevel.solvers.neumann import largest_eigenvalue

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2l_influence.analysis.estimators.outer import RELATIVE_DAMPING
+from l2l_influence.analysis.estimators.implicit import RELATIVE_DAMPING
 from l2l_influence.bilevel import HessianOperator, Sketch
 from l2l_influence.bilevel.hessians import Curvature, curvature
 from l2l_influence.bilevel.item_gradients import ItemGradient

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2l_influence.analysis.estimators.outer import RELATIVE_DAMPING
+from l2l_influence.analysis.estimators.implicit import RELATIVE_DAMPING
 from l2l_influence.bilevel import Proximal, Sketch, Unrolled
 from l2l_influence.bilevel.solvers.neumann import largest_eigenvalue
 from l2l_influence.evaluation import pearson

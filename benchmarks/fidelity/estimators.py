@@ -10,19 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from l2l_influence import SupportInfluence, TaskInfluence
-from l2l_influence.analysis.estimators.baselines import BASELINES
-from l2l_influence.analysis.estimators.baselines.base import hook_class
-from l2l_influence.analysis.estimators.curved import CurvedHook
-from l2l_influence.analysis.estimators.scoring import each_test_gradient, score_leaving_out
-from l2l_influence.analysis.items.items import ItemInfluence
+from l2l_influence import QueryInfluence, SupportInfluence, TaskInfluence
 from l2l_influence.bilevel import Sketch, Subsample
-from l2l_influence.bilevel.problem import REMOVALS
 from l2l_influence.evaluation.metrics import Floats
 from l2l_influence.evaluation.sensitivity import damped, damping_of
+from l2l_influence.hooks import Influence
 from l2l_influence.recording import Study
 
 from .truths import count
@@ -30,55 +24,39 @@ from .worlds import World
 
 ALL = ("task", "query", "support")
 
-
-class ResolvedSupport(SupportInfluence):
-    """Support samples by adapting each task anew without them."""
-
-    _level = REMOVALS["resolve"]
-
-    def remove(self, items: Any, **_: Any) -> dict[str, Tensor]:
-        return super().remove(items, inner="resolve")
+HOOKS: Mapping[str, type[Influence[Any, Any]]] = {
+    "task": TaskInfluence,
+    "query": QueryInfluence,
+    "support": SupportInfluence,
+}
 
 
-def influence(study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> CurvedHook:
+def plain(study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> Influence[Any, Any]:
+    """The hook of that level."""
+    return HOOKS[level](study, tasks, loss, **options)
+
+
+def influence(study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> Influence[Any, Any]:
     """The hook of that level; support samples are resolved."""
-    kind: type[ItemInfluence[Any, Any]] = ResolvedSupport if level == "support" else hook_class(level)
-    return kind(study, tasks, loss, **options)
-
-
-def closed_form(study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> CurvedHook:
-    return hook_class(level)(study, tasks, loss, **options)
+    own = {"removal": "resolve"} if level == "support" else {}
+    return plain(study, tasks, loss, level=level, **own, **options)
 
 
 def with_other_inner_kind(
     study: Study, tasks: None = None, loss: Any = None, *, level: str, inner: str = "unrolled", **options: Any
-) -> CurvedHook:
+) -> Influence[Any, Any]:
     """Proximal where the world unrolls its steps, and unrolled where it is proximal."""
     options.pop("proximal", None)
     other = "proximal" if inner == "unrolled" else "unrolled"
     return influence(study, tasks, loss, level=level, inner=other, **options)
 
 
-def from_a_quarter(study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> CurvedHook:
+def from_a_quarter(
+    study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any
+) -> Influence[Any, Any]:
     """A sketch of a quarter of the tasks, drawn at random."""
     some = Subsample(Sketch(samples=16), tasks=max(1, len(study.training_tasks()) // 4))
     return influence(study, tasks, loss, level=level, hessian=some, **options)
-
-
-class LeftOut(TaskInfluence):
-    """Tasks, each solved for without its own part of the Hessian."""
-
-    def __init__(self, study: Study, tasks: None = None, loss: Any = None, *, level: str, **options: Any) -> None:
-        super().__init__(study, tasks, loss, **options)
-
-    def score_matrix(self, test_tasks: Any, *_: Any, **__: Any) -> tuple[list[int], Tensor]:
-        outer = self._outer()
-        test = outer.study.test_problem(test_tasks, None, None, 0)
-        found = score_leaving_out(outer, self._level, each_test_gradient(test, exact=True))
-        return self._all_refs(outer.study, found), torch.cat(found.scores)
-
-    def remove(self, items: Any, **_: Any) -> dict[str, Tensor]:
-        return super().remove(items, leave_one_out=True)
 
 
 @dataclass(frozen=True)
@@ -157,7 +135,12 @@ _HOOKS = (
         also=("omniglot-fc",),
     ),
     Estimator("exact", options={"hessian": "exact"}, dampings=(1.0, 0.0, 10.0), dear=True),
-    Estimator("exact, left out", LeftOut, {"hessian": "exact"}, levels=("task",), only=("convex",)),
+    Estimator(
+        "exact, left out",
+        options={"hessian": "exact", "leave_one_out": True},
+        levels=("task",),
+        only=("convex",),
+    ),
     Estimator(
         "the other inner kind",
         with_other_inner_kind,
@@ -165,9 +148,26 @@ _HOOKS = (
         levels=("task", "query"),
         resolves=True,
     ),
-    Estimator("closed form", closed_form, {"hessian": Sketch(samples=16)}, levels=("support",)),
+    Estimator("closed form", plain, {"hessian": Sketch(samples=16)}, levels=("support",)),
 )
 """The first is the hooks' default, of which the last two differ in one thing."""
+
+BASELINES: Mapping[str, Mapping[str, Any]] = {
+    "random": {"estimator": "random"},
+    "query-loss": {"estimator": "loss"},
+    "gradient-norm": {"estimator": "gradient-norm"},
+    "gradient-similarity": {"estimator": "gradient-similarity"},
+    "cosine-similarity": {"estimator": "cosine-similarity"},
+    "tracin": {"estimator": "tracin"},
+    "ascent-steps": {"estimator": "ascent"},
+    "direct": {"hessian": "direct"},
+    "direct-first-order": {"hessian": "direct-first-order"},
+    "first-order": {"estimator": "first-order"},
+    "single-level-ekfac": {"estimator": "single-level-ekfac"},
+    "gamma": {"hessian": "gamma"},
+    "projected-gradients": {"estimator": "projected-gradients"},
+}
+"""Settings of a hook, by the name that tables use."""
 
 BY_PRODUCTS = {"direct-first-order"}
 ONLY_TASKS, DEAR = {"ascent-steps", "single-level-ekfac", "cosine-similarity", "direct"}, {"ascent-steps"}
@@ -175,14 +175,15 @@ ONLY_TASKS, DEAR = {"ascent-steps", "single-level-ekfac", "cosine-similarity", "
 ESTIMATORS: tuple[Estimator, ...] = _HOOKS + tuple(
     Estimator(
         name,
-        BASELINES[name],
+        plain,
+        settings,
         levels=("task",) if name in ONLY_TASKS else ALL,
         dear=name in DEAR,
         by_products=name in BY_PRODUCTS,
         checkpoints=name == "tracin",
         baseline=True,
     )
-    for name in BASELINES
+    for name, settings in BASELINES.items()
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from l2l_influence.analysis.items.items import ItemInfluence
+from l2l_influence.analysis.estimators import ImplicitFit
 from l2l_influence.errors import InfluenceError, NegativeCurvatureError
 from l2l_influence.evaluation import (
     GroundTruth,
@@ -23,6 +23,7 @@ from l2l_influence.evaluation import (
     spearman,
 )
 from l2l_influence.evaluation.metrics import Floats
+from l2l_influence.hooks import Influence
 
 from ..journal import Row
 from ..metering import measured
@@ -60,7 +61,7 @@ def _row(world: World, level: str, make: Callable[[], Any], truths: Truths, own:
         if np.ptp(scores) == 0:
             return {"verdict": "zero"}
         found = figures(world, level, scores, truths, own)
-        if isinstance(scorer, ItemInfluence):
+        if isinstance(scorer.fitted(), ImplicitFit):
             found["moved"] = moves(world, level, scorer, names, truths[SINGLES, _first(world)])
     except NegativeCurvatureError:
         return {"verdict": "indefinite"}
@@ -99,7 +100,7 @@ def detection(scores: Floats, world: World) -> Row:
     return {"found": precision_at_k(scores, world.flags, len(world.wrong)), "auc": auc(scores, world.flags)}
 
 
-def moves(world: World, level: str, hook: ItemInfluence[Any, Any], names: list[Any], truth: GroundTruth) -> Row:
+def moves(world: World, level: str, hook: Influence[Any, Any], names: list[Any], truth: GroundTruth) -> Row:
     """Of Δλ by the removal of single items: the medians of cosine and relative error."""
     assert truth.parameter_change is not None
     items, order = truth.removals.argmax(1)[:MOVES], positions(names, world, level)
@@ -111,7 +112,7 @@ def moves(world: World, level: str, hook: ItemInfluence[Any, Any], names: list[A
     }
 
 
-def _moved(world: World, hook: ItemInfluence[Any, Any], name: Any) -> Floats:
+def _moved(world: World, hook: Influence[Any, Any], name: Any) -> Floats:
     """Δλ, in the order of the world's layout."""
     prefix = "" if world.options.get("body") is not None else "module."
     state = hook.remove(name)

@@ -11,7 +11,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import Optimizer
 
 from l2l_influence import record
-from l2l_influence.analysis.estimators.baselines import Checkpoints
+from l2l_influence import Checkpoints
 from l2l_influence.recording import Study
 
 from ..estimators.worlds import Stacked

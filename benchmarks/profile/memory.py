@@ -36,8 +36,8 @@ def composed(trained: Trained, tests: int) -> Row:
 
     question = mean("sketch", tests)
     peak = measured(lambda: question(make))[1]["mebibytes"]
-    outer = asked[0]._outer()
-    operator, solved_tasks = outer.hessian.operator, outer.study.solved_tasks
+    system = asked[0].fitted().system
+    operator, solved_tasks = system.hessian.operator, system.run.solved_tasks
     at_once = len(next(solved_tasks.microbatches()).batch.index)
     return {
         "peak": peak,
@@ -45,7 +45,7 @@ def composed(trained: Trained, tests: int) -> Row:
         "at once": at_once,
         "rows": operator.rows.nbytes / 2**20,
         "solutions": solved_tasks._kept_bytes / 2**20,
-        "gram": measured(lambda: LowRank(operator.rows).plus_identity(outer.damping))[1]["mebibytes"],
+        "gram": measured(lambda: LowRank(operator.rows).plus_identity(system.damping))[1]["mebibytes"],
         "batch": _drawing(
             solved_tasks.subset(list(range(at_once))), max(1, len(operator.rows) // len(solved_tasks.tasks))
         ),

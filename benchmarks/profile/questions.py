@@ -15,8 +15,8 @@ from .stopwatch import Steps, outermost, shares, spent
 
 STEPS = {
     "test gradients": [
-        ("analysis.estimators.scoring", "each_test"),
-        ("analysis.estimators.scoring", "mean_test_gradient"),
+        ("analysis.passes.targets", "each_test_gradient"),
+        ("analysis.passes.targets", "mean_test_gradient"),
     ],
     "rows of the sketch": [("bilevel.hessians.sketch", "Sketch.weighted_rows")],
     "Gram matrix, its eigenvalues and factor": [
@@ -25,7 +25,7 @@ STEPS = {
         ("bilevel.hessians.sketch", "SampledRows.effective_damping"),
     ],
     "outer solves": [("bilevel.solvers.base", "LinearSolver.solve")],
-    "scores": [("analysis.estimators.scoring", "_walk")],
+    "scores": [("analysis.passes.passes", "walk")],
 }
 
 PRODUCTS: Steps = {"products": [("bilevel.hessians.base", "OverTasks.matvec")]}

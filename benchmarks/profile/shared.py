@@ -27,9 +27,9 @@ STEPS = {
         ("bilevel.memory", "allocated_bytes"),
         ("parallel.ranks", "_digest"),
         ("bilevel.solvers.gram", "_shifted_factor"),
-        ("hooks.hook", "Hook._study"),
-        ("analysis.problem.inner_notes", "_inner_notes"),
-        ("analysis.problem.snapshot", "Snapshot.test_problem"),
+        ("analysis.run", "Run.at"),
+        ("analysis.inner_notes", "_inner_notes"),
+        ("analysis.run", "RunAt.test_tasks"),
     ],
 }
 """Each without what is inside it: whether all have come, then what they tell each other, and what is not shared out.

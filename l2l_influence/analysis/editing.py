@@ -1,4 +1,4 @@
-"""Edited meta-parameters as a state_dict for the user's learner, which is itself never touched."""
+"""Edited meta-parameters as a state_dict for the user's learner, which itself is never changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def edited_state(
     owner: nn.Module, parameters: Mapping[str, nn.Parameter], edited: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """``owner.state_dict()``, copied, with ``edited`` in place of those of its ``parameters`` that have these names.
+    """A copy of ``owner.state_dict()`` with ``edited`` in place of those of its ``parameters`` that have these names.
 
     A parameter that the state_dict holds under several names (tied weights, a submodule registered twice) is replaced
     under each of them.

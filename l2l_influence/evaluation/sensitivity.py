@@ -1,43 +1,69 @@
-"""How much do scores depend on damping and on δ? Asked of a study at hand, and drawn."""
+"""Sensitivity: how much scores depend on the damping, or on δ of the proximal inner problem."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from learn2learn.data import Taskset
+from torch import Tensor
 
-from ..analysis.estimators.curved import CurvedHook
-from ..analysis.items.items import ItemInfluence
+from ..analysis.estimators import FittedEstimator, ImplicitFit
 from ..analysis.problem.data import Split
+from ..analysis.run import RunAt
 from ..bilevel import Proximal
-from ..errors import InfluenceError
-from ..hooks.hook import Kept
+from ..errors import EstimatorError, InfluenceError
 from .ground_truth.truth import GroundTruth
 from .metrics import Floats, lds, spearman
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Hooked = TypeVar("Hooked", bound=CurvedHook)
+
+class Tunable(Protocol):
+    """What is asked of a hook: scores, what it has computed, and hooks like it with other settings."""
+
+    def score_matrix(
+        self,
+        test_tasks: Taskset | Sequence[Any],
+        num_tasks: int | None = None,
+        *,
+        split: Split | None = None,
+        seed: int = 0,
+    ) -> tuple[list[Any], Tensor]:
+        """The items' names, and scores ``(items, test)``."""
+
+    def fitted(self) -> FittedEstimator[Any]:
+        """The estimator for the run as it is now."""
+
+    def run_at(self) -> RunAt:
+        """The run as it is now."""
+
+    @classmethod
+    def like(cls, hook: Any, **changed: Any) -> Any:
+        """The same hook with other settings, sharing what is computed."""
+
+
+Hooked = TypeVar("Hooked", bound=Tunable)
 
 SCALES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Scores at several strengths of one setting, held against those at the hook's own.
+    """Scores at several values of one setting, compared with those at the hook's own value.
 
     Attributes:
         setting: ``"damping"`` or ``"δ"``.
-        values: its strengths, rising.
-        own: the hook's; of an unrolled hook the δ that goes with its steps.
-        agreement: Spearman's ρ over items of the mean scores with those at ``own``; nan where a strength was refused.
-        lds: :func:`~l2l_influence.evaluation.lds` against a ground truth, if one was given; nan likewise.
-        refused: by strength, why there are no scores, such as a system that is not positive definite.
+        values: of the setting, rising.
+        own: the hook's value; for an unrolled hook, the δ that corresponds to its steps.
+        agreement: Spearman's ρ over items of the mean scores with those at ``own``; nan where a value was refused.
+        lds: :func:`~l2l_influence.evaluation.lds` against a ground truth, if one was given; nan where a value was
+            refused.
+        refused: by value, why there are no scores, for example a system that is not positive definite.
     """
 
     setting: str
@@ -49,7 +75,7 @@ class Sensitivity:
 
 
 def sensitivity_of(
-    hook: ItemInfluence[Any, Any],
+    hook: Tunable,
     test_tasks: Taskset | Sequence[Any],
     num_tasks: int | None = None,
     *,
@@ -59,27 +85,28 @@ def sensitivity_of(
     scales: Sequence[float] = SCALES,
     truth: GroundTruth | None = None,
 ) -> Sensitivity:
-    """Score again with other strengths of damping, or of the proximal δ, and see how much the ranking depends on it.
+    """Score again with other values of the damping, or of the proximal δ, and compare the rankings.
 
-    A ranking that changes little can be taken without a search; where it changes, only a ground truth can say which
-    strength is right. Inner solutions are shared where only damping differs.
+    If the ranking changes little, no search for a value is needed; if it changes, only a ground truth can tell which
+    value is right. Inner solutions are shared where only the damping differs.
 
     Args:
-        hook: a hook on tasks or samples; left as it is.
+        hook: a hook on tasks, samples or groups; it is left as it is.
         test_tasks, num_tasks, split, seed: as for its ``scores``.
         setting: what is varied. δ is 1/(lr·K) for a mean loss and n/(lr·K) for a sum unless the hook was given one;
-            a hook whose inner kind is unrolled is compared with proximal ones.
-        scales: strengths, in units of the hook's own.
+            a hook with the unrolled inner kind is compared with proximal ones.
+        scales: values, in units of the hook's own.
         truth: retrainings without some of the hook's items, its columns in the order of ``hook.score_matrix``.
 
     Raises:
         ValueError: a scale is not positive, or the truth is about another number of items or test tasks.
+        EstimatorError: the damping is varied, and the hook's estimator has none.
         InfluenceError: the hook's own scores are refused already.
     """
     if not all(scale > 0 for scale in scales):
         raise ValueError(f"scales must be positive, got {list(scales)}")
 
-    def matrix(of: ItemInfluence[Any, Any]) -> Floats:
+    def matrix(of: Tunable) -> Floats:
         found: Floats = of.score_matrix(test_tasks, num_tasks, split=split, seed=seed)[1].numpy()
         return found
 
@@ -99,7 +126,7 @@ def sensitivity_of(
 
 
 def plot_sensitivity(curves: Sequence[Sensitivity] | Sensitivity, path: str | Path | None = None) -> Figure:
-    """Draw what :func:`sensitivity_of` found, a panel for each setting (extra ``plots``); saved if a path is given."""
+    """Draw what :func:`sensitivity_of` found, one panel per setting (extra ``plots``); saved if a path is given."""
     from ..report.plots import Curve, draw_sensitivity
 
     some = [curves] if isinstance(curves, Sensitivity) else curves
@@ -110,30 +137,30 @@ def plot_sensitivity(curves: Sequence[Sensitivity] | Sensitivity, path: str | Pa
 
 
 def damped(hook: Hooked, damping: float) -> Hooked:
-    """The same hook with another damping; what it knows of the tasks is shared."""
-    hook._study()
-    other = type(hook).like(hook)
-    other._how = replace(hook._how, damping=damping)
-    other._kept = Kept(hook._kept.state, hook._kept.study)
-    return other
+    """The same hook with another damping; inner solutions are shared."""
+    found: Hooked = type(hook).like(hook, damping=damping)
+    return found
 
 
 def proximal(hook: Hooked, delta: float) -> Hooked:
     """The same hook with the proximal inner problem of strength δ."""
-    other = type(hook).like(hook)
-    other._options = replace(hook._options, inner="proximal", proximal=delta)
-    other._kept = Kept()
-    return other
+    found: Hooked = type(hook).like(hook, inner="proximal", proximal=delta)
+    return found
 
 
-def damping_of(hook: CurvedHook) -> float:
+def damping_of(hook: Tunable) -> float:
     """What the hook adds to l2 when it solves."""
-    return hook._outer().damping
+    fit = hook.fitted()
+    if not isinstance(fit, ImplicitFit):
+        raise EstimatorError(f'the "{fit.estimator.name}" estimator solves no outer system, so it has no damping to vary')
+    return fit.damping
 
 
-def delta_of(hook: CurvedHook) -> float:
-    """δ of the hook's inner problem, or of the proximal one in its place."""
-    kind = proximal(hook, hook._options.proximal)._study().problem.kind  # type: ignore[arg-type]
+def delta_of(hook: Tunable) -> float:
+    """δ of the hook's inner problem, or of the proximal problem that corresponds to its steps."""
+    kind = hook.run_at().problem.kind
+    if not isinstance(kind, Proximal):
+        kind = type(hook).like(hook, inner="proximal").run_at().problem.kind
     assert isinstance(kind, Proximal)
     return kind.delta
 

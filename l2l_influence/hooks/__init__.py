@@ -1,22 +1,25 @@
-"""The hooks: influence functions of a recorded learn2learn run."""
+"""The hooks: fronts that join a recorded run, a kind of items and an estimator.
 
-from ..analysis.items.samples import QueryInfluence, SupportInfluence
-from ..analysis.items.task import TaskInfluence
-from ..analysis.results.matrix import ScoreMatrix
-from ..analysis.results.result import SampleScore, SampleScores, TaskScore, TaskScores
-from .direct import DirectInfluence
+:class:`~l2l_influence.hooks.hook.EstimatorHook` says what all of them take,
+:class:`~l2l_influence.hooks.influence.Influence` what can be asked about items.
+"""
+
+from .group import GroupInfluence
+from .hook import EstimatorHook, Hook
+from .influence import Influence
+from .samples import QueryInfluence, SupportInfluence
+from .task import DirectInfluence, TaskInfluence
 from .total import TotalGradient, TotalHessian
 
 __all__ = [
     "DirectInfluence",
+    "EstimatorHook",
+    "GroupInfluence",
+    "Hook",
+    "Influence",
     "QueryInfluence",
-    "SampleScore",
-    "SampleScores",
-    "ScoreMatrix",
     "SupportInfluence",
     "TaskInfluence",
-    "TaskScore",
-    "TaskScores",
     "TotalGradient",
     "TotalHessian",
 ]

@@ -35,8 +35,7 @@ from benchmarks.fidelity.trainers import Again
 from benchmarks.fidelity.training import MetaTraining, Schedule
 from benchmarks.fidelity.truths import HALVES, SINGLES, TENTHS, designs, digest, true_ranking, weighted
 from benchmarks.fidelity.worlds import Size, World
-from l2l_influence import SupportInfluence
-from l2l_influence.analysis.estimators.baselines import Checkpoints, QueryLoss
+from l2l_influence import Checkpoints, QueryInfluence, SupportInfluence
 from l2l_influence.evaluation import GroundTruth
 
 pytestmark = pytest.mark.benchmarks
@@ -227,7 +226,7 @@ def test_scores_are_put_where_their_items_stand(tasks: Stacked) -> None:
     """Ids are in order of first draw, and some tasks were never drawn."""
     study, *_ = looped(TRAINING, tasks, Schedule(0.01, 2, batch=2), TRAINING.fresh(0))
     some = SimpleNamespace(study=study, train=tasks)
-    names, losses = QueryLoss(study, None, nn.CrossEntropyLoss(), level="query").score_matrix([_pair(tasks, 0)])
+    names, losses = QueryInfluence(study, None, nn.CrossEntropyLoss(), estimator="loss").score_matrix([_pair(tasks, 0)])
     found = by_position(names, losses, some, "query")  # type: ignore[arg-type]
     drawn = {task.key for task in study.training_tasks()}
     assert 0 < len(drawn) < 6
@@ -304,9 +303,10 @@ def test_moves_are_those_of_the_hooks_edits(world: World) -> None:
 def test_support_samples_are_resolved_in_scores_and_edits_alike(world: World) -> None:
     hook, plain = ESTIMATORS[0].on(world, "support"), SupportInfluence(world.study, None, **_for_hooks(world))
     names, matrix = hook.score_matrix(world.tests)
-    values = plain.scores(world.tests, inner="resolve").values
+    resolved = SupportInfluence.like(plain, removal="resolve")
+    values = resolved.scores(world.tests).values
     np.testing.assert_allclose(matrix.mean(1), [values[name] for name in names], rtol=1e-4, atol=1e-7)
-    found, expected = hook.remove(names[3]), plain.remove(names[3], inner="resolve")
+    found, expected = hook.remove(names[3]), resolved.remove(names[3])
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value)
     closed = plain.remove(names[3])

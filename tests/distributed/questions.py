@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from l2l_influence import QueryInfluence, SupportInfluence, TaskInfluence, TotalGradient, TotalHessian
-from l2l_influence.analysis.estimators.baselines import GradientSimilarity
+from l2l_influence import GradientSimilarity, QueryInfluence, SupportInfluence, TaskInfluence, TotalGradient, TotalHessian
 from l2l_influence.bilevel import BilevelProblem, Sketch, Subsample, Task, Unrolled
 from l2l_influence.parallel import ALONE, Ranks, ranks_of
 from tests.bilevel.toys import SIZE, classification, parameters, randn
@@ -77,7 +76,7 @@ def hooks(group: dist.ProcessGroup | None) -> Answers:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     loss = nn.CrossEntropyLoss()
     maml, served = train(model, labelled_batches(5, 0), loss, order=[0, 1, 2, 3, 4, 2], optimizer_lr=0.1)
-    test, common = pairs(labelled_batches(3, 50)), {"l2": 5.0, "progress": False, "group": group}
+    test, common = pairs(labelled_batches(3, 50)), {"l2": 5.0, "progress": False, "process_group": group}
     found: Answers = {}
     asked: list[tuple[str, Any]] = [("sketch", QueryInfluence), ("gauss-newton", SupportInfluence)]
     for hessian, hook in [*asked, ("gamma", TaskInfluence), ("exact", TaskInfluence)]:
@@ -91,12 +90,12 @@ def hooks(group: dist.ProcessGroup | None) -> Answers:
         item: Any = 2 if hook is TaskInfluence else (2, 1)
         found[f"{name} edit"] = torch.cat([v.flatten() for v in study.remove(item, correct_residual=True).values()])
     study = TaskInfluence(maml, served, loss, hessian="sketch", tolerance=1e-12, **common)
-    found["left out"] = torch.tensor(list(study.scores(test, leave_one_out=True).values.values()))
+    found["left out"] = torch.tensor(list(TaskInfluence.like(study, leave_one_out=True).scores(test).values.values()))
     found["self"] = torch.tensor(list(study.self_influence().values.values()))
     found["added"] = torch.cat([v.flatten() for v in study.add(test).values()])
     checks = study.diagnose(test, spot_checks=4).checks
     found["diagnosis"] = torch.tensor([check.figure for check in checks], dtype=torch.float64)
-    found["similarity"] = GradientSimilarity(maml, served, loss, **common).score_matrix(test)[1]
+    found["similarity"] = TaskInfluence(maml, served, loss, estimator=GradientSimilarity(), **common).score_matrix(test)[1]
     found["total"] = torch.cat([v.flatten() for v in TotalGradient(maml, served, loss, **common).total().values()])
     found["solve"] = (
         TotalHessian(maml, served, loss, hessian="sketch", **common).solve(randn(1, len(found["total"]))).value

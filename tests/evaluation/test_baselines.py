@@ -1,4 +1,4 @@
-"""Baselines against their definitions, written out densely in float64 with plain autograd."""
+"""Estimators against their definitions, written out densely in float64 with plain autograd."""
 
 from __future__ import annotations
 
@@ -12,28 +12,35 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from l2l_influence import MAML, Study, TaskDataset, record
-from l2l_influence.analysis.estimators.baselines import (
-    BASELINES,
+from l2l_influence import (
+    ESTIMATORS,
+    MAML,
     AscentSteps,
     Checkpoints,
     CosineSimilarity,
     GradientNorm,
     GradientSimilarity,
+    OwnLoss,
     ProjectedGradients,
-    QueryLoss,
-    Random,
+    QueryInfluence,
+    RandomScores,
     SingleLevelEKFAC,
+    Study,
+    SupportInfluence,
+    TaskDataset,
+    TaskInfluence,
     TracIn,
+    record,
 )
-from l2l_influence.errors import InfluenceError, LossStructureError, NotConvergedError
+from l2l_influence.errors import EstimatorError, InfluenceError, LossStructureError, NotConvergedError
 
 from ..influence.runs import ListedTasks, everything, labelled_batches, pairs, train
 
 LR, STEPS = 0.3, 2
 ORDER = [*range(5), 2, 2]  # task 2 is drawn three times
 WEIGHTS = torch.tensor([1, 1, 3, 1, 1], dtype=torch.float64) * 5 / 7
-ITEM_GRADIENTS = ["task", "query", "support"]
+HOOKS = {"task": TaskInfluence, "query": QueryInfluence, "support": SupportInfluence}
+LEVELS = list(HOOKS)
 LOSS = nn.CrossEntropyLoss()
 
 
@@ -95,6 +102,17 @@ class Run:
         lam = self.lam if lam is None else lam
         return torch.cat([self.pulls(i, level, lam) for i in range(5)])
 
+    def own_gradients(self, level):
+        """D_λ of each item's own loss after adaptation, a sample's without its weight, ``[count, P]``."""
+        found = []
+        for support, query in self.train:
+            lam = self.lam.clone().requires_grad_()
+            theta = self.adapted(lam, support, torch.full((4,), 0.25, dtype=lam.dtype))
+            losses = self.sample_losses(theta, support if level == "support" else query)
+            each = losses.mean().unsqueeze(0) if level == "task" else losses
+            found += [torch.autograd.grad(loss, lam, retain_graph=True)[0] for loss in each]
+        return torch.stack(found)
+
     def test_gradients(self, lam=None):
         return torch.stack([self.total_gradient(task, self.lam if lam is None else lam) for task in self.test])
 
@@ -122,8 +140,8 @@ def spoilt():
     return SimpleNamespace(maml=maml, tasks=tasks, test=pairs(batches[20:]))
 
 
-def matrix(run, kind, level, **options):
-    names, found = kind(run.maml, run.tasks, LOSS, level=level, **options).score_matrix(run.test)
+def matrix(run, estimator, level, **options):
+    names, found = HOOKS[level](run.maml, run.tasks, LOSS, estimator=estimator, **options).score_matrix(run.test)
     assert names == run.names(level) and found.dtype == torch.float64
     return found
 
@@ -132,40 +150,40 @@ def close(found, expected, rtol=1e-9):
     return torch.allclose(found, expected, rtol=rtol, atol=1e-13)
 
 
-@pytest.mark.parametrize("level", ITEM_GRADIENTS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_similarity_is_the_product_of_gradients(run, level):
     pulls, tests = run.all_pulls(level), run.test_gradients()
-    assert close(matrix(run, GradientSimilarity, level), -pulls @ tests.T)
+    assert close(matrix(run, GradientSimilarity(), level), -pulls @ tests.T)
     lengths = pulls.norm(dim=1, keepdim=True) * tests.norm(dim=1)
-    assert close(matrix(run, CosineSimilarity, level), -(pulls @ tests.T) / lengths)
+    assert close(matrix(run, CosineSimilarity(), level), -(pulls @ tests.T) / lengths)
 
 
 def test_the_cosine_with_no_gradient_is_none():
     x, y = (part.double() for part in labelled_batches(1, seed=80)[0])
     batches = [(x, y.unsqueeze(1)), (torch.zeros_like(x), torch.zeros(8, 1).double())]
     maml, tasks = train(nn.Linear(3, 1, bias=False).double(), batches, nn.MSELoss())
-    found = CosineSimilarity(maml, tasks, nn.MSELoss()).score_matrix(pairs(batches))[1]
+    found = TaskInfluence(maml, tasks, nn.MSELoss(), estimator=CosineSimilarity()).score_matrix(pairs(batches))[1]
     assert found[0, 0] == pytest.approx(-1) and found.flatten()[1:].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("level", ITEM_GRADIENTS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_the_norm_is_that_of_the_pull(run, level):
     expected = run.all_pulls(level).norm(dim=1, keepdim=True).expand(-1, 3)
-    assert close(matrix(run, GradientNorm, level), expected)
+    assert close(matrix(run, GradientNorm(), level), expected)
 
 
-@pytest.mark.parametrize("level", ITEM_GRADIENTS)
-def test_query_loss_is_the_items_own_after_adaptation(run, level):
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_loss_is_the_items_own_after_adaptation(run, level):
     expected = []
     for support, query in run.train:
         quarter = torch.full((4,), 0.25, dtype=torch.float64)
         theta = run.adapted(run.lam.clone().requires_grad_(), support, quarter)
         losses = run.sample_losses(theta, support if level == "support" else query).detach()
         expected.append(losses.mean().unsqueeze(0) if level == "task" else losses)
-    assert close(matrix(run, QueryLoss, level), torch.cat(expected).unsqueeze(1).expand(-1, 3))
+    assert close(matrix(run, OwnLoss(), level), torch.cat(expected).unsqueeze(1).expand(-1, 3))
 
 
-@pytest.mark.parametrize("level", ITEM_GRADIENTS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_tracin_adds_up_over_checkpoints(run, level):
     others = [small_model(seed) for seed in (1, 2)]
     checkpoints = [(MAML(other, lr=0.1).state_dict(), lr) for other, lr in zip(others, (0.5, 0.2), strict=True)]
@@ -173,12 +191,12 @@ def test_tracin_adds_up_over_checkpoints(run, level):
     for other, lr in zip(others, (0.5, 0.2), strict=True):
         lam = nn.utils.parameters_to_vector(other.parameters()).detach()
         expected -= lr * run.all_pulls(level, lam) @ run.test_gradients(lam).T
-    assert close(matrix(run, TracIn, level, checkpoints=checkpoints), expected)
+    assert close(matrix(run, TracIn(checkpoints), level), expected)
 
 
-@pytest.mark.parametrize("level", ITEM_GRADIENTS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_ascent_climbs_on_the_item_alone(run, level):
-    found = matrix(run, AscentSteps, level, steps=2, lr=0.4)
+    found = matrix(run, AscentSteps(steps=2, lr=0.4), level)
     for task, j in ((0, 0), (2, 3)):  # the second was drawn three times
         item, at = (task, 0) if level == "task" else (4 * task + j, j)
         lam = run.lam
@@ -187,7 +205,7 @@ def test_ascent_climbs_on_the_item_alone(run, level):
         assert close(found[item], run.test_losses(run.lam) - run.test_losses(lam))
 
 
-@pytest.mark.parametrize("level", ITEM_GRADIENTS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_projected_gradients_use_the_items_own_kernel(run, level):
     draw = torch.Generator().manual_seed(3)
     signs = torch.randint(0, 2, (len(run.lam), 7), generator=draw, dtype=torch.int8) * 2.0 - 1
@@ -197,7 +215,7 @@ def test_projected_gradients_use_the_items_own_kernel(run, level):
     for ridge, value in ((0.01, 0.01), ("auto", 0.01 * float(torch.linalg.eigvalsh(kernel)[-1]))):
         inverse = torch.linalg.inv(kernel + value * torch.eye(7, dtype=torch.float64))
         expected = -features @ inverse @ tests.T
-        found = matrix(run, ProjectedGradients, level, dimensions=7, seed=3, ridge=ridge)
+        found = matrix(run, ProjectedGradients(dimensions=7, seed=3, ridge=ridge), level)
         assert close(found, expected, rtol=1e-7)
 
 
@@ -279,12 +297,12 @@ def test_single_level_ekfac_is_that_of_one_model_on_all_samples(normed):
         curvature = dense_ekfac(run, model, normed, WEIGHTS * share)
         for damping, value in ((0.05, 0.05), ("auto", 0.1 * float(curvature.trace()) / len(curvature))):
             inverse = torch.linalg.inv(curvature + (0.3 + value) * torch.eye(len(curvature)).double())
-            for level in ITEM_GRADIENTS:
-                found = matrix(run, SingleLevelEKFAC, level, damping=damping, l2=0.3, **options)
+            for level in LEVELS:
+                found = matrix(run, SingleLevelEKFAC(damping=damping, **options), level, l2=0.3)
                 assert close(found, -torch.cat(parts[level]) @ inverse @ tests.T, rtol=1e-8)
 
 
-@pytest.mark.parametrize("level", ITEM_GRADIENTS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_single_level_ekfac_does_not_care_which_parameters_are_adapted(level):
     body, head, batches = nn.Linear(3, 4).double(), nn.Linear(4, 2).double(), labelled_batches(4, seed=70)
     anil, maml = l2l.algorithms.MAML(head, lr=LR), l2l.algorithms.MAML(nn.Sequential(body, head), lr=LR)
@@ -297,7 +315,7 @@ def test_single_level_ekfac_does_not_care_which_parameters_are_adapted(level):
     for key, (support, query) in enumerate(pairs(batches)):
         told.add_episode(learner=maml, support=support, query=query, lr=LR, steps=1, key=key)
     found, expected = (
-        SingleLevelEKFAC(study, loss=LOSS, level=level).score_matrix(pairs(labelled_batches(3, seed=100)))[1]
+        HOOKS[level](study, loss=LOSS, estimator=SingleLevelEKFAC()).score_matrix(pairs(labelled_batches(3, seed=100)))[1]
         for study in (recorded, told)
     )
     assert close(found, expected)
@@ -305,32 +323,37 @@ def test_single_level_ekfac_does_not_care_which_parameters_are_adapted(level):
 
 def test_ekfac_takes_as_many_tasks_as_memory_holds(run):
     lines = [
-        SingleLevelEKFAC(run.maml, run.tasks, LOSS, **options).scores(run.test).notes[1]
+        TaskInfluence(run.maml, run.tasks, LOSS, estimator="single-level-ekfac", **options).scores(run.test).notes
         for options in ({}, {"curvature_tasks": 3}, {"memory": 10_000}, {"memory": 1})
     ]
-    assert [re.search(r"from (\d) of 5 tasks", line)[1] for line in lines] == ["5", "3", "2", "1"]
+    assert [re.search(r"from (\d) of 5 tasks", " ".join(line))[1] for line in lines] == ["5", "3", "2", "1"]
 
 
-# ---- the table --------------------------------------------------------------------------------------------------
+# ---- all of them ------------------------------------------------------------------------------------------------
+
+VARIANTS = {
+    **{name: {"estimator": name} for name in ESTIMATORS},
+    **{name: {"hessian": name} for name in ("direct", "direct-first-order", "gamma")},
+}
+"""Every estimator, and Hessians that make a baseline of the implicit one."""
+
+NEEDED = {
+    "ascent": {"steps": 1},
+    "direct-first-order": {"damping": 9.0, "tolerance": 1e-12},  # its Hessian is indefinite here
+    "projected-gradients": {"ridge": 1.0},  # with fewer tasks than parameters, little ridge makes all count alike
+}
 
 
 def make(name, run, level="task", **options):
-    needs = {
-        "tracin": {"checkpoints": [(run.maml.state_dict(), 1.0)]},
-        "ascent-steps": {"steps": 1},
-        "direct-first-order": {"damping": 9.0, "tolerance": 1e-12},  # its Hessian is indefinite here
-        "projected-gradients": {
-            "ridge": 1.0
-        },  # a kernel of fewer tasks than parameters, with little ridge, whitens all
-    }
-    return BASELINES[name](run.maml, run.tasks, LOSS, level=level, **needs.get(name, {}), **options)
+    own = {"checkpoints": [(run.maml.state_dict(), 1.0)]} if name == "tracin" else NEEDED.get(name, {})
+    return HOOKS[level](run.maml, run.tasks, LOSS, **VARIANTS[name], **own, **options)
 
 
 @pytest.mark.filterwarnings("ignore:the direct total Hessian")
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_all_answer_as_hooks_do_and_leave_everything_as_it_was(run, name):
     before = everything(run.maml)
-    for level in ITEM_GRADIENTS:
+    for level in LEVELS:
         scorer = make(name, run, level)
         names, found = scorer.score_matrix(run.test)
         scores = scorer.scores(run.test)
@@ -342,9 +365,9 @@ def test_all_answer_as_hooks_do_and_leave_everything_as_it_was(run, name):
     assert everything(run.maml) == before
 
 
-@pytest.mark.parametrize("level", ITEM_GRADIENTS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_rows_say_what_the_hooks_rows_say(run, level):
-    hook = BASELINES["gamma"](run.maml, run.tasks, LOSS, level=level).scores(run.test)
+    hook = make("gamma", run, level).scores(run.test)
     rows = make("gradient-similarity", run, level).scores(run.test)
     # In plain MAML Γ is a multiple of the identity: the same ranking, and so the same rows but for the scores' size.
     without = [[value for field, value in vars(row).items() if field != "score"] for row in hook]
@@ -371,7 +394,7 @@ def test_direct_influence_reads_literally_is_nothing(run):
         assert not make("direct", run).score_matrix(run.test)[1].any()
 
 
-@pytest.mark.parametrize("name", sorted(BASELINES.keys() - {"random", "direct"}))
+@pytest.mark.parametrize("name", sorted(VARIANTS.keys() - {"random", "direct"}))
 def test_a_task_of_wrong_query_labels_is_found_harmful(spoilt, name):
     scores = make(name, spoilt).scores(spoilt.test)
     assert scores[0].task == 3 and scores[0].score > 0
@@ -382,7 +405,8 @@ def test_a_task_of_wrong_query_labels_is_found_harmful(spoilt, name):
 
 def test_random_scores_are_normal_and_repeat_with_their_seed(run):
     first, again, other = (
-        Random(run.maml, run.tasks, LOSS, level="query", seed=seed).score_matrix(run.test)[1] for seed in (0, 0, 1)
+        QueryInfluence(run.maml, run.tasks, LOSS, estimator=RandomScores(seed)).score_matrix(run.test)[1]
+        for seed in (0, 0, 1)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert len(first.flatten().unique()) == first.numel()
@@ -432,17 +456,19 @@ def test_checkpoints_go_into_tracin(run):
     optimizer = torch.optim.SGD(run.maml.parameters(), lr=0.25)
     with Checkpoints(run.maml, optimizer) as checkpoints:
         optimizer.step()
-    found = matrix(run, TracIn, "task", checkpoints=checkpoints)
-    assert close(found, 0.25 * matrix(run, GradientSimilarity, "task"))
+    found = matrix(run, TracIn(checkpoints), "task")
+    assert close(found, 0.25 * matrix(run, GradientSimilarity(), "task"))
 
 
 def test_checkpoints_carry_running_statistics(run):
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
     maml, tasks = train(model, labelled_batches(3, seed=40), LOSS)
     state = {name: value.clone() for name, value in maml.state_dict().items()}
-    then = GradientSimilarity(maml, tasks, LOSS, batch_norm="running").score_matrix(run.test)[1]
+    similar = TaskInfluence(maml, tasks, LOSS, batch_norm="running", estimator="gradient-similarity")
+    then = similar.score_matrix(run.test)[1]
     model[1].running_var.mul_(9)
-    found = TracIn(maml, tasks, LOSS, batch_norm="running", checkpoints=[(state, 1.0)]).score_matrix(run.test)[1]
+    tracin = TaskInfluence(maml, tasks, LOSS, batch_norm="running", estimator=TracIn([(state, 1.0)]))
+    found = tracin.score_matrix(run.test)[1]
     assert torch.equal(found, then)
 
 
@@ -455,8 +481,8 @@ def test_checkpoints_of_a_body_and_a_head(run):
             learner.adapt(LOSS(learner(features[::2]), y[::2]))
             LOSS(learner(features[1::2]), y[1::2]).backward()
     state = nn.ModuleDict({"body": body, "module": head}).state_dict()
-    found = TracIn(study, loss=LOSS, checkpoints=[(state, 2.0)]).score_matrix(run.test)[1]
-    expected = GradientSimilarity(study, loss=LOSS).score_matrix(run.test)[1]
+    found = TaskInfluence(study, loss=LOSS, estimator=TracIn([(state, 2.0)])).score_matrix(run.test)[1]
+    expected = TaskInfluence(study, loss=LOSS, estimator="gradient-similarity").score_matrix(run.test)[1]
     assert close(found, 2 * expected)
 
 
@@ -464,33 +490,19 @@ def test_checkpoints_of_a_body_and_a_head(run):
 
 
 def test_errors_say_what_to_do(run):
-    def of(kind, **options):
-        return kind(run.maml, run.tasks, LOSS, **options)
+    def of(estimator, **options):
+        return TaskInfluence(run.maml, run.tasks, LOSS, estimator=estimator, **options)
 
-    with pytest.raises(ValueError, match="level must be one of"):
-        of(GradientSimilarity, level="image")
-    with pytest.raises(ValueError, match="level must be one of"):
-        of(BASELINES["gamma"], level="image")
-    with pytest.raises(TypeError, match="hessian"):
-        of(GradientSimilarity, hessian="exact")
     with pytest.raises(LossStructureError, match="CrossEntropyLoss"):
-        QueryLoss(run.maml, run.tasks).scores(run.test)
+        TaskInfluence(run.maml, run.tasks, estimator="loss").scores(run.test)
     with pytest.raises(InfluenceError, match="no test tasks"):
-        of(GradientNorm).scores([])
+        of("gradient-norm").scores([])
     with pytest.raises(InfluenceError, match="at least one checkpoint"):
-        of(TracIn, checkpoints=[]).scores(run.test)
+        TracIn([])
     with pytest.raises(InfluenceError, match=r"maml.state_dict\(\) of this learner"):
-        of(TracIn, checkpoints=[(run.model.state_dict(), 1.0)]).scores(run.test)
-    with pytest.raises(ValueError, match="steps >= 1"):
-        of(AscentSteps, steps=0)
+        of(TracIn([(run.model.state_dict(), 1.0)])).scores(run.test)
     with pytest.raises(NotConvergedError, match="lower lr"):
-        of(AscentSteps, lr=1e308, steps=10).scores(run.test)
-    with pytest.raises(ValueError, match="at least 1"):
-        of(ProjectedGradients, dimensions=0)
-    with pytest.raises(ValueError, match="ridge must be positive"):
-        of(ProjectedGradients, ridge=0.0)
-    with pytest.raises(ValueError, match="at least 1"):
-        of(SingleLevelEKFAC, curvature_tasks=0)
+        of(AscentSteps(lr=1e308, steps=10)).scores(run.test)
     first, second = run.model[0].parameters(), run.model[2].parameters()
     optimizer = torch.optim.SGD([{"params": first, "lr": 0.1}, {"params": second, "lr": 0.2}])
     with Checkpoints(run.maml, optimizer), pytest.raises(InfluenceError, match="different learning rates"):
@@ -499,8 +511,74 @@ def test_errors_say_what_to_do(run):
         Checkpoints(run.maml, optimizer, every=0)
 
 
+# ---- further questions ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_self_influence_is_a_product_with_the_gradient_of_the_items_own_loss(run, level):
+    """In plain products, cosines, sums over checkpoints, and under the items' kernel."""
+    pulls, own = run.all_pulls(level), run.own_gradients(level)
+    draw = torch.Generator().manual_seed(3)
+    signs = torch.randint(0, 2, (len(run.lam), 7), generator=draw, dtype=torch.int8) * 2.0 - 1
+    projection = signs.double() / 7**0.5
+    features = pulls @ projection
+    kernel = torch.linalg.inv(features.T @ features + 0.01 * torch.eye(7).double())
+    expected = {
+        GradientSimilarity(): -(pulls * own).sum(1),
+        CosineSimilarity(): -torch.cosine_similarity(pulls, own, dim=1),
+        TracIn([(run.maml.state_dict(), 0.5), (run.maml.state_dict(), 0.25)]): -0.75 * (pulls * own).sum(1),
+        ProjectedGradients(dimensions=7, seed=3, ridge=0.01): -((features @ kernel) * (own @ projection)).sum(1),
+    }
+    for estimator, values in expected.items():
+        scores = HOOKS[level](run.maml, run.tasks, LOSS, estimator=estimator).self_influence()
+        found = torch.tensor([scores.values[name] for name in run.names(level)], dtype=torch.float64)
+        assert close(found, values, rtol=1e-7)
+        assert [row.score for row in scores] == sorted(scores.values.values())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_estimators_that_move_lambda_predict_edits(run, level):
+    """TracIn takes back the item's share of its steps; ascent goes up it."""
+    items = [0, 2] if level == "task" else [(0, 1), (2, 3)]
+    rows = [run.names(level).index(item) for item in items]
+    pull = run.all_pulls(level)[rows].sum(0)
+    climbed, sign = run.lam, -1 if level != "support" else 1
+    for _ in range(2):
+        climbed = climbed + 0.4 * run.all_pulls(level, climbed)[rows].sum(0)
+    moves = {
+        TracIn([(run.maml.state_dict(), 0.5), (run.maml.state_dict(), 0.25)]): 0.75 * pull,
+        AscentSteps(steps=2, lr=0.4): climbed - run.lam,
+    }
+    for estimator, expected in moves.items():
+        hook = HOOKS[level](run.maml, run.tasks, LOSS, estimator=estimator)
+        edited = hook.remove(items)
+        assert close(torch.cat([value.flatten() for value in edited.values()]) - run.lam, expected)
+        influence = torch.cat([value.flatten() for value in hook.influence(items).values()])
+        assert close(influence, sign * expected)
+        with pytest.raises(EstimatorError, match="correct_residual=True. These do: implicit, first-order"):
+            hook.remove(items, correct_residual=True)
+
+
+def test_questions_that_an_estimator_cannot_answer_are_refused_and_others_named(run):
+    def of(name):
+        return make(name, run)
+
+    for name in ("gradient-similarity", "cosine-similarity", "projected-gradients", "single-level-ekfac", "random"):
+        for ask in (lambda: of(name).influence(0), lambda: of(name).remove(0), lambda: of(name).add(run.test)):  # noqa: B023
+            with pytest.raises(EstimatorError, match=f'"{name}".*These do: .*implicit.*tracin'):
+                ask()
+    for name in ("single-level-ekfac", "random", "loss", "gradient-norm", "ascent"):
+        with pytest.raises(EstimatorError, match="self_influence.*gradient-similarity.*estimator="):
+            of(name).self_influence()
+    for name in ("random", "loss", "gradient-norm", "ascent"):
+        with pytest.raises(EstimatorError, match="score_matrix_to.*cosine-similarity.*tracin"):
+            of(name).score_matrix_to("nowhere", run.test)
+        with pytest.raises(EstimatorError, match="does not use test gradients"):
+            of(name).scores(run.test, test_gradient="partial")
+
+
 def test_ekfac_of_tasks_of_different_shapes_is_refused(run):
     first, (x, y) = labelled_batches(2, seed=60)
     maml, tasks = train(run.model, [first, (x[:6], y[:6])], LOSS, lr=LR, steps=STEPS)
     with pytest.raises(InfluenceError, match="of one shape"):
-        SingleLevelEKFAC(maml, tasks, LOSS).scores(run.test)
+        TaskInfluence(maml, tasks, LOSS, estimator=SingleLevelEKFAC()).scores(run.test)

@@ -87,10 +87,10 @@ def test_what_is_refused_is_said_and_left_out(run, tests) -> None:
 
 
 def test_the_hook_is_left_as_it_is(run, hook, tests) -> None:
-    before, kept = hook.score_matrix(tests)[1], hook._kept.outer
+    before, kept = hook.score_matrix(tests)[1], hook.fitted()
     sensitivity_of(hook, tests, scales=[3.0])
     sensitivity_of(hook, tests, setting="δ", scales=[3.0])
-    assert hook._kept.outer is kept and torch.equal(hook.score_matrix(tests)[1], before)
+    assert hook.fitted() is kept and torch.equal(hook.score_matrix(tests)[1], before)
 
 
 def test_only_positive_scales_are_taken(hook, tests) -> None:

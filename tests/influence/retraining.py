@@ -17,8 +17,7 @@ from torch.func import functional_call, grad, hessian, vmap
 from torch.nn.utils import vector_to_parameters
 
 from l2l_influence import MAML, TaskDataset
-from l2l_influence.analysis.estimators.curved import CurvedHook
-from l2l_influence.hooks.hook import Hook
+from l2l_influence.hooks import EstimatorHook, Hook
 
 from .runs import Batch, labelled_batches, pairs, train
 
@@ -237,7 +236,7 @@ class Run:
     def hook(self, kind: type[Hook], **options: Any) -> Any:
         """A hook that solves everything exactly, unless told otherwise."""
         inner = {"inner": self.inner, "l2": L2, "inner_solver": "dense", "inner_tolerance": 1e-12}
-        outer = {"hessian": "exact", "damping": 0.0, "tolerance": 1e-12} if issubclass(kind, CurvedHook) else {}
+        outer = {"hessian": "exact", "damping": 0.0, "tolerance": 1e-12} if issubclass(kind, EstimatorHook) else {}
         return kind(self.maml, self.tasks, self.loss, **{**inner, **outer, **options})
 
 

@@ -151,19 +151,19 @@ def test_automatic_damping_is_a_hundredth_of_the_largest_eigenvalue():
     [("proximal", TaskInfluence), ("unrolled", QueryInfluence), ("unrolled", SupportInfluence)],
 )
 def test_scores_as_the_paper_prints_them_leave_the_test_tasks_jacobian_out(inner, hook):
-    """exact=False: ∂_θ L_O of the test tasks in the place of their total gradient; the influences are the same."""
+    """test_gradient="partial": ∂_θ L_O of the test tasks in the place of their total gradient; the influences are the same."""
     run = optimal_run(inner)
     slope = run.test.by_theta(run.lam)[0].mean(0)
-    study = run.hook(hook)
-    scores = study.scores(run.test.tasks, exact=False)
+    influence_hook = run.hook(hook)
+    scores = influence_hook.scores(run.test.tasks, test_gradient="partial")
     for row in scores[::4]:
         item = row.task if hook is TaskInfluence else (row.task, row.sample)
         sign = -1 if hook is SupportInfluence else 1
-        assert row.score == pytest.approx(sign * float(slope @ flat(study.influence(item))), rel=1e-8)
+        assert row.score == pytest.approx(sign * float(slope @ flat(influence_hook.influence(item))), rel=1e-8)
     assert any("without dθ/dλ" in note for note in scores.notes)
-    names, matrix = study.score_matrix(run.test.tasks, exact=False)
+    names, matrix = influence_hook.score_matrix(run.test.tasks, test_gradient="partial")
     assert matrix.mean(1).tolist() == pytest.approx([scores.values[name] for name in names], rel=1e-8)
-    assert scores.values != pytest.approx(study.scores(run.test.tasks).values, rel=0.01)
+    assert scores.values != pytest.approx(influence_hook.scores(run.test.tasks).values, rel=0.01)
 
 
 def test_direct_influence_takes_the_adapted_parameters_for_the_learners():

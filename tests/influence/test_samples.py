@@ -107,16 +107,16 @@ def test_every_kind_of_hessian_scores_samples_as_it_scores_tasks():
 
 def test_resolve_is_the_difference_that_adapting_without_the_sample_makes(run):
     """λ* stays: only the task's total gradient changes, from its value without the sample to its value with it."""
-    reference, hook = run.reference, run.hook(SupportInfluence)
+    reference, hook = run.reference, run.hook(SupportInfluence, removal="resolve")
     inverse = torch.linalg.inv(run.hessian)
     without = stacked([reference.without("support", [item]) for item in ITEMS])
     expected = (reference.gradient(run.lam) - vmap(reference.gradient, (None, 0))(run.lam, without)) @ inverse
     for at in (0, 6, 19):
         name = (run.ids[ITEMS[at][0]], ITEMS[at][1])
-        assert relative(flat(hook.influence(name, inner="resolve")), expected[at]) < 1e-8
+        assert relative(flat(hook.influence(name)), expected[at]) < 1e-8
     scores = -expected @ run.test_gradient
-    assert relative(by_item(run, hook.scores(run.test.tasks, inner="resolve").values), scores) < 1e-8
-    assert relative(by_item(run, hook.scores(run.test.tasks).values), scores) > 0.01
+    assert relative(by_item(run, hook.scores(run.test.tasks).values), scores) < 1e-8
+    assert relative(by_item(run, run.hook(SupportInfluence).scores(run.test.tasks).values), scores) > 0.01
 
 
 @pytest.mark.parametrize("inner", ["unrolled", "proximal"])
@@ -135,8 +135,9 @@ def test_a_support_set_of_one_can_be_adapted_without_it(inner):
 
     weight = maml.module.weight.detach()[0]
     expected = grad(lambda w: loss(adapted(w)).sum())(weight) - grad(lambda w: loss(w).sum())(weight)
-    hook = SupportInfluence(maml, tasks, nn.MSELoss(), inner=inner, hessian="identity", l2=0.0, damping=0.0)
-    assert relative(hook.influence((2, 0), inner="resolve")["weight"][0], expected) < 1e-8
+    options = {"hessian": "identity", "l2": 0.0, "damping": 0.0, "removal": "resolve"}
+    hook = SupportInfluence(maml, tasks, nn.MSELoss(), inner=inner, **options)
+    assert relative(hook.influence((2, 0))["weight"][0], expected) < 1e-8
 
 
 # ---- what a row says --------------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def test_rows_say_whose_they_are(level):
         x, y = served[key]
         assert row.row == 2 * row.sample + first and row.label == y[row.row]
         assert torch.equal(data[row.index][0], x[row.row])
-        assert row.draws == (2 if key == 4 else 1)
+        assert row.times_trained == (2 if key == 4 else 1)
         own = adapted_loss(maml.module, (x[::2], y[::2]), (x[row.row, None], y[row.row, None]), steps=1)
         assert row.loss == pytest.approx(own, rel=1e-5)
     assert [row.rank for row in scores] == list(range(1, 19))
@@ -198,7 +199,7 @@ def test_samples_are_read_and_saved_like_tasks(tmp_path):
     text = str(scores)
     assert "12 support samples" in text and "one of the support samples is removed" in text
     lines = scores.to_csv(tmp_path / "scores.csv").read_text().splitlines()
-    assert lines[0] == "rank,task,sample,row,index,label,draws,loss,score" and len(lines) == 13
+    assert lines[0] == "rank,task,sample,row,index,label,times_trained,loss,score" and len(lines) == 13
     first = scores[0]
     x, y = batches[first.task]
     assert first.label == pytest.approx(tuple(y[first.row].tolist()))

@@ -184,8 +184,8 @@ OTHERS = {
     "damping=": lambda folder: study(damping=0.5).score_matrix_to(folder, TEST, shard=3),
     "hessian=": lambda folder: study(hessian="identity").score_matrix_to(folder, TEST, shard=3),
     "shard=": lambda folder: study().score_matrix_to(folder, TEST, shard=4),
-    "exact=": lambda folder: study().score_matrix_to(folder, TEST, shard=3, exact=False),
-    "level=": lambda folder: study(QueryInfluence).score_matrix_to(folder, TEST, shard=3),
+    "test_gradient=": lambda folder: study().score_matrix_to(folder, TEST, shard=3, test_gradient="partial"),
+    "items=": lambda folder: study(QueryInfluence).score_matrix_to(folder, TEST, shard=3),
 }
 
 

@@ -61,6 +61,10 @@ def calls(loop: Loop, inner: str) -> dict[str, Callable[[], object]]:
         loop.hook(kind, damping=1e6, **options)
         for kind in (TaskInfluence, QueryInfluence, SupportInfluence, DirectInfluence)
     )
+    left_out, anew = (
+        kind.like(task, **change)
+        for kind, change in ((TaskInfluence, {"leave_one_out": True}), (SupportInfluence, {"removal": "resolve"}))
+    )
     gradient, hessian = loop.hook(TotalGradient, **options), loop.hook(TotalHessian, **options)
     test, v = pairs(batches(2, seed=1)), torch.ones(53, dtype=torch.float64)
     labels = torch.zeros(12, dtype=torch.long)
@@ -74,21 +78,21 @@ def calls(loop: Loop, inner: str) -> dict[str, Callable[[], object]]:
     ):
         asked |= {
             f"{name} scores": lambda hook=hook: hook.scores(test),
-            f"{name} scores of a taskset": lambda hook=hook: hook.scores(ListedTasks(batches(2, seed=1)), exact=False),
+            f"{name} scores of a taskset": lambda hook=hook: hook.scores(ListedTasks(batches(2, seed=1)), test_gradient="partial"),
             f"{name} matrix": lambda hook=hook: hook.score_matrix(test),
             f"{name} itself": lambda hook=hook: hook.self_influence(),
             f"{name} influence": lambda hook=hook, item=item: hook.influence(item),
             f"{name} removal": lambda hook=hook, item=item: hook.remove(item, correct_residual=True),
         }
     return asked | {
-        "leaving out": lambda: task.scores(test, leave_one_out=True),
-        "removal, leaving out": lambda: task.remove([0, 2], leave_one_out=True),
+        "leaving out": lambda: left_out.scores(test),
+        "removal, leaving out": lambda: left_out.remove([0, 2]),
         "addition": lambda: task.add(test),
         "relabelled task": lambda: task.relabel({0: labels}),
         "relabelled query sample": lambda: query.relabel({(0, 1): 2}),
         "relabelled support sample": lambda: support.relabel({(0, 1): 2}),
-        "adapting anew": lambda: support.scores(test, inner="resolve"),
-        "removal, adapting anew": lambda: support.remove((0, 1), inner="resolve"),
+        "adapting anew": lambda: anew.scores(test),
+        "removal, adapting anew": lambda: anew.remove((0, 1)),
     }
 
 

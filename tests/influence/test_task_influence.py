@@ -190,7 +190,8 @@ def test_what_memory_does_not_hold_at_once_is_solved_in_parts(hessian):
     )
     expected, found = ample.score_matrix(test)[1], scarce.score_matrix(test)[1]
     assert torch.allclose(found, expected, rtol=1e-8, atol=0)
-    assert scarce._outer().report.residual.shape == (4,)  # of all parts
+    rows = scarce.run_at().solved_tasks.lam.expand(4, -1)
+    assert scarce.fitted().system.solve(rows).report.residual.shape == (4,)  # of all parts
 
 
 def test_a_taskset_is_read_without_a_trace():
@@ -341,7 +342,7 @@ def test_the_result_reads_well(tmp_path):
     text = str(scores)
     assert "positive = harmful" in text and "25 training tasks" in text and "…" in text
     lines = scores.to_csv(tmp_path / "scores.csv").read_text().splitlines()
-    assert lines[0] == "rank,task,key,classes,draws,loss,score" and len(lines) == 26
+    assert lines[0] == "rank,task,key,classes,times_trained,loss,score" and len(lines) == 26
     assert float(lines[1].split(",")[-1]) == values[0]
     frame = pytest.importorskip("pandas") and scores.to_frame()
     assert list(frame.columns) == lines[0].split(",") and list(frame["score"]) == values

@@ -1,49 +1,24 @@
-"""What a user chose, and what the recording says where they left it open."""
+"""The inner problem and the batch statistics: what the user chose, else what the recording says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...bilevel import Unrolled
 from ...bilevel.functional import BatchNormMode
-from ...bilevel.inner import InnerKind, Inverse, Proximal
+from ...bilevel.inner import InnerKind, Proximal
 from ...bilevel.layout import Named
-from ...bilevel.memory import DEFAULT, Memory
-from ...bilevel.solvers import OnIndefinite, OnUnconverged, Policy
+from ...bilevel.solvers import Policy
 from ...errors import BatchNormError, InfluenceError, UncoveredParameterError
 from ...recording import RecordedTask
 from ...recording.learners.base import LearnedRule
 from ...recording.learners.registry import adapter_named
 from .criterion import Reduction
-
-Inner = Literal["proximal", "unrolled"] | InnerKind
-"""How θ_i(λ) is defined: as the loop's own steps, as the paper's proximal problem, or by a kind with its settings."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a hook reads the recorded run; see :class:`~l2l_influence.hooks.hook.Hook` for what each means."""
-
-    loss: Callable[..., Tensor] | None = None
-    reduction: Reduction | None = None
-    inner: Inner = "unrolled"
-    proximal: float | Literal["auto"] = "auto"
-    inner_solver: str | Inverse = "auto"
-    inner_tolerance: float = 0.1
-    l2: float = 1e-3
-    batch_norm: BatchNormMode | None = None
-    on_indefinite: OnIndefinite = "raise"
-    on_unconverged: OnUnconverged = "raise"
-    memory: Memory = DEFAULT
-    progress: bool | None = None
-    group: ProcessGroup | None = None
-
+from .options import ProblemOptions
 
 class InnerChoice:
     """How θ_i(λ) is defined, by the options and by what the recorded tasks were adapted with.
@@ -58,7 +33,7 @@ class InnerChoice:
         recorded: Sequence[RecordedTask],
         adapted: Mapping[str, str],
         reduction: Reduction,
-        options: Options,
+        options: ProblemOptions,
     ) -> None:
         self._recorded, self._reduction, self._options = recorded, reduction, options
         self.learned = self._learned(learner, adapted) if options.inner == "unrolled" else None
@@ -74,11 +49,7 @@ class InnerChoice:
         if isinstance(options.inner, InnerKind):
             return options.inner
         if options.inner == "unrolled":
-            if options.proximal != "auto":
-                raise ValueError("proximal= is the strength of the proximal inner problem: pass inner='proximal' too")
             return self._unrolled()
-        if options.inner != "proximal":
-            raise ValueError(f"inner must be 'proximal', 'unrolled' or an inner kind, not {options.inner!r}")
         policy = Policy(options.on_indefinite, options.on_unconverged)
         return Proximal(self._strength(), options.inner_solver, options.inner_tolerance, policy=policy)
 

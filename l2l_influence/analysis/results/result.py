@@ -1,4 +1,4 @@
-"""Scores of tasks and samples, ready to be read, sorted, drawn and saved."""
+"""Results: scores of tasks, samples and groups, as ranked rows that can be printed, drawn and saved."""
 
 from __future__ import annotations
 
@@ -16,43 +16,56 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+class Row:
+    """One row of a result."""
+
+    @property
+    def item(self) -> Hashable:
+        """The item's name, as hooks take it."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class TaskScore:
+class TaskScore(Row):
     """One row of :class:`TaskScores`.
 
     Attributes:
         rank: 1 for the most harmful task.
-        task: its id, as :meth:`TaskInfluence.remove` takes it.
+        task: its id, as :meth:`~l2l_influence.TaskInfluence.remove` takes it.
         key: its index in the taskset; negative if no taskset served it.
         classes: the data set's own labels in it, or None.
-        draws: how often it was trained on.
+        times_trained: how often it was trained on.
         loss: its outer loss at λ*, after adaptation.
-        score: IS; positive = harmful.
+        score: see ``reading`` of the result; positive = harmful.
     """
 
     rank: int
     task: int
     key: int
     classes: tuple[Hashable, ...] | None
-    draws: int
+    times_trained: int
     loss: float
     score: float
 
+    @property
+    def item(self) -> int:
+        return self.task
+
 
 @dataclass(frozen=True)
-class SampleScore:
+class SampleScore(Row):
     """One row of :class:`SampleScores`.
 
     Attributes:
         rank: 1 for the most harmful sample.
-        task: id of the task it belongs to.
+        task: id of its task.
         sample: its position in the task's query (or support) set; hooks take ``(task, sample)``.
         row: its row in the batch that the taskset served.
         index: its index in the data set, or None if the taskset does not say.
         label: its label in the task.
-        draws: how often the task was trained on.
+        times_trained: how often the task was trained on.
         loss: its loss at λ*, after adaptation.
-        score: IS; positive = harmful.
+        score: see ``reading`` of the result; positive = harmful.
     """
 
     rank: int
@@ -61,35 +74,59 @@ class SampleScore:
     row: int
     index: int | None
     label: float
-    draws: int
+    times_trained: int
     loss: float
     score: float
 
+    @property
+    def item(self) -> tuple[int, int]:
+        return self.task, self.sample
 
-Row = TypeVar("Row", TaskScore, SampleScore)
+
+@dataclass(frozen=True)
+class GroupScore(Row):
+    """One row of :class:`GroupScores`.
+
+    Attributes:
+        rank: 1 for the most harmful group.
+        group: its name, as :meth:`~l2l_influence.GroupInfluence.remove` takes it.
+        members: how many items it has.
+        loss: the mean of its members' losses at λ*, after adaptation.
+        score: the sum of its members' scores; positive = harmful.
+    """
+
+    rank: int
+    group: Hashable
+    members: int
+    loss: float
+    score: float
+
+    @property
+    def item(self) -> Hashable:
+        return self.group
 
 
-class Scores(Sequence[Row]):
-    """Influence scores of all items of one kind, most harmful first.
+RowType = TypeVar("RowType", TaskScore, SampleScore, GroupScore)
+
+
+class Scores(Sequence[RowType]):
+    """Scores of all items of one kind, most harmful first: a sequence of rows.
 
     Attributes:
         what: what the items are.
-        test_loss: mean outer loss, at λ*, of the tasks that were scored on.
+        test_loss: mean outer loss at λ* of the test tasks.
         reading: what a score means, with its sign and unit.
-        notes: how the scores were computed, a line each: inner kind, Hessian, damping, residuals, stationarity.
+        notes: how the scores were computed, one line each: inner kind, Hessian, damping, residuals, stationarity.
     """
 
     what = "items"
     row_type: type[Any]
 
-    def __init__(self, rows: Sequence[Row], test_loss: float, notes: Sequence[str], reading: str | None = None) -> None:
-        self._rows: list[Row] = list(rows)
+    def __init__(self, rows: Sequence[RowType], test_loss: float, notes: Sequence[str], reading: str) -> None:
+        self._rows: list[RowType] = list(rows)
         self.test_loss = test_loss
         self.notes = list(notes)
-        self.reading = reading or (
-            f"score = mean loss of the test tasks now ({test_loss:.4f}) − predicted loss after one of the {self.what} "
-            "is removed and λ retrained; positive = harmful, negative = helpful; unit: the loss"
-        )
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -97,19 +134,19 @@ class Scores(Sequence[Row]):
     def __getitem__(self, position: Any) -> Any:
         return self._rows[position]
 
-    def top(self, count: int = 10) -> list[Row]:
-        """The most harmful."""
+    def top(self, count: int = 10) -> list[RowType]:
+        """The rows of the most harmful items; :meth:`~l2l_influence.TaskInfluence.remove` takes them."""
         return self._rows[:count]
 
-    def bottom(self, count: int = 10) -> list[Row]:
-        """The most helpful, the most helpful first."""
+    def bottom(self, count: int = 10) -> list[RowType]:
+        """The rows of the most helpful items, the most helpful first."""
         return self._rows[::-1][:count]
 
     def __str__(self) -> str:
         return self.table()
 
     def table(self, count: int = 10) -> str:
-        """The ``count`` most harmful and most helpful as text, with what the numbers mean."""
+        """The ``count`` most harmful and most helpful rows as text, with the meaning of the numbers."""
         columns = self.columns()
         shown = self._rows if len(self._rows) <= 2 * count else self._rows[:count] + self._rows[-count:]
         lines: list[list[str]] = [[_text(name, value) for name, value in vars(row).items()] for row in shown]
@@ -141,14 +178,14 @@ class Scores(Sequence[Row]):
         return path
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw the ranking (extra ``plots``), and save it when a path is given."""
+        """Draw the ranking (extra ``plots``), and save it if a path is given."""
         from ...report.plots import draw_ranking
 
         return draw_ranking(self, path)
 
 
 class TaskScores(Scores[TaskScore]):
-    """Influence scores of all training tasks, most harmful first."""
+    """Scores of all training tasks, most harmful first."""
 
     what = "training tasks"
     row_type = TaskScore
@@ -160,12 +197,12 @@ class TaskScores(Scores[TaskScore]):
 
 
 class SampleScores(Scores[SampleScore]):
-    """Influence scores of all query (or support) samples, most harmful first."""
+    """Scores of all query (or support) samples, most harmful first."""
 
     row_type = SampleScore
 
     def __init__(
-        self, what: str, rows: Sequence[SampleScore], test_loss: float, notes: Sequence[str], reading: str | None = None
+        self, what: str, rows: Sequence[SampleScore], test_loss: float, notes: Sequence[str], reading: str
     ) -> None:
         self.what = what
         super().__init__(rows, test_loss, notes, reading)
@@ -176,7 +213,7 @@ class SampleScores(Scores[SampleScore]):
         return {(row.task, row.sample): row.score for row in self}
 
     def by_index(self) -> dict[int, float]:
-        """The sum of scores over all tasks that a data set's sample occurs in, by its index, most harmful first.
+        """Scores summed by the data set's index, over all tasks that a sample occurs in; most harmful first.
 
         Raises:
             RecordingError: the taskset did not say which samples it served.
@@ -189,8 +226,25 @@ class SampleScores(Scores[SampleScore]):
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
+class GroupScores(Scores[GroupScore]):
+    """Scores of all groups, most harmful first."""
+
+    row_type = GroupScore
+
+    def __init__(
+        self, what: str, rows: Sequence[GroupScore], test_loss: float, notes: Sequence[str], reading: str
+    ) -> None:
+        self.what = what
+        super().__init__(rows, test_loss, notes, reading)
+
+    @property
+    def values(self) -> dict[Hashable, float]:
+        """Score by group."""
+        return {row.group: row.score for row in self}
+
+
 def _plain(value: Any) -> Any:
-    """As it goes into a table: names joined, nothing for None."""
+    """A value as a table shows it: names joined, None as an empty text."""
     if isinstance(value, tuple):
         return " ".join(str(name) for name in value)
     return "" if value is None else value

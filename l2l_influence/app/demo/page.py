@@ -109,7 +109,7 @@ def _score_rows(findings: Findings, count: int = 10) -> list[list[str]]:
             str(row.task),
             " ".join(map(str, row.classes or ())),
             "wrong" if row.key in findings.run.digits.wrong else "correct",
-            str(row.draws),
+            str(row.times_trained),
             f"{row.loss:.3f}",
             f"{row.score:+.2e}",
         ]

@@ -150,5 +150,5 @@ def _tables(scores: TaskScores) -> dict[str, list[Any]]:
 def _cells(row: TaskScore) -> dict[str, str]:
     classes = " ".join(map(str, row.classes or ()))
     numbers = [f"{row.loss:.3f}", f"{row.score:+.2e}"]
-    cells = [str(row.rank), str(row.task), str(row.key), classes, str(row.draws), *numbers]
+    cells = [str(row.rank), str(row.task), str(row.key), classes, str(row.times_trained), *numbers]
     return dict(zip(_COLUMNS, cells, strict=True))

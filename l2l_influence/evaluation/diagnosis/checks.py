@@ -1,4 +1,4 @@
-"""What can be seen without a test task: the recording, the point λ*, the curvature there, and the damping."""
+"""Checks that need no test task: the recording, the point λ*, the curvature there, and the damping."""
 
 from __future__ import annotations
 
@@ -7,46 +7,47 @@ import warnings
 import torch
 from torch import Tensor
 
-from ...analysis.estimators.outer import Outer
-from ...analysis.problem.inner_notes import inner_notes
-from ...analysis.problem.snapshot import Snapshot
-from ...analysis.run import Run
+from ...analysis.estimators.implicit import OuterSystem
+from ...analysis.inner_notes import inner_notes
+from ...analysis.run import RunAt
 from ...bilevel import Sketch
 from ...bilevel.hessians.exact import Exact
 from ...bilevel.hessians.sketch import SampledRows
 from ...bilevel.solvers.lanczos import extreme_eigenvalues
+from ...bilevel.stationarity import Stationarity
 from ...errors import InfluenceError
 from .verdicts import Check, Verdict, graded, unknown
 
 PRODUCTS = 30
-"""Of the exact Hessian, in search of negative curvature; as many as a policy spends on it."""
+"""Products with the exact Hessian spent on the search for negative curvature; as many as a policy spends on it."""
 
 HALF = 0.5
-"""Removing an item takes its share h of the curvature away too, and moves λ by up to 1/(1 − h) times what influence
-says: by that where the share is all in one direction. Beyond one half the prediction may be nearer to nothing than to
-what happens."""
+"""Removing an item also removes its share h of the curvature, and so moves λ by up to 1/(1 − h) times the prediction: by
+that much if its share lies in one direction. Beyond one half the prediction may be closer to zero than to the truth."""
 
 
-def coverage(study: Snapshot, run: Run) -> Check:
-    """Whether what trained λ* is in L_Total: a term left out is a pull that no score accounts for."""
-    recording = run.recording
-    trained = sum(task.times_trained for task in study.recorded)
+def coverage(run: RunAt) -> Check:
+    """Whether everything that trained λ* is in L_Total: a term left out pulls λ, and no score accounts for it."""
+    view = run.run.view
+    recording = view.recording
+    trained = sum(task.times_trained for task in run.recorded)
     others = sum(task.times_trained for task in recording.tasks_so_far) - trained
-    given, model = study.solved_tasks.lam.numel(), sum(value.numel() for value in run.parameters.values())
-    found = f"{len(study.recorded)} tasks, which trained in {trained} draws; λ is {given} of {model} parameters"
+    given, model = run.solved_tasks.lam.numel(), sum(value.numel() for value in view.parameters.values())
+    found = f"{len(run.recorded)} tasks, trained on in {trained} draws; λ is {given} of {model} parameters"
     missing = recording.unmatched + others
     figure = trained / (trained + missing)
     if missing == 0 and recording.stands_for == 1:
         return Check("coverage", "fine", figure, f"{found}; nothing else trained it")
-    found += f"; left out are {others} draws of other tasks, and what did not match. {recording.describe()}"
-    advice = "leave tasks= out, and have every taskset wrapped; a sample of the tasks only compares those in it"
+    found += f"; left out are {others} draws of other tasks, and inputs that did not match. {recording.describe()}"
+    advice = "leave tasks= out, and wrap every taskset; scores from a sample of the tasks only compare those in it"
     return Check("coverage", "read with care", figure / recording.stands_for, found, advice)
 
 
-def stationarity(study: Snapshot) -> Check:
-    """In units of the average task's gradient, which is what its removal leaves. N gradients that have nothing to do
-    with each other add up to √N of them: where that much is left, they do not balance at all, and λ* is no minimum."""
-    found, unrelated = study.stationarity, len(study.recorded) ** 0.5
+def stationarity(found: Stationarity, count: int) -> Check:
+    """The gradient at λ* in units of the average task's gradient, which is what removing that task leaves. The sum of N
+    unrelated gradients has length √N of them: if that much is left, the gradients do not balance, and λ* is no
+    minimum."""
+    unrelated = count**0.5
     text = (
         f"‖D_λ L_Total‖ is {found.tasks:.2g} times the average task's gradient (below 1 it is less than what a removal "
         f"leaves; {unrelated:.2g} is what unrelated gradients would leave)"
@@ -58,39 +59,38 @@ def stationarity(study: Snapshot) -> Check:
     return Check("stationarity", graded(found.tasks, 1, max(1, unrelated)), found.tasks, text, advice)
 
 
-def inner(study: Snapshot, tolerance: float) -> Check:
-    """Derivatives of θ_i(λ) are those at a minimum of L_I; off it they err to first order in the residual. An error
-    within the outer solve's own tolerance changes nothing; one beyond ``inner_tolerance`` the user has ruled out."""
+def inner(run: RunAt, tolerance: float) -> Check:
+    """Inner residuals. Derivatives of θ_i(λ) hold at a minimum of L_I; elsewhere their error is of first order in the
+    residual. It does not matter within the ``tolerance`` of the outer solve; beyond ``inner_tolerance`` there is an
+    error."""
     own = max(
-        (float(solved.solution.residual.max()) for solved in study.solved_tasks.microbatches("inner residuals")),
+        (float(solved.solution.residual.max()) for solved in run.solved_tasks.microbatches("inner residuals")),
         default=0.0,
     )
-    residual = study.problem.ranks.maximum(own)
-    found = "; ".join(inner_notes(study, residual)).removeprefix("inner: ")
-    verdict = graded(residual, tolerance, study.options.inner_tolerance)
+    residual = run.problem.ranks.maximum(own)
+    found = "; ".join(inner_notes(run, residual)).removeprefix("inner: ")
+    verdict = graded(residual, tolerance, run.run.options.inner_tolerance)
     return Check("inner", verdict, residual, found, f"inner_tolerance={tolerance:g}, or inner='unrolled'")
 
 
-def curvature(outer: Outer) -> Check:
+def curvature(system: OuterSystem) -> Check:
     """The smallest eigenvalue of D²_λ L_Total that Lanczos finds, l2 included: below 0, λ* is no minimum.
 
     What is found lies inside the spectrum, so that a negative figure proves negative curvature, and a positive one does
     not rule it out.
     """
     try:
-        lowest, highest = _extremes(outer)
+        lowest, highest = _extremes(system)
     except (InfluenceError, RuntimeError) as error:  # torch has no derivative of something, or a solve gave up
         return unknown("curvature", f"the exact Hessian could not be had: {str(error).splitlines()[0]}")
-    smallest, rounding = (
-        lowest + outer.study.problem.l2,
-        torch.finfo(outer.study.solved_tasks.lam.dtype).eps ** 0.5 * highest,
-    )
+    l2, dtype = system.run.problem.l2, system.run.solved_tasks.lam.dtype
+    smallest, rounding = lowest + l2, torch.finfo(dtype).eps ** 0.5 * highest
     verdict: Verdict = (
-        "fine" if smallest > -rounding else "read with care" if smallest + outer.damping > 0 else "do not trust"
+        "fine" if smallest > -rounding else "read with care" if smallest + system.damping > 0 else "do not trust"
     )
     found = (
-        f"smallest eigenvalue of D²_λ L_Total {smallest:.3g} (l2 {outer.study.problem.l2:.3g} included), largest "
-        f"{highest:.3g}, by {PRODUCTS} products; damping {outer.damping:.3g}"
+        f"smallest eigenvalue of D²_λ L_Total {smallest:.3g} (l2 {l2:.3g} included), largest "
+        f"{highest:.3g}, by {PRODUCTS} products; damping {system.damping:.3g}"
     )
     advice = (
         "λ* is no minimum: train on. The damping outweighs the negative curvature, so that the system has an answer"
@@ -101,27 +101,24 @@ def curvature(outer: Outer) -> Check:
     return Check("curvature", verdict, smallest, found, advice)
 
 
-def _extremes(outer: Outer) -> tuple[float, float]:
+def _extremes(system: OuterSystem) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of an approximate inner inverse, which is told with the inner solutions
-        exact = outer.with_hessian(Exact()).hessian.operator
-        lowest, highest = extreme_eigenvalues(exact, outer.study.solved_tasks.lam.unsqueeze(0), PRODUCTS)
+        exact = system.with_hessian(Exact()).hessian.operator
+        lowest, highest = extreme_eigenvalues(exact, system.run.solved_tasks.lam.unsqueeze(0), PRODUCTS)
     return float(lowest), float(highest)
 
 
-def damping(outer: Outer, items: int) -> Check:
+def damping(system: OuterSystem, items: int) -> Check:
     """How many directions have more curvature than damping: r = Σ σ/(σ + d), σ being the eigenvalues of the (sampled)
     Gauss–Newton matrix and d = l2 + damping. r/n is then the average item's share of the curvature that counts."""
-    spectrum, l2 = (
-        eigenvalues(sampled_gauss_newton(outer), outer.study.solved_tasks.lam.numel()),
-        outer.study.problem.l2,
-    )
-    dtype = outer.study.solved_tasks.lam.dtype
-    rank, bare = (effective_rank(spectrum, shift, dtype) for shift in (l2 + outer.damping, l2))
+    lam, l2 = system.run.solved_tasks.lam, system.run.problem.l2
+    spectrum, dtype = eigenvalues(sampled_gauss_newton(system), lam.numel()), lam.dtype
+    rank, bare = (effective_rank(spectrum, shift, dtype) for shift in (l2 + system.damping, l2))
     share = rank / items
     found = (
-        f"effective rank {rank:.3g} of {outer.study.solved_tasks.lam.numel()} directions at l2 {l2:.3g} + damping "
-        f"{outer.damping:.3g} ({bare:.3g} without damping); {share:.2g} for each of {items} items"
+        f"effective rank {rank:.3g} of {lam.numel()} directions at l2 {l2:.3g} + damping "
+        f"{system.damping:.3g} ({bare:.3g} without damping); {share:.2g} for each of {items} items"
     )
     flat = rank < 1
     advice = (
@@ -132,16 +129,16 @@ def damping(outer: Outer, items: int) -> Check:
     return Check("damping", "read with care" if flat or share > HALF else "fine", rank, found, advice)
 
 
-def largest_curvature(outer: Outer) -> float:
+def largest_curvature(system: OuterSystem) -> float:
     """Of L_Total, l2 included, as Gauss–Newton has it."""
-    sampled, like = sampled_gauss_newton(outer), outer.study.solved_tasks.lam.unsqueeze(0)
-    return float(sampled.largest_eigenvalue(like, PRODUCTS)) + outer.study.problem.l2
+    sampled, like = sampled_gauss_newton(system), system.run.solved_tasks.lam.unsqueeze(0)
+    return float(sampled.largest_eigenvalue(like, PRODUCTS)) + system.run.problem.l2
 
 
-def sampled_gauss_newton(outer: Outer) -> SampledRows:
+def sampled_gauss_newton(system: OuterSystem) -> SampledRows:
     """The hook's own sketch, or one that is made for it."""
-    own = outer.hessian.operator
-    operator = own if isinstance(own, SampledRows) else Sketch().operator(outer.study.solved_tasks)
+    own = system.hessian.operator
+    operator = own if isinstance(own, SampledRows) else Sketch().operator(system.run.solved_tasks)
     assert isinstance(operator, SampledRows)
     return operator
 

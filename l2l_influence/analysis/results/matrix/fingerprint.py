@@ -9,14 +9,13 @@ from typing import Any
 
 from ....bilevel import Task
 from ....bilevel.inner import Proximal
-from ....bilevel.item_gradients import ItemGradient
-from ....bilevel.solved_tasks import SolvedTasks
 from ....errors import ForeignMatrixError
 from ....recording import RecordedTask
 from ....storage.fingerprints import content_digest
-from ...estimators.outer import Outer
+from ...estimators import DirectionalFit
+from ...items import SingleItems
+from ...passes import Targets
 from ...problem.state import state_of
-from ...run import Run
 from .shard_plan import ShardPlan
 
 UNUSED = {"taskset", "read", "classes", "indices", "times_seen"}
@@ -41,21 +40,22 @@ class MatrixFingerprint:
 
     @classmethod
     def of(
-        cls, run: Run, outer: Outer, level: ItemGradient, test: SolvedTasks, exact: bool, plan: ShardPlan
+        cls, fit: DirectionalFit[Any], items: SingleItems, targets: Targets, plan: ShardPlan
     ) -> MatrixFingerprint:
         """Reads the data of all test tasks once, and solves one training task."""
-        study = outer.study
-        start = isinstance(study.problem.kind, Proximal)
-        options = {name: value for name, value in vars(study.options).items() if name != "progress"}
-        chosen = {"level": level, "exact": exact, "shard": plan.shard, "block": plan.block}
-        settings = {**options, **vars(outer.how), **chosen}
+        run, estimator = fit.run, fit.estimator
+        start = isinstance(run.problem.kind, Proximal)
+        options = {name: value for name, value in vars(run.run.options).items() if name != "body"}
+        chosen = {field.name: getattr(estimator, field.name) for field in fields(estimator)}
+        asked = {"items": items, "test_gradient": targets.test_gradient, "shard": plan.shard, "block": plan.block}
+        settings = {**options, "memory": run.problem.memory, "estimator": estimator.name, **chosen, **asked}
         digests = {
-            "meta-parameters": content_digest([repr(run.model), *state_of(run.owner, [])]),
-            "training tasks": content_digest(_use(task, start) for task in study.recorded),
-            "test tasks": content_digest(map(_data, test.tasks)),
+            "meta-parameters": content_digest([repr(run.run.view.model), *state_of(run.run.view.owner, [])]),
+            "training tasks": content_digest(_use(task, start) for task in run.recorded),
+            "test tasks": content_digest(map(_data, targets.tasks)),
         }
         named = {f"{name}=": content_digest([value]) for name, value in settings.items()}
-        return cls({**digests, **named}, float(study.solved_tasks.one(0).outer_loss()[0]))
+        return cls({**digests, **named}, float(run.solved_tasks.one(0).outer_loss()[0]))
 
     def require(self, known: Mapping[str, Any], where: object) -> None:
         """Compare with a saved fingerprint; ``where`` it was found is named in the error.

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ....errors import ItemsError, UnfinishedMatrixError
+from ....errors import InfluenceError, ItemsError, UnfinishedMatrixError
 from ....storage.matrix_folder import MATRIX, MatrixFolder
+from ...items import KINDS
 
 Ref = int | tuple[int, int]
 """The id of a task; for samples, (id of the task, position of the sample)."""
@@ -30,10 +31,9 @@ class Shard(NamedTuple):
 
 
 class ScoreMatrix:
-    """Influence scores of every item on every test task (Def. 5.2), written by ``score_matrix_to`` of a hook.
+    """Scores of every item on every test task, written by ``score_matrix_to`` of a hook.
 
-    A positive score means harmful: the loss of the test task is predicted to fall by the score if the item is removed
-    and λ retrained. The scores stay on the disk and are read one shard at a time.
+    A positive score means harmful. The scores stay on the disk and are read one shard at a time.
 
     Attributes:
         what: kind of the items: ``"task"``, ``"query sample"`` or ``"support sample"``.
@@ -45,6 +45,7 @@ class ScoreMatrix:
     def __init__(self, folder: MatrixFolder, manifest: dict[str, Any]) -> None:
         self._folder, self._manifest, self._tasks = folder, manifest, folder.tasks()
         self.what: str = manifest["what"]
+        self._kind = KINDS[self.what]
         self.shape: tuple[int, int] = tuple(manifest["shape"])
         self.test_losses: npt.NDArray[np.float64] = np.asarray(manifest["test_losses"], dtype=np.float64)
         self.notes: list[str] = manifest["notes"]
@@ -76,10 +77,7 @@ class ScoreMatrix:
     @cached_property
     def items(self) -> list[Ref]:
         """The item of each row: the id of a task; for samples, (id of the task, position of the sample)."""
-        if self.what == "task":
-            ids: list[Ref] = self._tasks[:, 0].tolist()
-            return ids
-        return [(task, j) for task, count in self._tasks.tolist() for j in range(count)]
+        return [ref for task, count in self._tasks.tolist() for ref in self._kind.refs(task, count)]
 
     def shards(self) -> Iterator[Shard]:
         """All rows in order, one shard at a time."""
@@ -126,20 +124,22 @@ class ScoreMatrix:
         return np.concatenate([[0], np.cumsum(self._tasks[:, 1])])
 
     def _row(self, ref: Ref) -> int:
-        task, j = (ref, 0) if isinstance(ref, int) else ref
-        (positions,) = np.nonzero(self._tasks[:, 0] == task)
-        if (
-            isinstance(ref, int) != (self.what == "task")
-            or not len(positions)
-            or not 0 <= j < self._tasks[positions[0], 1]
-        ):
-            raise ItemsError(f"there is no {self.what} {ref!r} in this matrix; .items lists all items")
-        return int(self._starts[positions[0]]) + j
+        try:
+            task, j = self._kind.parts(ref)
+        except InfluenceError:
+            raise self._unknown(ref) from None
+        (places,) = np.nonzero(self._tasks[:, 0] == task)
+        if not len(places) or not 0 <= j < self._tasks[places[0], 1]:
+            raise self._unknown(ref)
+        return int(self._starts[places[0]]) + j
+
+    def _unknown(self, ref: Ref) -> ItemsError:
+        return ItemsError(f"there is no {self.what} {ref!r} in this matrix; .items lists all items")
 
     def _ref(self, row: int) -> Ref:
         place = int(np.searchsorted(self._starts, row, side="right")) - 1
-        task = int(self._tasks[place, 0])
-        return task if self.what == "task" else (task, row - int(self._starts[place]))
+        refs: list[Ref] = self._kind.refs(*self._tasks[place].tolist())
+        return refs[row - int(self._starts[place])]
 
     def _require_all(self) -> None:
         rows = sum(len(scores) for _, scores in self.shards())

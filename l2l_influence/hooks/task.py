@@ -1,0 +1,29 @@
+"""The influence of whole training tasks (task-IF, Thm 4.3)."""
+
+from __future__ import annotations
+
+from ..analysis.estimators import Implicit
+from ..analysis.items import Tasks
+from ..analysis.results.result import TaskScores
+from .influence import Influence
+
+
+class TaskInfluence(Influence[int, TaskScores]):
+    """Which training tasks made the meta-parameters what they are, and which of them hurt (the paper's task-IF).
+
+    Tasks are named by their ids. See :class:`~l2l_influence.hooks.hook.EstimatorHook` for the arguments.
+    """
+
+    _items = Tasks()
+
+
+class DirectInfluence(TaskInfluence):
+    """Direct IF (Eq. 6, 7), which takes no account of dθ/dλ: a baseline for :class:`TaskInfluence`.
+
+    It is ``TaskInfluence(study, hessian="direct-first-order")``, which reads dθ/dλ as I: ∂_θ L_O and ∂_θθ L_O at θ_i
+    stand in for λ's. ``hessian="direct"`` is the literal reading, ∂_λ L_O and ∂_λλ L_O at fixed θ_i; in plain MAML both
+    are identically zero, and a warning says so. Test tasks' gradients stay total unless ``test_gradient="partial"`` is
+    asked for.
+    """
+
+    _default = Implicit(hessian="direct-first-order")
