@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import Optimizer
 
-from l2l_influence import record
-from l2l_influence import Checkpoints
+from l2l_influence import Checkpoints, record
 from l2l_influence.recording import Study
 
 from ..estimators.worlds import Stacked

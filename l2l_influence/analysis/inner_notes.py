@@ -31,9 +31,7 @@ def _inner_notes(run: RunAt, residual: float) -> list[str]:
 
 def _proximal_notes(run: RunAt, kind: Proximal, residual: float) -> list[str]:
     solved = next(run.solved_tasks.microbatches())
-    first = (
-        f"inner: proximal, δ = {kind.delta:.4g}{run.choice.strength_note}; largest relative residual {residual:.1e}"
-    )
+    first = f"inner: proximal, δ = {kind.delta:.4g}{run.choice.strength_note}; largest relative residual {residual:.1e}"
     return [first, *_inverse_note(solved), *_distance_note(run, solved.solution)]
 
 

@@ -33,7 +33,9 @@ def _fitting(label: Any, known: Tensor, outputs: torch.Size) -> Tensor:
     if new.is_floating_point() and not known.is_floating_point():
         raise TaskShapeError(f"label {label} is not a whole number: labels of this task are ({known.dtype})")
     if new.shape not in (known.shape, torch.Size()):
-        raise TaskShapeError(f"label {label} has shape {tuple(new.shape)}: labels have shape {tuple(known.shape)} in this task")
+        raise TaskShapeError(
+            f"label {label} has shape {tuple(new.shape)}: labels have shape {tuple(known.shape)} in this task"
+        )
     classes = _classes(known, outputs)
     # A label that stays may be any: the loss may ignore it.
     if classes and bool(((new != known) & ((new < 0) | (new >= classes))).any()):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import InfluenceError
 from ..recording import Recording, Study, recording_of
-from ..recording.learners.base import model_of, require_learner
+from ..recording.learners.base import model_of
+from ..recording.learners.registry import require_learner
 from .editing import edited_state
 
 HEAD = "module."

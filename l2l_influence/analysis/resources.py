@@ -40,7 +40,9 @@ class Resources:
         if not (self.progress is None or isinstance(self.progress, bool)):
             raise TypeError(f"progress must be True, False or None, not {self.progress!r}")
         if self.process_group is GroupMember.NON_GROUP_MEMBER:
-            raise ValueError("this process is not in the process_group that was given: make the hook on its processes only")
+            raise ValueError(
+                "this process is not in the process_group that was given: make the hook on its processes only"
+            )
         if not (self.process_group is None or isinstance(self.process_group, ProcessGroup)):
             raise TypeError(
                 "process_group must be a torch.distributed.ProcessGroup, such as torch.distributed.group.WORLD after "

@@ -152,7 +152,9 @@ def damping_of(hook: Tunable) -> float:
     """What the hook adds to l2 when it solves."""
     fit = hook.fitted()
     if not isinstance(fit, ImplicitFit):
-        raise EstimatorError(f'the "{fit.estimator.name}" estimator solves no outer system, so it has no damping to vary')
+        raise EstimatorError(
+            f'the "{fit.estimator.name}" estimator solves no outer system, so it has no damping to vary'
+        )
     return fit.damping
 
 

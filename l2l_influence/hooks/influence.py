@@ -281,7 +281,9 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         if test_gradient not in get_args(TestGradient):
             raise ValueError(f"test_gradient must be one of {list(get_args(TestGradient))}, not {test_gradient!r}")
         if test_gradient == "partial" and not estimator.reads_test_gradients:
-            raise EstimatorError(f'the "{estimator.name}" estimator does not use test gradients: leave test_gradient= out')
+            raise EstimatorError(
+                f'the "{estimator.name}" estimator does not use test gradients: leave test_gradient= out'
+            )
         return Targets(run, run.test_tasks(test_tasks, num_tasks, split, seed).tasks, mean, test_gradient)
 
     def _require_matrix(self) -> DirectionalFit[Any]:

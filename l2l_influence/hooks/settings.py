@@ -173,7 +173,9 @@ def _require_once(given: Any, twice: Sequence[str]) -> None:
     """Raise a ``TypeError`` if short forms are given beside the object that has these settings."""
     if given is not None and not isinstance(given, str) and twice:
         kind = type(given).__name__
-        raise TypeError(f"{twice[0]}= is a setting of the {kind} object that was passed too: write {kind}({twice[0]}=...)")
+        raise TypeError(
+            f"{twice[0]}= is a setting of the {kind} object that was passed too: write {kind}({twice[0]}=...)"
+        )
 
 
 def _require_known(named: Iterable[str], estimator: Estimator) -> None:

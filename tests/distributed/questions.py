@@ -15,7 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from l2l_influence import GradientSimilarity, QueryInfluence, SupportInfluence, TaskInfluence, TotalGradient, TotalHessian
+from l2l_influence import (
+    GradientSimilarity,
+    QueryInfluence,
+    SupportInfluence,
+    TaskInfluence,
+    TotalGradient,
+    TotalHessian,
+)
 from l2l_influence.bilevel import BilevelProblem, Sketch, Subsample, Task, Unrolled
 from l2l_influence.parallel import ALONE, Ranks, ranks_of
 from tests.bilevel.toys import SIZE, classification, parameters, randn
@@ -95,7 +102,9 @@ def hooks(group: dist.ProcessGroup | None) -> Answers:
     found["added"] = torch.cat([v.flatten() for v in study.add(test).values()])
     checks = study.diagnose(test, spot_checks=4).checks
     found["diagnosis"] = torch.tensor([check.figure for check in checks], dtype=torch.float64)
-    found["similarity"] = TaskInfluence(maml, served, loss, estimator=GradientSimilarity(), **common).score_matrix(test)[1]
+    found["similarity"] = TaskInfluence(maml, served, loss, estimator=GradientSimilarity(), **common).score_matrix(
+        test
+    )[1]
     found["total"] = torch.cat([v.flatten() for v in TotalGradient(maml, served, loss, **common).total().values()])
     found["solve"] = (
         TotalHessian(maml, served, loss, hessian="sketch", **common).solve(randn(1, len(found["total"]))).value

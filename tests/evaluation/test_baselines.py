@@ -315,7 +315,9 @@ def test_single_level_ekfac_does_not_care_which_parameters_are_adapted(level):
     for key, (support, query) in enumerate(pairs(batches)):
         told.add_episode(learner=maml, support=support, query=query, lr=LR, steps=1, key=key)
     found, expected = (
-        HOOKS[level](study, loss=LOSS, estimator=SingleLevelEKFAC()).score_matrix(pairs(labelled_batches(3, seed=100)))[1]
+        HOOKS[level](study, loss=LOSS, estimator=SingleLevelEKFAC()).score_matrix(pairs(labelled_batches(3, seed=100)))[
+            1
+        ]
         for study in (recorded, told)
     )
     assert close(found, expected)

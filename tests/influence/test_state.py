@@ -78,7 +78,9 @@ def calls(loop: Loop, inner: str) -> dict[str, Callable[[], object]]:
     ):
         asked |= {
             f"{name} scores": lambda hook=hook: hook.scores(test),
-            f"{name} scores of a taskset": lambda hook=hook: hook.scores(ListedTasks(batches(2, seed=1)), test_gradient="partial"),
+            f"{name} scores of a taskset": lambda hook=hook: hook.scores(
+                ListedTasks(batches(2, seed=1)), test_gradient="partial"
+            ),
             f"{name} matrix": lambda hook=hook: hook.score_matrix(test),
             f"{name} itself": lambda hook=hook: hook.self_influence(),
             f"{name} influence": lambda hook=hook, item=item: hook.influence(item),

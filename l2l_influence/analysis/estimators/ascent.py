@@ -13,7 +13,6 @@ from ..edits import Edit, Place, Removal
 from ..items import Items
 from ..passes import Pass, Targets, walk
 from ..problem.options import require_count, require_number
-from ..run import RunAt
 from .base import Estimator, FittedEstimator
 
 

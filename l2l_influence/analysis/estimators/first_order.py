@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...bilevel.inner import IdentityJacobian, ApproximateJacobian
+from ...bilevel.inner import ApproximateJacobian, IdentityJacobian
 from ..run import RunAt
 from .implicit import Implicit, ImplicitFit
 

@@ -40,7 +40,9 @@ class Ranked:
     notes: Sequence[str]
 
     @classmethod
-    def of(cls, scores: Tensor, losses: Tensor, test_loss: float, reading: str, notes: Sequence[str], first: str) -> Ranked:
+    def of(
+        cls, scores: Tensor, losses: Tensor, test_loss: float, reading: str, notes: Sequence[str], first: str
+    ) -> Ranked:
         """Ranked by ``scores``, ``[n]``, the ``"highest"`` or the ``"lowest"`` first."""
         order = scores.argsort(descending=first == "highest", stable=True)
         return cls(scores.tolist(), losses.tolist(), order.tolist(), test_loss, reading, notes)

@@ -83,15 +83,13 @@ def walk(
         (found.add if total_gradients else found.add_residual)(solved)
     ranks = solved_tasks.settings.ranks
     stationarity = found.stationarity() if total_gradients else None
-    return Walk(
-        ranks.gather(scores.each()), ranks.gather(losses.each()), ranks.maximum(found.residual), stationarity
-    )
+    return Walk(ranks.gather(scores.each()), ranks.gather(losses.each()), ranks.maximum(found.residual), stationarity)
 
 
 def each_task(solved_tasks: SolvedTasks, measure: Measure, purpose: str = "tasks") -> list[Tensor]:
     """``measure(batch)``, ``[B, ...]``, by position of the task, in float64 on the CPU."""
     found = PackedTensors(len(solved_tasks.tasks))
-    for solved in solved_tasks.solved(purpose):
+    for solved in solved_tasks.microbatches(purpose):
         found.put(solved.batch.index, measure(solved).detach())
     return solved_tasks.settings.ranks.gather(found.each())
 

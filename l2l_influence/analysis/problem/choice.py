@@ -20,6 +20,7 @@ from ...recording.learners.registry import adapter_named
 from .criterion import Reduction
 from .options import ProblemOptions
 
+
 class InnerChoice:
     """How θ_i(λ) is defined, by the options and by what the recorded tasks were adapted with.
 

@@ -93,13 +93,13 @@ class ProblemOptions:
         if self.proximal != "auto":
             require_number("proximal", self.proximal, above=True, words=("auto",))
             if self.inner != "proximal":
-                raise ValueError(
-                    "proximal= is the strength of the proximal inner problem: pass inner='proximal' too"
-                )
+                raise ValueError("proximal= is the strength of the proximal inner problem: pass inner='proximal' too")
         if isinstance(self.inner_solver, str):
             _require_word("inner_solver", self.inner_solver, ("auto", *sorted(INVERSES)))
         elif not callable(self.inner_solver):
-            raise TypeError(f"inner_solver must be a name or an inverse of l2l_influence.bilevel, not {self.inner_solver!r}")
+            raise TypeError(
+                f"inner_solver must be a name or an inverse of l2l_influence.bilevel, not {self.inner_solver!r}"
+            )
 
     def _require_loss(self) -> None:
         if self.loss is None:

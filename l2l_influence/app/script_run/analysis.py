@@ -13,7 +13,6 @@ from torch import nn
 from ...analysis.results.result import TaskScores
 from ...bilevel.hessians.kinds import curvature
 from ...bilevel.task import Pair
-from ...analysis.results.result import TaskScores
 from ...errors import InfluenceError, LossStructureError, NothingRecordedError, RecordingError
 from ...hooks import TaskInfluence
 from ...recording import RecordedTask, Study

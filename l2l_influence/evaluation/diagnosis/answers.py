@@ -87,6 +87,8 @@ def sampling(answers: Answers, fit: ImplicitFit[Any]) -> Check | None:
     other = fit.system.with_hessian(replace(drawn, seed=drawn.seed + 1))
     agreed = spearman(answers.values, answers.along(ImplicitFit(fit.estimator, fit.run, other), answers.gradient))
     limit = max(agreed, 0.0) ** 0.5
-    found = f"scores by two samples of the Hessian agree to ρ = {agreed:.2f}, so one is worth √{agreed:.2f} = {limit:.2f}"
+    found = (
+        f"scores by two samples of the Hessian agree to ρ = {agreed:.2f}, so one is worth √{agreed:.2f} = {limit:.2f}"
+    )
     advice = "more samples (Sketch(samples=64)), a tenfold damping, or hessian='gauss-newton'"
     return Check("sampling", graded(-limit, -WITHIN, -NO_GAIN), agreed, found, advice)

@@ -89,9 +89,7 @@ class ContinuedOptimisation:
         return SolvedTasks(solved_tasks.settings, lam.to(solved_tasks.lam), solved_tasks.tasks, weights)
 
 
-def spot_check(
-    answers: Answers, stationarity: Stationarity, retrain: Retrain | None, count: int, seed: int
-) -> Check:
+def spot_check(answers: Answers, stationarity: Stationarity, retrain: Retrain | None, count: int, seed: int) -> Check:
     """Pearson's r of predicted with actual changes of the mean test loss, and its 95 % interval by Fisher's z."""
     run = answers.fit.run
     tasks = len(run.recorded)

@@ -152,7 +152,9 @@ class Implicit(Estimator):
         if not isinstance(self.tolerance, float) or not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance must be a number between 0 and 1, not {self.tolerance!r}")
         if not (self.solver is None or isinstance(self.solver, LinearSolver)):
-            raise TypeError(f"solver must be a solver object of l2l_influence.bilevel, such as CG(), not {self.solver!r}")
+            raise TypeError(
+                f"solver must be a solver object of l2l_influence.bilevel, such as CG(), not {self.solver!r}"
+            )
         if self.removal not in REMOVALS:
             raise ValueError(f"removal must be one of {sorted(REMOVALS)}, not {self.removal!r}")
         if not isinstance(self.leave_one_out, bool):
@@ -168,7 +170,9 @@ class Implicit(Estimator):
 
     def prepared(self, items: Items) -> Items:
         if self.leave_one_out and not isinstance(items.gradient, TaskGradient):
-            raise ValueError(f"leave_one_out=True is for whole tasks: a {items.members.what} has no part of the Hessian")
+            raise ValueError(
+                f"leave_one_out=True is for whole tasks: a {items.members.what} has no part of the Hessian"
+            )
         return items.resolved() if self.removal == "resolve" else items
 
     def reading(self, what: str, test_loss: float) -> str:

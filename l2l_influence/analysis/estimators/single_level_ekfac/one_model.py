@@ -33,7 +33,9 @@ class OneModel:
     def of(run: RunAt) -> OneModel:
         """The single-level view of a run, with its outer loss."""
         layout = run.solved_tasks.settings.layout
-        return OneModel(run.solved_tasks.lam, layout, Objective(run.problem.outer_loss, layout, layout.keep(layout.shapes)))
+        return OneModel(
+            run.solved_tasks.lam, layout, Objective(run.problem.outer_loss, layout, layout.keep(layout.shapes))
+        )
 
     def outputs(self, x: Tensor, y: Tensor, parameters: Named) -> Tensor:
         """Of one batch, ``[n, …]``, with these parameters."""

@@ -34,7 +34,9 @@ class Chosen(NamedTuple):
         Raises:
             TaskShapeError: they have different shapes.
         """
-        some = list(run.solved_tasks.subset(positions).alone().microbatches("EK-FAC"))  # by each rank: factors are not sums
+        some = list(
+            run.solved_tasks.subset(positions).alone().microbatches("EK-FAC")
+        )  # by each rank: factors are not sums
         parts = [pooled(solved.batch) for solved in some]
         if len({part.x.shape[1:] for part in parts}) > 1:
             raise TaskShapeError(

@@ -39,9 +39,7 @@ class MatrixFingerprint:
     loss: float
 
     @classmethod
-    def of(
-        cls, fit: DirectionalFit[Any], items: SingleItems, targets: Targets, plan: ShardPlan
-    ) -> MatrixFingerprint:
+    def of(cls, fit: DirectionalFit[Any], items: SingleItems, targets: Targets, plan: ShardPlan) -> MatrixFingerprint:
         """Reads the data of all test tasks once, and solves one training task."""
         run, estimator = fit.run, fit.estimator
         start = isinstance(run.problem.kind, Proximal)

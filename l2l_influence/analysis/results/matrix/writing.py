@@ -42,7 +42,13 @@ class Writer:
     def __init__(
         self, folder: str | Path, fit: DirectionalFit[Any], items: SingleItems, targets: Targets, plan: ShardPlan
     ) -> None:
-        self._folder, self._fit, self._items, self._targets, self._plan = MatrixFolder(folder), fit, items, targets, plan
+        self._folder, self._fit, self._items, self._targets, self._plan = (
+            MatrixFolder(folder),
+            fit,
+            items,
+            targets,
+            plan,
+        )
         self._accumulated = PassAccumulator(fit.run.solved_tasks, fit.run.problem.l2)
         self._done = torch.zeros(len(plan.shards), DIGEST_BYTES, dtype=torch.uint8)
         self._counted = 0
