@@ -52,7 +52,8 @@ class Estimator(ABC):
 
     def self_reading(self, what: str, loss: float) -> str:
         """As :meth:`reading`, for scores of items on their own losses, whose mean is ``loss``."""
-        return f"each item's score on its own loss, the most negative first: λ leans on these most. {self.reading(what, loss)}"
+        own = "each item's score on its own loss, the most negative first: λ leans on these most"
+        return f"{own}. {self.reading(what, loss)}"
 
     def prepared(self, items: Items) -> Items:
         """The items as this estimator removes them.
