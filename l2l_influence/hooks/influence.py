@@ -251,14 +251,11 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         """
         from ..evaluation.diagnosis import diagnose  # imports SciPy, which nothing else here needs
 
-        if test_tasks is None:
-            targets = None
-        else:
-            targets = self._targets(test_tasks, num_tasks, split, seed, "total", mean=True)
+        scored = test_tasks is not None
         return diagnose(
             self.fitted(),
             self.items,
-            targets,
+            self._targets(test_tasks, num_tasks, split, seed, "total", mean=True) if scored else None,
             stationarity=self.stationarity(),
             retrain=retrain,
             spot_checks=spot_checks,

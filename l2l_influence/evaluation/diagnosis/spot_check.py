@@ -108,8 +108,8 @@ def spot_check(answers: Answers, stationarity: Stationarity, retrain: Retrain | 
     by = "your retraining" if retrain else continued_words(continued, stationarity)
     found = (
         f"{len(removals)} tasks removed one by one, by {by}: r = {r.value:.2f} (95 % interval {r.low:.2f} to "
-        f"{r.high:.2f}) between predicted and actual change of the mean test loss; a predicted change of 1 stands for an "
-        f"actual one of {slope(predicted, true):.2g}"
+        f"{r.high:.2f}) between predicted and actual change of the mean test loss; a predicted change of 1 stands "
+        f"for an actual one of {slope(predicted, true):.2g}"
     )
     return Check(SPOT_CHECK, _verdict(r), r.value, found, _MORE if retrain else _OWN)
 
