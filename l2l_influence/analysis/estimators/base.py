@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -34,7 +33,7 @@ class Estimator(ABC):
     """
 
     name: ClassVar[str]
-    fitted: ClassVar[Callable[[Any, RunAt], FittedEstimator[Any]]]
+    fitted: ClassVar[type[FittedEstimator[Any]]]
     reads_test_gradients: ClassVar[bool] = False
 
     def __init_subclass__(cls, **settings: Any) -> None:
