@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import InfluenceError
 from ..recording import Recording, Study, recording_of
 from ..recording.learners.base import model_of
-from ..recording.learners.registry import require_learner
+from ..recording.learners.registry import adapter_of, require_learner
 from .editing import edited_state
 
 HEAD = "module."
@@ -105,9 +105,16 @@ class LearnerView:
 
     def adapted_names(self, names: Iterable[str]) -> dict[str, str]:
         """The model's parameters that a task adapts, and their names in the learner's own module."""
-        if self.body is None:
-            return {name: name for name in names}
-        return {name: name.removeprefix(HEAD) for name in names if name.startswith(HEAD)}
+        own = {name: name for name in names}
+        if self.body is not None:
+            own = {name: name.removeprefix(HEAD) for name in names if name.startswith(HEAD)}
+        known = adapter_of(self.learner).adapted()
+        return {name: inside for name, inside in own.items() if inside in known}
+
+    def starts(self, adapted: Mapping[str, str]) -> dict[str, Tensor]:
+        """Of :meth:`adapted_names`, those that each task starts anew and that are no entries of λ: where they start."""
+        known = adapter_of(self.learner).adapted()
+        return {name: start for name, inside in adapted.items() if (start := known[inside]) is not None}
 
     def edited_state(self, edited: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The :attr:`owner`'s state_dict, copied, with these meta-parameters."""

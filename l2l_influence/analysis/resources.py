@@ -39,7 +39,8 @@ class Resources:
         in_bytes(self.memory)
         if not (self.progress is None or isinstance(self.progress, bool)):
             raise TypeError(f"progress must be True, False or None, not {self.progress!r}")
-        if self.process_group is GroupMember.NON_GROUP_MEMBER:
+        given: object = self.process_group  # torch types a group that this process is not in as a number
+        if given is GroupMember.NON_GROUP_MEMBER:
             raise ValueError(
                 "this process is not in the process_group that was given: make the hook on its processes only"
             )

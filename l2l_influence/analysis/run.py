@@ -100,9 +100,11 @@ class RunAt:
         self.losses = self._read_losses()
         adapted = view.adapted_names(model.parameters)
         self.choice = InnerChoice(view.learner, recorded, adapted, self.losses.inner.reduction, options)
-        self.lam = {**model.parameters, **self._rule_parameters()}
+        starts = {name: start.to(self._like) for name, start in view.starts(adapted).items()}
+        own = {name: value for name, value in model.parameters.items() if name not in starts}
+        self.lam = {**own, **self._rule_parameters()}
         kind = self.choice.kind()
-        self.problem = self._problem(model, kind, list(adapted))
+        self.problem = self._problem(model, kind, [name for name in adapted if name not in starts], starts)
         ids = ((task.id, task.key, task.times_trained) for task in recorded)
         self.problem.ranks.require_same("recorded tasks", ids)
         start = adapted if isinstance(kind, Proximal) else None
@@ -171,7 +173,9 @@ class RunAt:
             raise InfluenceError(f"a checkpoint does not fit: it has no {', '.join(missing)}; take maml.state_dict()")
         return {name: state[name].to(value) for name, value in known.items()}
 
-    def _problem(self, model: FunctionalModel, kind: InnerKind, adapted: list[str]) -> BilevelProblem:
+    def _problem(
+        self, model: FunctionalModel, kind: InnerKind, adapted: list[str], starts: dict[str, Tensor]
+    ) -> BilevelProblem:
         options, resources = self.run.options, self.run.resources
         inner, outer = (
             ModelLoss(model, parts.criterion, model.parameters) for parts in (self.losses.inner, self.losses.outer)
@@ -182,6 +186,7 @@ class RunAt:
             kind,
             options.l2,
             adapted,
+            theta_start=starts or None,
             on_indefinite=options.on_indefinite,
             on_unconverged=options.on_unconverged,
             memory=resources.memory,

@@ -55,7 +55,8 @@ class GroupInfluence(Influence[Hashable, GroupScores]):
 
     @classmethod
     def like(cls, hook: EstimatorHook, *, by: By | None = None, of: Of = "query", **changed: Any) -> GroupInfluence:
-        """See :meth:`TaskInfluence.like`; ``by`` and ``of`` are those of ``hook`` if it has groups and none are given."""
+        """See :meth:`TaskInfluence.like`; ``by`` and ``of`` are those of ``hook`` if it has groups and none are
+        given."""
         other = cls._like(hook, changed)
         if by is not None:
             other._items = Groups.of(of, by)

@@ -236,9 +236,9 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         """What the numbers of this hook can be trusted for; printed, it says so in words, and what to do.
 
         It checks the coverage of the recording, stationarity, inner residuals, the curvature at λ*, and how much of it
-        the damping covers. Given test tasks it also checks how much of the scores is error of the solver or noise of the
-        sketch, and makes a spot check: some tasks are removed one by one, and the predicted change of the mean test loss
-        is compared with the actual one.
+        the damping covers. Given test tasks it also checks how much of the scores is error of the solver or noise of
+        the sketch, and makes a spot check: some tasks are removed one by one, and the predicted change of the mean test
+        loss is compared with the actual one.
 
         Args:
             test_tasks, num_tasks, split: as for :meth:`scores`; without them scores are not checked.
@@ -251,14 +251,11 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         """
         from ..evaluation.diagnosis import diagnose  # imports SciPy, which nothing else here needs
 
-        if test_tasks is None:
-            targets = None
-        else:
-            targets = self._targets(test_tasks, num_tasks, split, seed, "total", mean=True)
+        scored = test_tasks is not None
         return diagnose(
             self.fitted(),
             self.items,
-            targets,
+            self._targets(test_tasks, num_tasks, split, seed, "total", mean=True) if scored else None,
             stationarity=self.stationarity(),
             retrain=retrain,
             spot_checks=spot_checks,

@@ -27,9 +27,9 @@ class SupportInfluence(Influence[Sample, SampleScores]):
     paper's instance-IF for training data (Thm 4.6–4.8), with all of D_λ P.
 
     Samples are named ``(task, sample)``: the task's id, and the position in its support set. What is said of removal in
-    :class:`QueryInfluence` holds here too. ``removal="resolve"`` takes the difference that adapting the task anew without
-    the sample makes, in place of the paper's derivative by its weight: closer to removal on small support sets, at the
-    cost of one inner solve per sample. See :class:`~l2l_influence.hooks.hook.EstimatorHook` for the arguments.
+    :class:`QueryInfluence` holds here too. ``removal="resolve"`` takes the difference that adapting the task anew
+    without the sample makes, in place of the paper's derivative by its weight: closer to removal on small support sets,
+    at the cost of one inner solve per sample. See :class:`~l2l_influence.hooks.hook.EstimatorHook` for the arguments.
     """
 
     _items = SupportSamples()

@@ -151,7 +151,8 @@ def test_automatic_damping_is_a_hundredth_of_the_largest_eigenvalue():
     [("proximal", TaskInfluence), ("unrolled", QueryInfluence), ("unrolled", SupportInfluence)],
 )
 def test_scores_as_the_paper_prints_them_leave_the_test_tasks_jacobian_out(inner, hook):
-    """test_gradient="partial": ∂_θ L_O of the test tasks in the place of their total gradient; the influences are the same."""
+    """test_gradient="partial": ∂_θ L_O of the test tasks in the place of their total gradient; the influences are the
+    same."""
     run = optimal_run(inner)
     slope = run.test.by_theta(run.lam)[0].mean(0)
     influence_hook = run.hook(hook)

@@ -58,8 +58,8 @@ class AscentSteps(Estimator):
     """L_test(λ*) − L_test(λ_K), where λ_{k+1} = λ_k + lr · g_item(λ_k) from λ_0 = λ*: K gradient steps *up* the item's
     part of L_Total (for a support sample, up the part of its task's loss that its weight made).
 
-    Positive = harmful: unlearning the item lowers the test loss. Nothing holds the other tasks' losses in place, so only
-    a few steps make sense; for lr → 0 scores are lr·K times those of :class:`GradientSimilarity`. Unit: the loss.
+    Positive = harmful: unlearning the item lowers the test loss. Nothing holds the other tasks' losses in place, so
+    only a few steps make sense; for lr → 0 scores are lr·K times those of :class:`GradientSimilarity`. Unit: the loss.
 
     Each item costs K gradients and the losses of all test tasks, which makes this the most expensive estimator. In
     float32 a change below about 1e-7 of the test loss is noise: do not choose lr too small.

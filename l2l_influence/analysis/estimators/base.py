@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -34,7 +33,7 @@ class Estimator(ABC):
     """
 
     name: ClassVar[str]
-    fitted: ClassVar[Callable[[Any, RunAt], FittedEstimator[Any]]]
+    fitted: ClassVar[type[FittedEstimator[Any]]]
     reads_test_gradients: ClassVar[bool] = False
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -52,7 +51,8 @@ class Estimator(ABC):
 
     def self_reading(self, what: str, loss: float) -> str:
         """As :meth:`reading`, for scores of items on their own losses, whose mean is ``loss``."""
-        return f"each item's score on its own loss, the most negative first: λ leans on these most. {self.reading(what, loss)}"
+        own = "each item's score on its own loss, the most negative first: λ leans on these most"
+        return f"{own}. {self.reading(what, loss)}"
 
     def prepared(self, items: Items) -> Items:
         """The items as this estimator removes them.

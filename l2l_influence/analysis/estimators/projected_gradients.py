@@ -63,9 +63,9 @@ class ProjectedGradientsFit(FeatureFit["ProjectedGradients"]):
 class ProjectedGradients(Estimator):
     """−φ_testᵀ (ΦᵀΦ + ρI)⁻¹ φ_item, where φ = Πᵀ g, and Φ has a row φ for each item of the kind that is scored.
 
-    Π is ``[P, k]`` with random entries ±1/√k. This is TRAK (Park et al., 2023) for total gradients of the loss, from one
-    model and without its weights by correct-class probabilities: influence with the empirical Fisher matrix of the items
-    in a random subspace. It takes two passes over the items, however many test tasks there are.
+    Π is ``[P, k]`` with random entries ±1/√k. This is TRAK (Park et al., 2023) for total gradients of the loss, from
+    one model and without its weights by correct-class probabilities: influence with the empirical Fisher matrix of the
+    items in a random subspace. It takes two passes over the items, however many test tasks there are.
 
     Positive = harmful. Scores are not changes of the loss: compare them with each other only.
 

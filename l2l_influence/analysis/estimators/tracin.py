@@ -82,10 +82,10 @@ def _added(one: Walk, other: Walk) -> Walk:
 class TracIn(Estimator):
     """−Σ_c η_c ⟨g_test(λ_c), g_item(λ_c)⟩ over checkpoints λ_c with learning rates η_c (TracInCP, Pruthi et al., 2020).
 
-    Positive = harmful: steps on the item raised the test loss (the paper's sign is the opposite). Each checkpoint stands
-    for one step of gradient descent on L_Total; to stand for all steps up to the next checkpoint, η_c has to be their
-    sum. A common factor of all η_c does not change rankings. Unit: the loss. Removal undoes the item's share of these
-    steps: Δλ = Σ_c η_c g_item(λ_c).
+    Positive = harmful: steps on the item raised the test loss (the paper's sign is the opposite). Each checkpoint
+    stands for one step of gradient descent on L_Total; to stand for all steps up to the next checkpoint, η_c has to be
+    their sum. A common factor of all η_c does not change rankings. Unit: the loss. Removal undoes the item's share of
+    these steps: Δλ = Σ_c η_c g_item(λ_c).
 
     Args:
         checkpoints: ``(maml.state_dict(), learning rate)`` pairs, collected in the loop or by

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ...analysis.estimators import Implicit
 from ...analysis.results.result import TaskScores
 from ...bilevel.hessians.kinds import curvature
 from ...bilevel.task import Pair
@@ -125,7 +126,8 @@ def _scored(study: Study, settings: ScoringSettings, early: bool) -> ScoredRun:
     study.training_tasks()  # raises an error with the reason if some are missing
     loss = settings.chosen_loss
     tests = choose_tests(study.tasks, settings, early)
-    influence = TaskInfluence(study, loss=loss, hessian=settings.hessian, progress=settings.progress)
+    estimator = Implicit() if settings.hessian is None else Implicit(hessian=settings.hessian)
+    influence = TaskInfluence(study, loss=loss, estimator=estimator, progress=settings.progress)
     code = "" if loss is None else f'loss=nn.{type(loss).__name__}(reduction="{loss.reduction}")'
     return ScoredRun(influence.scores(tests.pairs), tests, code)
 

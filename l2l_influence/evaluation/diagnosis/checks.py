@@ -22,8 +22,9 @@ PRODUCTS = 30
 """Products with the exact Hessian spent on the search for negative curvature; as many as a policy spends on it."""
 
 HALF = 0.5
-"""Removing an item also removes its share h of the curvature, and so moves λ by up to 1/(1 − h) times the prediction: by
-that much if its share lies in one direction. Beyond one half the prediction may be closer to zero than to the truth."""
+"""Removing an item also removes its share h of the curvature, and so moves λ by up to 1/(1 − h) times the prediction:
+by that much if its share lies in one direction. Beyond one half the prediction may be closer to zero than to the
+truth."""
 
 
 def coverage(run: RunAt) -> Check:

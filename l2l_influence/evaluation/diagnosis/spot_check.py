@@ -43,8 +43,8 @@ class ContinuedOptimisation:
     (Nesterov's) from λ*, on all tasks at once, on a private copy.
 
     The steps are the same with and without a task, so the results differ by the task and by nothing else, even if λ* is
-    not stationary; an optimiser that adapts its steps, such as L-BFGS, would take other paths. It uses no Hessian except
-    for the size of its steps, and ignores the loop's own optimiser and noise.
+    not stationary; an optimiser that adapts its steps, such as L-BFGS, would take other paths. It uses no Hessian
+    except for the size of its steps, and ignores the loop's own optimiser and noise.
 
     Attributes:
         run: the training tasks, at λ*.
@@ -108,8 +108,8 @@ def spot_check(answers: Answers, stationarity: Stationarity, retrain: Retrain | 
     by = "your retraining" if retrain else continued_words(continued, stationarity)
     found = (
         f"{len(removals)} tasks removed one by one, by {by}: r = {r.value:.2f} (95 % interval {r.low:.2f} to "
-        f"{r.high:.2f}) between predicted and actual change of the mean test loss; a predicted change of 1 is an actual "
-        f"change of {slope(predicted, true):.2g}"
+        f"{r.high:.2f}) between predicted and actual change of the mean test loss; a predicted change of 1 stands "
+        f"for an actual one of {slope(predicted, true):.2g}"
     )
     return Check(SPOT_CHECK, _verdict(r), r.value, found, _MORE if retrain else _OWN)
 

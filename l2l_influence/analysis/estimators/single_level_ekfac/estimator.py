@@ -81,9 +81,9 @@ class SingleLevelEKFAC(Estimator):
 
     There is no inner problem. λ* is taken for the parameters of a model that was trained on all samples of all tasks,
     support and query alike: its loss is Σ_i c_i Σ_j w_j ℓ(z_ij; λ), each task's samples going through the model in one
-    batch. L^item is the item's part of it; a task's is that of all its samples. L^test is the loss of a test task's query
-    samples at λ*, unadapted. F is the EK-FAC approximation of the whole loss's Gauss–Newton matrix (Grosse et al., 2023)
-    over λ, with factors that all tasks share.
+    batch. L^item is the item's part of it; a task's is that of all its samples. L^test is the loss of a test task's
+    query samples at λ*, unadapted. F is the EK-FAC approximation of the whole loss's Gauss–Newton matrix (Grosse et
+    al., 2023) over λ, with factors that all tasks share.
 
     Positive = harmful. Labels mean what they mean in their task: where one number stands for different classes in
     different tasks, this model has learned nothing; the baseline is there to show that. Unit: the loss, of unadapted

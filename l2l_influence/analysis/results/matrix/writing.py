@@ -27,9 +27,9 @@ from .shard_plan import ShardPlan
 class Writer:
     """Writes the scores of every item on every test task, ``[items, T]``, in the dtype of λ.
 
-    First the directions are computed, block by block of test tasks, and saved. Then the shards are filled one by one: the
-    training tasks of each shard are a problem of their own, so what is batched together does not depend on what was done
-    before. What is used later is always read back from the folder, whichever run has written it.
+    First the directions are computed, block by block of test tasks, and saved. Then the shards are filled one by one:
+    the training tasks of each shard are a problem of their own, so what is batched together does not depend on what was
+    done before. What is used later is always read back from the folder, whichever run has written it.
 
     Args:
         folder: to write.
@@ -42,13 +42,8 @@ class Writer:
     def __init__(
         self, folder: str | Path, fit: DirectionalFit[Any], items: SingleItems, targets: Targets, plan: ShardPlan
     ) -> None:
-        self._folder, self._fit, self._items, self._targets, self._plan = (
-            MatrixFolder(folder),
-            fit,
-            items,
-            targets,
-            plan,
-        )
+        self._folder, self._fit, self._items = MatrixFolder(folder), fit, items
+        self._targets, self._plan = targets, plan
         self._accumulated = PassAccumulator(fit.run.solved_tasks, fit.run.problem.l2)
         self._done = torch.zeros(len(plan.shards), DIGEST_BYTES, dtype=torch.uint8)
         self._counted = 0
