@@ -18,7 +18,7 @@ from l2l_influence.bilevel.solved_tasks import SolvedTasks
 from l2l_influence.bilevel.task import stack
 from l2l_influence.errors import LossStructureError
 
-from .toys import gauss_newton_factor, generator, randn, relative
+from ...reference_problems.autograd import gauss_newton_factor, generator, randn, relative
 
 DELTA, WAYS = 2.0, 3
 

@@ -14,7 +14,17 @@ from l2l_influence.bilevel.hessians import CURVATURES, Sketch
 from l2l_influence.bilevel.hessians.subsample import probabilities
 from l2l_influence.errors import InfluenceError, LossStructureError
 
-from .toys import SIZE, Reference, classification, classification_tasks, generator, network, parameters, randn, relative
+from ...reference_problems.autograd import (
+    SIZE,
+    Reference,
+    classification,
+    classification_tasks,
+    generator,
+    network,
+    parameters,
+    randn,
+    relative,
+)
 
 LAM = parameters()
 ROWS = randn(7, 3, SIZE)

@@ -12,8 +12,8 @@ from l2l_influence.bilevel.solvers import MINRES, ClosedForm, LowRank, MultipleO
 from l2l_influence.bilevel.solvers.neumann import largest_eigenvalue
 from l2l_influence.errors import InfluenceError, LossStructureError, NegativeCurvatureError, NotConvergedError
 
-from .systems import Matrices, close, rotated, spread, true_residual
-from .toys import randn
+from ...reference_problems.autograd import randn
+from ..systems import Matrices, close, rotated, spread, true_residual
 
 SOLVERS = pytest.mark.parametrize(
     "solver",
