@@ -400,5 +400,5 @@ def test_uncertainty_needs_class_scores(loss):
 
 @pytest.mark.parametrize("settings", [("hessian", 0), ("hessian", 0.5), ("hessian", 2, "luck"), ("hesian", 2)])
 def test_settings_are_checked_at_the_door(settings):
-    with pytest.raises(ValueError, match="tasks is the number|by must be|kind must be"):
+    with pytest.raises(ValueError, match="tasks, the number of tasks|by must be|the kind of the total"):
         Subsample(*settings)
