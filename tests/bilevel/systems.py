@@ -7,7 +7,7 @@ from torch import Tensor
 
 from l2l_influence.bilevel.solvers import Invertible, LinearOperator
 
-from .toys import randn
+from ..reference_problems.autograd import randn
 
 
 class Matrices(LinearOperator):

@@ -12,7 +12,7 @@ from l2l_influence.bilevel import BilevelProblem, Unrolled
 from l2l_influence.bilevel.elementary import ElementaryNorms
 from l2l_influence.errors import LossStructureError
 
-from .toys import SIZE, classification_tasks, parameters, randn, relative
+from ..reference_problems.autograd import SIZE, classification_tasks, parameters, randn, relative
 
 MEAN, VAR = randn(1, 4), 0.5 + randn(2, 4).square()
 W, B = randn(3, 4), randn(4, 4)

@@ -17,7 +17,7 @@ from torch.func import grad, jvp, vmap
 from l2l_influence.bilevel import FunctionalModel, Layout
 from l2l_influence.errors import UncoveredParameterError
 
-from .toys import generator
+from ..reference_problems.autograd import generator
 
 
 class Tied(nn.Module):

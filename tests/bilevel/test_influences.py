@@ -19,7 +19,7 @@ from torch.func import jacrev, vmap
 from l2l_influence.bilevel import BilevelProblem, Task, Unrolled
 from l2l_influence.bilevel.hessians import Sketch
 
-from .toys import (
+from ..reference_problems.autograd import (
     CONTEXT,
     SIZE,
     Named,

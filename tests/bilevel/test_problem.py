@@ -8,7 +8,7 @@ import torch
 from l2l_influence.bilevel import BilevelProblem, Task, Unrolled
 from l2l_influence.errors import LossStructureError, NotConvergedError, TaskShapeError
 
-from .toys import (
+from ..reference_problems.autograd import (
     SIZE,
     Reference,
     central_difference,
@@ -172,12 +172,12 @@ def test_bad_input_is_refused_at_the_door():
         problem(None).total_hessian(lam, tasks, weights=[1.0])
     with pytest.raises(TaskShapeError, match="rows"):
         Task((randn(0, 3, 4), torch.zeros(2)), tasks[0].query)
-    with pytest.raises(TaskShapeError, match="one value a sample"):
+    with pytest.raises(TaskShapeError, match="one value per sample"):
         mean = BilevelProblem(lambda *a: classification(*a).mean(), classification, DELTA, 0.5)
         mean.solve_inner(lam, tasks[0])
     with pytest.raises(TaskShapeError, match="theta_keys"):
         problem(["nothing"]).solve_inner(lam, tasks[0])
-    with pytest.raises(IndexError, match="no task 2"):
+    with pytest.raises(IndexError, match="task 2 is out of range"):
         problem(None).task_influence(lam, tasks, 2)
     with pytest.raises(ValueError, match="positive"):
         BilevelProblem(classification, classification, 0.0, 0.5)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l2l_influence.bilevel import BilevelProblem, Stationarity, Task, Unrolled
 
-from .toys import Reference, classification, classification_tasks, parameters, randn, relative
+from ..reference_problems.autograd import Reference, classification, classification_tasks, parameters, randn, relative
 
 # ---- one number to adapt ----------------------------------------------------------------------------------------
 

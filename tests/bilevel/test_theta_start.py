@@ -18,7 +18,7 @@ from l2l_influence.bilevel.inner.steps.factored import FactoredSteps
 from l2l_influence.bilevel.layout import ThetaLayout
 from l2l_influence.errors import TaskShapeError
 
-from .toys import (
+from ..reference_problems.autograd import (
     CONTEXT,
     Reference,
     UnrolledReference,

@@ -1,4 +1,4 @@
-"""The page of the mathematics names files, tests, identifiers and numbers of the paper: all of them must exist."""
+"""Files, tests, identifiers and formula numbers named in docs/pages/mathematics.md must exist."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NUMBER = re.compile(r"\b(Thm|Def\.|Prop\.|Alg\.|Eq\.)\s?(\d+(?:\.\d+)?(?:(?:–|
 """A formula's kind and number; several of one kind share its name: "Eq. 6, 7", "Thm 4.6–4.8"."""
 
 
-# ---- what the page says ------------------------------------------------------------------------------------------
+# ---- contents of the page ------------------------------------------------------------------------------------------
 
 
 def code(text: str) -> list[str]:
-    """What stands between backticks, outside code blocks."""
+    """The text between backticks, outside code blocks."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
 
 
@@ -30,7 +30,7 @@ def is_path(token: str) -> bool:
 
 
 def named_tests(text: str) -> list[tuple[str, str]]:
-    """The tests that a text names, as file and function: "`bilevel/test_x.py` *one thing*, *another thing*"."""
+    """The tests that a text names, as (file, function): "`bilevel/test_x.py` *one thing*, *another thing*"."""
     named = re.findall(r"`([\w/]*/test_\w+\.py)`((?:,? \*[^*\n]+\*)+)", text)
     return [
         (path, "test_" + words.replace(" ", "_"))
@@ -40,7 +40,7 @@ def named_tests(text: str) -> list[tuple[str, str]]:
 
 
 def rows(heading: str) -> list[str]:
-    """The lines of the table under a heading, without its first two."""
+    """The rows of the table under a heading, without its header."""
     section = re.split(r"^## ", PAGE.split(f"\n## {heading}\n")[1], flags=re.MULTILINE)[0]
     return [line for line in section.splitlines() if line.startswith("|")][2:]
 
@@ -50,7 +50,7 @@ def first(row: str) -> str:
 
 
 def numbers(text: str) -> set[str]:
-    """The formulas that a text cites, one by one. Theorems, definitions and propositions are numbered together."""
+    """Numbers of the formulas that a text cites. Theorems, definitions and propositions share one numbering."""
     found = set()
     for kind, several in NUMBER.findall(text):
         family = kind if kind in ("Alg.", "Eq.") else "Thm"
@@ -60,7 +60,7 @@ def numbers(text: str) -> set[str]:
 
 
 def between(part: str) -> list[str]:
-    """The numbers of a range, both ends included, or one number alone."""
+    """The numbers of a range with both ends, or a single number."""
     if "–" not in part:
         return [part]
     begin, end = part.split("–")
@@ -68,11 +68,11 @@ def between(part: str) -> list[str]:
     return [f"{section}.{i}" for i in range(int(least), int(end.split(".")[1]) + 1)]
 
 
-# ---- what there is -----------------------------------------------------------------------------------------------
+# ---- contents of the package ---------------------------------------------------------------------------------------
 
 
 def locate(path: str) -> Path:
-    """Tests are named from their folder on, code from the package on, folders themselves from the root on."""
+    """The file of a path, which is relative to tests/, to the package, or to the root."""
     return next((base / path for base in (ROOT / "tests", PACKAGE, ROOT) if (base / path).exists()), ROOT / path)
 
 
@@ -88,7 +88,7 @@ def docstrings(path: Path) -> str:
 
 @cache
 def words() -> frozenset[str]:
-    """Every name that the package defines, and every string in it that is one word."""
+    """Every name that the package defines, and every string constant in it."""
     found: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(tree(path)):
@@ -105,7 +105,7 @@ def words() -> frozenset[str]:
 
 @cache
 def members() -> dict[str, frozenset[str]]:
-    """What each class of the package defines in its own body."""
+    """The names that each class of the package defines in its body."""
     classes = [
         node for path in PACKAGE.rglob("*.py") for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)
     ]
@@ -117,7 +117,7 @@ def members() -> dict[str, frozenset[str]]:
     }
 
 
-# ---- the two agree -----------------------------------------------------------------------------------------------
+# ---- the page agrees with the package ------------------------------------------------------------------------------
 
 PATHS = sorted({token for token in code(PAGE) if is_path(token)})
 NAMES = sorted({token for token in code(PAGE) if not is_path(token)})

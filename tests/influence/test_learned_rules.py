@@ -14,7 +14,7 @@ from torch.nn.utils import vector_to_parameters
 
 from l2l_influence import QueryInfluence, SupportInfluence, TaskInfluence, TotalGradient
 
-from ..bilevel.toys import relative
+from ..reference_problems.autograd import relative
 from .learned import LOSS, LR, MAKERS, batches, by_own_name, make, outer_loss, recorded
 from .runs import pairs, regression_batches
 

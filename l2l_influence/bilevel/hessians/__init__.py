@@ -1,4 +1,4 @@
-"""Kinds of total Hessian D²_λ L_Total (Def. 4.2), one a file, by the name that a user gives."""
+"""Kinds of total Hessian D²_λ L_Total (Def. 4.2), one per file, by the name that a user gives."""
 
 from .base import Curvature, Subsets, TaskSum
 from .kinds import CURVATURES, curvature

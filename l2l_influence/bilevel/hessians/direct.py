@@ -1,4 +1,4 @@
-"""Direct influence: the paper's baseline (Eq. 6 and 7), which leaves dθ/dλ out."""
+"""Direct influence, the paper's baseline (Eq. 6 and 7), which omits dθ/dλ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import PerTask, ScaledIdentity, TaskSum
 class Direct(PerTask):
     """∂_λλ L_O at fixed θ_i, with the gradient ∂_λ L_O, as the paper prints them.
 
-    In plain MAML L_O has no direct λ: both are identically zero, and a warning says so.
+    In plain MAML L_O does not depend on λ directly: both are identically zero, and a warning says so.
     """
 
     def linearised(self, solved: SolvedBatch) -> SolvedBatch:
@@ -26,27 +26,27 @@ class Direct(PerTask):
         return self.linearised(solved).hessian(solved.expanded(v))
 
     def operator(self, solved_tasks: SolvedTasks) -> TaskSum:
-        if _any_of_its_own(solved_tasks):
+        if _depends_on_lam(solved_tasks):
             return super().operator(solved_tasks)
         warnings.warn(
             "the direct total Hessian and gradient (Eq. 6, 7) are identically zero: every parameter is adapted, so the "
-            "outer loss has no λ of its own. 'direct-first-order' is the reading that says something",
+            "outer loss does not depend on λ directly. Use 'direct-first-order', which takes dθ/dλ ≈ I",
             stacklevel=2,
         )
         return ScaledIdentity(torch.zeros(len(solved_tasks.tasks)))
 
 
-def _any_of_its_own(solved_tasks: SolvedTasks) -> bool:
-    """Whether L_O depends on λ at fixed θ, in any task. Where all of λ is adapted, its gradient tells."""
+def _depends_on_lam(solved_tasks: SolvedTasks) -> bool:
+    """Whether L_O depends on λ at fixed θ, in any task. If all of λ is adapted, its gradient decides."""
     settings = solved_tasks.settings
     if not settings.outer.direct or not settings.theta_layout.adapts_all:
         return settings.outer.direct
-    own = any(bool(solved.outer_gradient[0].any()) for solved in solved_tasks.microbatches("direct gradient"))
-    return bool(settings.ranks.maximum(own))
+    found = any(bool(solved.outer_gradient[0].any()) for solved in solved_tasks.microbatches("direct gradient"))
+    return bool(settings.ranks.maximum(found))
 
 
 class DirectFirstOrder(PerTask):
-    """∂_θθ L_O and ∂_θ L_O at θ_i in the place of λ's (dθ/dλ ≈ I), with the ∂_λ terms where there are any."""
+    """∂_θθ L_O and ∂_θ L_O at θ_i in place of derivatives by λ (dθ/dλ ≈ I), plus the ∂_λ terms if there are any."""
 
     def linearised(self, solved: SolvedBatch) -> SolvedBatch:
         return _with_jacobian(solved, IdentityJacobian)

@@ -1,4 +1,4 @@
-"""How unsure adapted models are of their query samples."""
+"""The predictive entropy of adapted models on their query samples."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ def predictive_entropy(solved: SolvedBatch) -> Tensor:
 
 
 def _class_scores(solved: SolvedBatch) -> Tensor:
-    """The outputs of the query samples, ``[B, n, C]``, once the loss has shown that it is taken of their softmax."""
+    """The outputs of the query samples, ``[B, n, C]``, if the loss depends on their softmax alone."""
     loss, problem, query = solved.outer.loss, solved.solution.problem, solved.batch.query
     lam = problem.layout.unravel(solved.lam)
 
-    def raised(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def shifted(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         task = (loss, lam, problem.theta_layout.unravel(theta), x, y)
         outputs, criterion = outputs_of(*task), criterion_of(*task)
         return outputs, criterion(outputs), criterion(outputs + 1)
 
     try:
-        outputs, before, after = vmap(raised)(solved.solution.theta, query.x, query.y)
+        outputs, before, after = vmap(shifted)(solved.solution.theta, query.x, query.y)
     except LossStructureError as error:
-        raise _no_scores("they could not be found in this loss") from error
+        raise _no_scores("the outputs could not be found in this loss") from error
     if outputs.dim() != 3:
-        raise _no_scores(f"this model's have shape {tuple(outputs.shape[1:])}")
-    # A softmax stays as it is when all of a sample's outputs rise alike, and so does every loss that is taken of one.
+        raise _no_scores(f"the outputs of this model have shape {tuple(outputs.shape[1:])}")
+    # A softmax does not change if all outputs of a sample grow by the same number; neither does a loss of it.
     rounding = torch.finfo(outputs.dtype).eps ** 0.5
     if not torch.allclose(before, after, rtol=rounding, atol=rounding, equal_nan=True):
-        raise _no_scores("this loss changes when all of them rise alike, as a regression's does")
+        raise _no_scores("this loss changes if the same number is added to all outputs, as in regression")
     return outputs
 
 
 def _no_scores(found: str) -> LossStructureError:
     return LossStructureError(
-        "drawing tasks by 'uncertainty' needs outputs that are class scores, of shape (samples, classes), in a loss "
-        f"that is taken of their softmax, such as cross-entropy: {found}. Use by='difficulty' or by='random'"
+        "by='uncertainty' needs class scores as outputs, of shape (samples, classes), and a loss of their softmax, "
+        f"such as cross-entropy; {found}. Use by='difficulty' or by='random'"
     )

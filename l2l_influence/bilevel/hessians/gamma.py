@@ -12,8 +12,8 @@ from .base import PerTask, ScaledIdentity, TaskSum
 class Gamma(PerTask):
     """``∂_λλ L_O + sym(2 (dθ/dλ)ᵀ ∂_θ∂_λ L_O) + ‖∂_θ L_O‖₁ I``.
 
-    In plain MAML L_O has no direct λ, so only the last term is left: a multiple of the identity. Scores then rank tasks
-    exactly as the product of total gradients does.
+    In plain MAML L_O does not depend on λ directly, so that only the last term remains, a multiple of the identity.
+    Scores then rank tasks exactly as products of total gradients do.
     """
 
     def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:

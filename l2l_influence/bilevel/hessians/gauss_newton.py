@@ -8,16 +8,16 @@ from ..solved_tasks import SolvedBatch
 from .base import Curvature, PerTask
 from .sketch import Sketch
 
-DRAWS = 2
-"""A task, of the sketch that preconditions, and gives the largest eigenvalue: a draw costs about half of a product."""
+SAMPLES = 2
+"""Samples per task of the sketch that preconditions and gives the largest eigenvalue: one costs half of a product."""
 
 
 class GaussNewton(PerTask):
-    """Keeps the curvature of the criterion in the model's outputs and drops that of the outputs in (λ, θ)."""
+    """Keeps the curvature of the criterion by the model outputs, and omits that of the outputs by (λ, θ)."""
 
     @property
     def preconditioner(self) -> Curvature:
-        return Sketch(DRAWS)
+        return Sketch(SAMPLES)
 
     def product(self, solved: SolvedBatch, v: Tensor) -> Tensor:
         return solved.solution.total(solved.outer.outputs_dot_of_one, solved.batch.query, self._curved(solved, v))[0]
@@ -29,6 +29,6 @@ class GaussNewton(PerTask):
 
     @staticmethod
     def _curved(solved: SolvedBatch, v: Tensor) -> Tensor:
-        """GGN(L_O)'s part in the outputs times what moving λ along v moves them by, ``[B, n, ...]``."""
+        """The curvature of L_O by the outputs, times the derivative of the outputs along v: ``[B, n, ...]``."""
         outputs, along = solved.solution.along(solved.outer.outputs_of_one, v, solved.batch.query)
         return solved.outer.curve(solved.lam, solved.solution.point, solved.batch.query, outputs, along)

@@ -1,4 +1,4 @@
-"""No curvature at all: influence as similarity of gradients."""
+"""No curvature at all: influence as the similarity of gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .base import Curvature, ScaledIdentity, TaskSum
 
 
 class Identity(Curvature):
-    """H = I: scores are products of total gradients, in no unit of the loss."""
+    """H = I: scores are products of total gradients, not in the unit of the loss."""
 
     def operator(self, solved_tasks: SolvedTasks) -> TaskSum:
         count = len(solved_tasks.tasks)

@@ -1,4 +1,4 @@
-"""Kinds of total Hessian by the name that a user gives."""
+"""Kinds of total Hessian, by the name that a user gives."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ CURVATURES: dict[str, Curvature] = {
     "direct-first-order": DirectFirstOrder(),
     "identity": Identity(),
 }
+"""All kinds with their default settings."""
 
 
 def curvature(kind: str | Curvature) -> Curvature:
-    """The curvature of that name; one with settings of its own, such as ``Sketch(samples=16)``, is taken as it is."""
+    """The curvature of this name. An object with settings, such as ``Sketch(samples=16)``, is returned as it is.
+
+    Raises:
+        ValueError: there is no kind of this name.
+    """
     if isinstance(kind, Curvature):
         return kind
     if kind not in CURVATURES:
-        raise ValueError(f"the total Hessian's kind must be one of {sorted(CURVATURES)}, not {kind!r}")
+        raise ValueError(f"the kind of the total Hessian must be one of {sorted(CURVATURES)}, got {kind!r}")
     return CURVATURES[kind]

@@ -1,9 +1,9 @@
-"""A sampled Gauss–Newton matrix in one pass over the tasks, solved in the number of samples.
+"""A sampled Gauss–Newton matrix, made in one pass over the tasks and solved exactly through its low-rank factors.
 
-For task i draw pseudo-residuals c_j = R_j ε_j at its query outputs, R_j R_jᵀ being the curvature of the weighted
-criterion there and ε_j independent random signs. Then ``s = Zᵀ Σ_j (∂outputs_j)ᵀ c_j``, one total gradient that reuses
-the task's inner factor, has ``E[s sᵀ] = Zᵀ GGN(L_O) Z``. This is what drawing labels from the model's own predictive
-distribution gives, for any convex criterion and with less variance.
+For task i draw pseudo-residuals c_j = R_j ε_j at its query outputs, where R_j R_jᵀ is the curvature of the weighted
+criterion there and ε_j are independent random signs. Then ``s = Zᵀ Σ_j (∂outputs_j)ᵀ c_j``, one total gradient that
+reuses the task's inner factor, has ``E[s sᵀ] = Zᵀ GGN(L_O) Z``. Drawing labels from the model's predictive distribution
+gives the same mean; random signs work for any convex criterion and have less variance.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from ..solvers import LinearOperator, LowRank
 from .base import Curvature, Subsets, TaskSum, outside
 
 MOST_ROWS = 4096
-"""The Gram matrix of the rows is factorised: beyond this that, not the tasks, takes the time."""
+"""Largest number of rows. Beyond it, factorising their Gram matrix takes more time than the pass over the tasks."""
 
 
 @dataclass(frozen=True)
 class Sketch(Curvature):
-    """``H ≈ Σ_i (c_i / m) Σ_m s_im s_imᵀ``.
+    """``H ≈ Σ_i (c_i / m) Σ_m s_im s_imᵀ``, a Gauss–Newton Hessian from m random samples per task.
 
-    The samples of all tasks are kept side by side. Where they would not fit the problem's memory (or ``MOST_ROWS``),
-    fewer are drawn from each task, and then from fewer tasks, with the weight of the others: more tasks say more about
-    the sum than more samples of one.
+    The samples of all tasks are kept as rows of one matrix. If they do not fit into the memory budget (or exceed
+    ``MOST_ROWS``), fewer are drawn per task, and then from fewer tasks, reweighted to stand for all: more tasks say
+    more about the sum than more samples of one task.
 
     Args:
-        samples: m, samples a task, at most.
-        seed: of the samples; the same seed gives the same matrix, whatever the batches.
+        samples: m, the largest number of samples per task.
+        seed: seed of the samples; the same seed gives the same matrix, whatever the batches.
+
+    >>> Sketch(samples=4)
+    Sketch(samples=4, seed=0)
     """
 
     samples: int = 16
@@ -47,31 +50,31 @@ class Sketch(Curvature):
             note = f"sketch ({fitting.samples} samples of all {count} tasks)"
             return fitting._sampled(solved_tasks, range(count), note)
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:most].sort().values
-        note = f"sketch (1 draw of {most} of {count} tasks, as memory allows)"
+        note = f"sketch (1 sample of {most} of {count} tasks, to fit the memory budget)"
         return fitting._sampled(solved_tasks, chosen.tolist(), note)
 
     def _sampled(self, solved_tasks: SolvedTasks, positions: Sequence[int], note: str) -> TaskSum:
-        count, some = len(solved_tasks.tasks), solved_tasks
+        count, chosen = len(solved_tasks.tasks), solved_tasks
         if len(positions) < count:
             weights = [solved_tasks.weights[position] * count / len(positions) for position in positions]
-            some = solved_tasks.subset(list(positions), weights)
+            chosen = solved_tasks.subset(list(positions), weights)
         owner = torch.tensor(positions).repeat_interleave(self.samples)
-        return SampledRows(self.weighted_rows(some), owner, some, count, note)
+        return SampledRows(self.weighted_rows(chosen), owner, chosen, count, note)
 
     def weighted_rows(self, solved_tasks: SolvedTasks) -> Tensor:
-        """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``; where ranks share the tasks, this one's slab of the columns."""
+        """``√(c_i/m) s_im`` of all tasks, ``[N·m, P]``; if ranks share the tasks, this rank's slab of the columns."""
         ranks, count = solved_tasks.settings.ranks, len(solved_tasks.tasks)
         rows = solved_tasks.lam.new_empty(len(ranks.share(count)), self.samples, solved_tasks.lam.numel())
         for solved in solved_tasks.microbatches("Hessian sketch"):
             slot = ranks.slot(solved.batch.index)
-            for draw, residuals in enumerate(self._residuals(solved)):
-                rows[slot, draw] = solved.solution.total(
+            for sample, residuals in enumerate(self._residuals(solved)):
+                rows[slot, sample] = solved.solution.total(
                     solved.outer.outputs_dot_of_one, solved.batch.query, residuals
                 )[0]
         return ranks.columns(rows, count).flatten(0, 1)
 
     def _residuals(self, solved: SolvedBatch) -> Tensor:
-        """``√(c_i/m) c_j`` of each draw, ``[m, B, n, C]``."""
+        """``√(c_i/m) c_j`` of each sample, ``[m, B, n, C]``."""
         root = solved.outer.output_curvature_root(solved.lam, solved.solution.point, solved.batch.query)
         signs = torch.stack([self._signs(position, root.shape[1:3]) for position in solved.batch.index]).to(root)
         scale = (solved.batch.weight / self.samples).sqrt().view(-1, 1, 1)
@@ -84,10 +87,10 @@ class Sketch(Curvature):
 
 
 class SampledRows(LowRank, TaskSum):
-    """``SᵀS``, each row of S belonging to the task (of ``count``) whose position is in ``owner``, ``[r]``.
+    """``SᵀS``, where row r of S belongs to the task at position ``owner[r]``, of ``count`` tasks.
 
-    Where ranks share the tasks of ``local``, ``rows`` is this one's slab of the columns of S: each holds, and
-    multiplies, its part of them.
+    If ranks share the tasks, ``rows`` is this rank's slab of the columns of S: each rank stores and multiplies its
+    part.
     """
 
     def __init__(self, rows: Tensor, owner: Tensor, solved_tasks: SolvedTasks, count: int, note: str) -> None:
@@ -106,12 +109,13 @@ class SampledRows(LowRank, TaskSum):
 
     @cached_property
     def _gram(self) -> Tensor:
-        """Kept: it gives the largest eigenvalue, and serves every damping."""
+        """Cached: it gives the largest eigenvalue, and serves every damping."""
         return self._ranks.sum(super().gram())
 
     @cached_property
     def spectrum(self) -> Tensor:
-        """Eigenvalues of SSᵀ, ``[r]``, in float64: those of SᵀS that need not be 0. Kept, for every solve asks."""
+        """Eigenvalues of SSᵀ, ``[r]``, in float64: those of SᵀS that can be non-zero. Cached, since each solve needs
+        them."""
         return torch.linalg.eigvalsh(self.gram()).clamp_min(0)
 
     @property
@@ -119,19 +123,19 @@ class SampledRows(LowRank, TaskSum):
         return super().nbytes + 8 * len(self.rows) ** 2
 
     def effective_damping(self, shift: float) -> float:
-        """The κ with ``κ(H + κI)⁻¹ ≈ δ(SᵀS + δI)⁻¹`` for a ``shift`` δ, H being what S is a sample of.
+        """Effective damping κ for ``shift`` δ: ``κ(H + κI)⁻¹ ≈ δ(SᵀS + δI)⁻¹``, where S is a sample of H.
 
-        ``κ = δ/(1 − d/r)`` where ``d = tr SᵀS(SᵀS + δI)⁻¹`` of the r rows' directions stand out from δ: so it is in
-        expectation, for many rows that are independent (Silverstein 1995).
+        ``κ = δ/(1 − d/r)``, with the effective dimension ``d = tr SᵀS(SᵀS + δI)⁻¹`` and r rows. This holds in
+        expectation for many independent rows (Silverstein 1995).
         """
         return float(shift / (shift / (self.spectrum + shift)).mean())
 
-    def without(self, groups: Subsets) -> LinearOperator:
-        return _SomeRows(self, outside(groups, self._count)[:, self._owner].to(self.rows))
+    def without(self, subsets: Subsets) -> LinearOperator:
+        return _SomeRows(self, outside(subsets, self._count)[:, self._owner].to(self.rows))
 
 
 class _SomeRows(LinearOperator):
-    """``Sᵀ diag(kept_r) S`` for row r, ``kept`` being ``[R, r]``."""
+    """``Sᵀ diag(kept_r) S`` for row r, where ``kept`` is ``[R, r]``."""
 
     def __init__(self, sampled: SampledRows, kept: Tensor) -> None:
         self._sampled, self._kept = sampled, kept

@@ -1,15 +1,15 @@
-"""A total Hessian estimated from a few of the tasks, the paper's I_S.
+"""A total Hessian estimated from a subset of the tasks, the paper's I_S.
 
-Every estimate is unbiased: over the draws, its mean is Σ_i c_i H_i.
+Every estimate is unbiased: its mean over the draws is Σ_i c_i H_i.
 
-- At random, m of the N tasks are drawn without replacement and each stands for N/m.
-- By a score s_i ≥ 0 of the tasks, m are drawn with replacement and each draw of task i counts 1/(m p_i), with
-  ``p_i = c_i (1/Σ_j c_j + s_i/Σ_j c_j s_j) / 2``.
+- At random: m of the N tasks are drawn without replacement, and each stands for N/m tasks.
+- By a score s_i ≥ 0 of the tasks: m are drawn with replacement, and each draw of task i counts 1/(m p_i), with ``p_i =
+  c_i (1/Σ_j c_j + s_i/Σ_j c_j s_j) / 2``.
 
-The variance would be least with p_i ∝ c_i ‖H_i‖: s_i stands in for the size of H_i. The factor c_i belongs there, for a
-task that was trained on twice is then drawn as two tasks would be, and no task is rarely drawn and yet heavy. The half
-that goes by c_i alone bounds the weight c_i/(m p_i) of any draw by 2 Σ_j c_j/m: a score that misjudges H_i at most
-doubles the mean square of a draw.
+The variance would be smallest with p_i ∝ c_i ‖H_i‖: s_i stands in for the size of H_i. The factor c_i belongs there
+because a task that was trained on twice should be drawn as two tasks would be, and no task should be drawn rarely and
+weigh much. The half of p_i that follows c_i alone bounds the weight c_i/(m p_i) of any draw by 2 Σ_j c_j/m: a score
+that misjudges H_i at most doubles the mean square of a draw.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ SCORES: dict[str, Callable[[SolvedBatch], Tensor]] = {
     "difficulty": SolvedBatch.outer_loss,
     "uncertainty": predictive_entropy,
 }
+"""Scores of the tasks of a batch, by the name that ``by`` takes."""
 
 STREAM = 1_618_033_989
-"""Added to the seed: a sketch that draws tasks of its own from those drawn here, by the same seed, must do so
-independently."""
+"""Added to the seed: a sketch with the same seed that draws a subset of these tasks must do so independently."""
 
 
 class Drawn(NamedTuple):
@@ -45,7 +45,7 @@ class Drawn(NamedTuple):
 
     Attributes:
         positions: of the distinct tasks drawn, ascending.
-        weights: of each of them, in the place of c_i.
+        weights: of each of them, in place of c_i.
     """
 
     positions: list[int]
@@ -54,24 +54,30 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Subsample(Curvature):
-    """``Σ_i c_i H_i`` estimated from ``tasks`` draws; all tasks at their own weights where there are no more than that.
+    """``Σ_i c_i H_i`` estimated from ``tasks`` draws; all tasks with their weights c_i if there are no more than that.
 
-    Drawing by a score takes one pass over all tasks, to score them; drawing at random takes none. A score can pay where
-    the draws are few: it has to tell the size of H_i (or the weights c_i do). Random tasks are all distinct, and among
-    tasks of equal weight had the smallest error from half of the tasks on.
+    Drawing by a score takes one pass over all tasks, to compute the scores; drawing at random takes none. A score can
+    pay off with few draws if it reflects the size of H_i (or the weights c_i do). Random draws are distinct, and had
+    the smallest error among tasks of equal weight from half of the tasks on.
 
     Args:
         kind: the Hessian to estimate.
         tasks: m = |I_S|.
-        by: ``"random"``: uniformly. ``"difficulty"``: more often the larger the outer loss L_O^i is (above 0, or above
-            the least of them where that is negative). ``"uncertainty"``: more often the larger the entropy of the
-            softmax of the query outputs is, summed with the weights of the outer loss (their mean, if that is a mean).
-        seed: of the draws; the same seed draws the same tasks, whatever the batches.
+        by: ``"random"``: uniformly. ``"difficulty"``: in proportion to the outer loss L_O^i (above 0, or above the
+            smallest one if that is negative). ``"uncertainty"``: in proportion to the entropy of the softmax of the
+            query outputs, summed with the weights of the outer loss (their mean if that is a mean).
+        seed: seed of the draws; the same seed draws the same tasks, whatever the batches.
 
     Raises:
-        ValueError: ``tasks`` is not a positive whole number, or ``kind`` or ``by`` is unknown.
-        LossStructureError: ``"uncertainty"`` of a loss whose outputs are not class scores.
+        ValueError: ``tasks`` is not a positive integer, or ``kind`` or ``by`` is unknown.
+        LossStructureError: ``"uncertainty"`` for a loss whose outputs are not class scores.
         InfluenceError: the scores are not finite, or all weights c_i are 0.
+
+    >>> Subsample("gauss-newton", tasks=32, by="difficulty").tasks
+    32
+    >>> Subsample("gauss-newton", tasks=0)
+    Traceback (most recent call last):
+    ValueError: tasks, the number of tasks to draw, must be a positive integer, got 0
     """
 
     kind: str | Curvature
@@ -82,13 +88,13 @@ class Subsample(Curvature):
     def __post_init__(self) -> None:
         curvature(self.kind)
         if not isinstance(self.tasks, int) or self.tasks < 1:
-            raise ValueError(f"tasks is the number of tasks to draw, 1 or more, not {self.tasks!r}")
+            raise ValueError(f"tasks, the number of tasks to draw, must be a positive integer, got {self.tasks!r}")
         if self.by not in get_args(By):
-            raise ValueError(f"by must be one of {list(get_args(By))}, not {self.by!r}")
+            raise ValueError(f"by must be one of {list(get_args(By))}, got {self.by!r}")
 
     @property
     def needs_exact_inverse(self) -> bool:
-        """Whether what is estimated is."""
+        """As for the kind that is estimated."""
         return curvature(self.kind).needs_exact_inverse
 
     def linearised(self, solved: SolvedBatch) -> SolvedBatch:
@@ -96,8 +102,8 @@ class Subsample(Curvature):
 
     def operator(self, solved_tasks: SolvedTasks) -> TaskSum:
         drawn, count = self.draw(solved_tasks), len(solved_tasks.tasks)
-        some = solved_tasks.subset(drawn.positions, drawn.weights)
-        inner = curvature(self.kind).operator(solved_tasks if self.tasks >= count else some)
+        chosen = solved_tasks if self.tasks >= count else solved_tasks.subset(drawn.positions, drawn.weights)
+        inner = curvature(self.kind).operator(chosen)
         name = self.kind if isinstance(self.kind, str) else type(self.kind).__name__
         return SomeTasks(inner, drawn.positions, count, f"{inner.note or name} from {self._described(drawn, count)}")
 
@@ -123,9 +129,9 @@ class Subsample(Curvature):
 class SomeTasks(TaskSum):
     """A sum over some tasks that stands for the sum over all ``count``.
 
-    Without task k, what k adds to it is dropped, weight and all, and the others keep their weights: over the draws the
-    mean of that is Σ_{i≠k} c_i H_i. In any one draw it is uneven: where k was drawn, more than c_k H_k goes (N/m times
-    as much at random), and where it was not, nothing does. A leave-one-out correction of one task is as uneven.
+    Without task k, its term is omitted with its weight, and the others keep theirs: the mean of this over the draws is
+    Σ_{i≠k} c_i H_i. It varies much from draw to draw: if k was drawn, more than c_k H_k is omitted (N/m times as much
+    at random), else nothing is. Leave-one-out corrections of single tasks vary as much.
     """
 
     def __init__(self, inner: TaskSum, positions: Sequence[int], count: int, note: str) -> None:
@@ -141,19 +147,19 @@ class SomeTasks(TaskSum):
     def plus_identity(self, shift: float) -> LinearOperator:
         return self._inner.plus_identity(shift)
 
-    def without(self, groups: Subsets) -> LinearOperator:
-        return self._inner.without([self._places(group) for group in groups])
+    def without(self, subsets: Subsets) -> LinearOperator:
+        return self._inner.without([self._places(subset) for subset in subsets])
 
-    def _places(self, group: Sequence[int]) -> list[int]:
-        """Where those of the group that were drawn are among the drawn."""
-        positions = [range(self._count)[k] for k in group]
+    def _places(self, subset: Sequence[int]) -> list[int]:
+        """Where those of the subset that were drawn are among the drawn tasks."""
+        positions = [range(self._count)[k] for k in subset]
         return [self._place[position] for position in positions if position in self._place]
 
 
 def probabilities(weights: Sequence[float], scores: Tensor) -> Tensor:
-    """``p_i = c_i (1/Σ_j c_j + s_i/Σ_j c_j s_j) / 2``, ``[N]``; by c_i alone where all scores s_i, ``[N]``, are 0.
+    """``p_i = c_i (1/Σ_j c_j + s_i/Σ_j c_j s_j) / 2``, ``[N]``; by c_i alone if all scores s_i, ``[N]``, are 0.
 
-    Weights count by their size here, should any be negative.
+    Of negative weights the size counts.
 
     Raises:
         InfluenceError: the scores are not finite, or all c_i are 0.
@@ -163,8 +169,8 @@ def probabilities(weights: Sequence[float], scores: Tensor) -> Tensor:
     p = _shares(size) if not bool(scored.any()) else (_shares(size) + _shares(scored)) / 2
     if not bool(p.isfinite().all()):
         raise InfluenceError(
-            "tasks cannot be drawn by these scores: a loss or an output is not finite, or all task weights are 0. "
-            "Draw with by='random', or look for the task whose loss is not finite"
+            "tasks cannot be drawn by these scores: a loss or an output is infinite or NaN, or all task weights are 0. "
+            "Use by='random', or find the task whose loss is not finite"
         )
     return p
 
@@ -174,7 +180,8 @@ def _shares(values: Tensor) -> Tensor:
 
 
 def _drawn(weights: Sequence[float], draws: Tensor, expected: Tensor) -> Drawn:
-    """The tasks at ``draws``, each at c_i times how often it was drawn over how often that was to be ``expected``."""
+    """The tasks at ``draws``, with weights c_i times how often each was drawn, relative to how often that was
+    ``expected``."""
     times = draws.bincount(minlength=len(weights))
     positions = times.nonzero()[:, 0].tolist()
     return Drawn(positions, [weights[i] * float(times[i] / expected[i]) for i in positions])

@@ -1,4 +1,4 @@
-"""Kronecker-factored curvature of one task: its layers, its pseudo-gradients, and the blocks that they make."""
+"""Kronecker-factored curvature of one task: its layers, its pseudo-gradients, and the blocks that they form."""
 
 from .blocks import Block, task_blocks
 from .gradients import PseudoGradients, apart, pull_back

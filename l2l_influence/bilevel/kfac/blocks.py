@@ -1,7 +1,7 @@
-"""Blocks of a curvature matrix in an eigenbasis: Kronecker-factored for layers, dense for what is left.
+"""Blocks of a curvature matrix in an eigenbasis: Kronecker-factored for layers, dense for other parameters.
 
 Both are ``U diag(values) Uᵀ``, with U = left ⊗ right for a layer and U = right for a dense block. U need not be square:
-what no input or gradient reaches has no curvature, and its eigenvalue is exactly 0.
+directions that no input or gradient reaches have no curvature, and eigenvalues of exactly 0.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ DENSE_LIMIT = 1024
 
 @dataclass(frozen=True)
 class Block:
-    """The curvature of some of θ's entries; ``B`` tasks once stacked, one task before.
+    """The curvature of some entries of θ, for ``B`` tasks if stacked, else for one.
 
     Attributes:
         names: the parameters.
-        kronecker: whether it is a layer's.
-        index: ``[groups, e, d]``, where these entries lie in θ.
+        kronecker: whether it belongs to a layer.
+        index: ``[groups, e, d]``, positions of these entries in θ.
         left, right: ``[(B,) groups, e, p]`` and ``[(B,) groups, d, r]``, orthonormal columns.
         values: ``[(B,) groups, p, r]``, eigenvalues.
     """
@@ -61,15 +61,15 @@ class Block:
 
 
 def task_blocks(gradients: PseudoGradients, w: Tensor, positions: Named) -> list[Block]:
-    """All blocks of one task; each entry of θ is in exactly one.
+    """The blocks of one task; each entry of θ is in exactly one.
 
     Args:
-        gradients: whose second moment the curvature is.
+        gradients: the pseudo-gradients, whose second moment is the curvature.
         w: sample weights, ``[n]``.
-        positions: where each entry of θ lies, by name.
+        positions: of each entry of θ, by name.
 
     Raises:
-        UncoveredParameterError: a parameter is no layer's and too large for a dense block.
+        UncoveredParameterError: a parameter belongs to no layer and is too large for a dense block.
     """
     modules = _by_module(gradients.rest)
     estimates = [_Kronecker(gradients.inputs(layer), _position_weights(layer, w)) for layer in gradients.layers]
@@ -87,10 +87,10 @@ def task_blocks(gradients: PseudoGradients, w: Tensor, positions: Named) -> list
 
 
 class _Kronecker:
-    """A layer's block from the second moments A of its inputs and G of the gradients by its outputs.
+    """The block of a layer from the second moments A of its inputs and G of the gradients by its outputs.
 
-    Their eigenvectors are the basis. The eigenvalues are not those of A ⊗ G but the second moments of the
-    pseudo-gradients' own coordinates, ``Σ (U_Gᵀ ∇W U_A)²``: the diagonal in this basis is that of the curvature.
+    Their eigenvectors form the basis. The eigenvalues are not those of A ⊗ G but the second moments of the coordinates
+    of the pseudo-gradients, ``Σ (U_Gᵀ ∇W U_A)²``: the diagonal in this basis is that of the curvature.
 
     Args:
         inputs: ``[groups, N, S, d]``.
@@ -103,7 +103,7 @@ class _Kronecker:
         self._moment = self._values = torch.zeros((), device=inputs.device)
 
     def add_moment(self, slopes: Tensor) -> None:
-        """The first pass over the gradients by the layer's outputs, ``[r, groups, N, S, e]``."""
+        """Add gradients by the layer's outputs, ``[r, groups, N, S, e]``, to the moments, in the first pass."""
         flat = slopes.transpose(0, 1).flatten(1, 3)
         self._moment = self._moment + flat.mT @ flat
 
@@ -112,7 +112,7 @@ class _Kronecker:
         return torch.linalg.eigh(self._moment.double()).eigenvectors.to(self._inputs)
 
     def add_values(self, slopes: Tensor) -> None:
-        """The second pass."""
+        """Add the same gradients to the eigenvalues, in the second pass."""
         for slope in slopes:
             coordinates = (slope @ self._left.unsqueeze(1)).mT @ self._inputs
             self._values = self._values + coordinates.square().sum(1)
@@ -122,7 +122,7 @@ class _Kronecker:
 
 
 def _dense_block(names: list[str], positions: Named, rows: list[dict[str, Tensor]]) -> Block:
-    """The Gauss–Newton matrix of a few parameters by its own eigenvectors, from the pseudo-gradients by name."""
+    """The Gauss–Newton matrix of a few parameters by its eigenvectors, from the pseudo-gradients by name."""
     slopes = torch.cat([torch.cat([part[name].flatten(1) for name in names], dim=1) for part in rows])
     right = _eigenvectors(slopes, torch.ones_like(slopes[:, 0]))
     values = (slopes @ right).square().sum(0)
@@ -133,7 +133,8 @@ def _dense_block(names: list[str], positions: Named, rows: list[dict[str, Tensor
 
 
 def _eigenvectors(rows: Tensor, weights: Tensor) -> Tensor:
-    """Those of ``Σ_m weights_m rows_m rows_mᵀ`` in the span of the rows: ``[..., m, d]``, ``[m] -> [..., d, r]``."""
+    """Eigenvectors of ``Σ_m weights_m rows_m rows_mᵀ`` in the span of the rows: ``[..., m, d]``, ``[m] -> [..., d,
+    r]``."""
     wide = rows.double()
     span = torch.eye(rows.shape[-1]).to(wide) if rows.shape[-2] >= rows.shape[-1] else torch.linalg.qr(wide.mT).Q
     inside = wide @ span
@@ -146,10 +147,10 @@ def _position_weights(layer: Layer, w: Tensor) -> Tensor:
 
 
 def _by_module(rest: Named) -> list[list[str]]:
-    """The names of parameters that share a module, a list each.
+    """The names of parameters, in one list for each module.
 
     Raises:
-        UncoveredParameterError: they are too many for a dense block.
+        UncoveredParameterError: a module has too many for a dense block.
     """
     modules: dict[str, list[str]] = {}
     for name in rest:
@@ -158,9 +159,9 @@ def _by_module(rest: Named) -> list[list[str]]:
         size = sum(rest[name].numel() for name in names)
         if size > DENSE_LIMIT:
             raise UncoveredParameterError(
-                f"ekfac has no block for {', '.join(names)} ({size} entries): it factorises weights that go into one "
-                f"call of F.linear or F.conv2d with the samples along its first dimension, and into nothing else, and "
-                f"keeps other parameters as dense blocks of up to {DENSE_LIMIT} entries a module. Choose "
-                "inner_solver='gram' or 'cg'"
+                f"ekfac has no block for {', '.join(names)} ({size} entries): it factorises weights that are used in "
+                "one call of F.linear or F.conv2d, with samples along the first dimension, and nowhere else; other "
+                f"parameters form dense blocks of up to {DENSE_LIMIT} entries per module. Use inner_solver='gram' or "
+                "'cg'"
             )
     return list(modules.values())

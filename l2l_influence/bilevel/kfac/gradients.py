@@ -1,9 +1,9 @@
-"""Pseudo-gradients of one task: what its curvature is the second moment of.
+"""Pseudo-gradients of one task, whose second moment is its curvature.
 
-The curvature is ``Σ_jk s_jk s_jkᵀ`` over samples j and columns k of their residuals r, where the pseudo-gradient
-``s_jk = (∂outputs_j/∂θ)ᵀ r_jk`` is that of sample j's term alone. Where samples interact (batch normalisation with
-batch statistics), this term depends on the activations of the others too, and ``s_jk`` is its whole gradient: what is
-computed from it, such as the diagonal of the curvature, is right there as well.
+The curvature is ``Σ_jk s_jk s_jkᵀ`` over samples j and columns k of their residuals r, where the pseudo-gradient ``s_jk
+= (∂outputs_j/∂θ)ᵀ r_jk`` belongs to sample j's term alone. If samples interact (batch normalisation with batch
+statistics), this term depends on the activations of the others as well, and ``s_jk`` is its whole gradient, so that
+results such as the diagonal of the curvature are right in that case too.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from ..layout import Named
 from .layers import Layer, Model, ShiftedOutputs, find_layers
 
 ENTRIES_AT_ONCE = 2**26
-"""Gradients by the outputs of layers, of one chunk of pseudo-gradients."""
+"""Numbers in the gradients by layer outputs of one chunk of pseudo-gradients."""
 
 Chunk = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Gradients by the outputs of layers, and by the other parameters."""
 
 
 class PseudoGradients:
-    """The pseudo-gradients of one task, a chunk at a time; unless there is but one chunk, anew on each pass.
+    """The pseudo-gradients of one task, in chunks that are computed on each pass (a single chunk is kept).
 
-    Samples that do not interact are pulled back together, which gives the same numbers in n times less work.
+    Samples that do not interact share a backward pass, which gives the same numbers in n times less work.
 
     Args:
-        model: one task's outputs from its θ.
-        theta: θ.
+        model: the outputs of one task as a function of its θ.
+        theta: θ by name.
         residuals: ``[K, n, C]``; r_jk is ``residuals[k, j]``.
 
     Attributes:
-        layers: the layers among θ; what is left of it is ``rest``.
-        together: whether a pseudo-gradient holds those of all samples, each at its own position.
+        layers: the layers of θ.
+        rest: the tensors of θ that belong to no layer.
+        together: whether a pseudo-gradient holds those of all samples, each at its position.
     """
 
     def __init__(self, model: Model, theta: Named, residuals: Tensor) -> None:
@@ -48,16 +50,17 @@ class PseudoGradients:
         self._chunks = (residuals if self.together else apart(residuals)).split(self._chunk_size)
 
     def __iter__(self) -> Iterator[tuple[list[Tensor], dict[str, Tensor]]]:
-        """By the outputs of each layer, ``[r, groups, N, S, e]``, and by each of the rest, ``[r, ...]``."""
+        """Gradients by the outputs of each layer, ``[r, groups, N, S, e]``, and by each other tensor, ``[r, ...]``."""
         for by_layer, by_rest in [self._only] if len(self._chunks) == 1 else map(self._pull_back, self._chunks):
             yield [self._per_sample(layer.by_position(by_layer[layer.weight])) for layer in self.layers], by_rest
 
     def inputs(self, layer: Layer) -> Tensor:
-        """What belongs to the gradients by a layer's outputs: ``[groups, N, S, d]``."""
+        """The inputs that belong to the gradients by a layer's outputs: ``[groups, N, S, d]``."""
         return self._per_sample(layer.augmented_inputs())
 
     def _per_sample(self, positions: Tensor) -> Tensor:
-        """``[..., n, S, d]``, or the ``[..., 1, n·S, d]`` of one sample whose gradient sums over all positions."""
+        """``[..., n, S, d]``, or ``[..., 1, n·S, d]`` if there is one sample, whose gradient sums over all
+        positions."""
         return positions if self.together else positions.flatten(-3, -2).unsqueeze(-3)
 
     @cached_property
@@ -68,9 +71,10 @@ class PseudoGradients:
         return pull_back(self._model, self._theta, self.layers, self.rest, cotangents)
 
     def _interact(self, residuals: Tensor) -> bool:
-        """Whether any sample's activations matter to another's outputs.
+        """Whether any sample's activations affect the outputs of another sample.
 
-        Any two samples differ in a bit of their numbers: some of these masks keeps the one and drops the other.
+        Any two samples differ in a bit of their numbers, so that one of these masks keeps one sample and drops the
+        other.
         """
         n = residuals.shape[1]
         bits = torch.arange(n).unsqueeze(0) >> torch.arange((n - 1).bit_length()).unsqueeze(1) & 1
@@ -87,19 +91,22 @@ class PseudoGradients:
 
 
 def pull_back(model: Model, theta: Named, layers: Sequence[Layer], rest: Named, cotangents: Tensor) -> Chunk:
-    """Cotangents of the outputs, ``[r, n, C]``, by the layers' outputs and by the rest, both by a parameter's name."""
+    """The backward pass of cotangents of the outputs, ``[r, n, C]``: by the outputs of layers and by the other tensors.
+
+    Both results are by the name of a parameter.
+    """
 
     def outputs(shifts: Named, rest: Named) -> Tensor:
-        moved = {**theta, **rest}
-        with ShiftedOutputs(moved, shifts):
-            return model(moved)
+        parameters = {**theta, **rest}
+        with ShiftedOutputs(parameters, shifts):
+            return model(parameters)
 
     shifts = {layer.weight: cotangents.new_zeros(layer.shape) for layer in layers}
-    at, gradient, *_ = vjp(outputs, shifts, rest)
-    return vmap(gradient)(cotangents.reshape(len(cotangents), *at.shape))
+    found, gradient, *_ = vjp(outputs, shifts, rest)
+    return vmap(gradient)(cotangents.reshape(len(cotangents), *found.shape))
 
 
 def apart(residuals: Tensor) -> Tensor:
-    """``[K, n, C]`` as one cotangent a row, zero at the other samples: ``[K·n, n, C]``."""
+    """``[K, n, C]`` as one cotangent per row, zero at the other samples: ``[K·n, n, C]``."""
     n = residuals.shape[1]
     return torch.einsum("ij,kjc->kjic", torch.eye(n).to(residuals), residuals).flatten(0, 1)

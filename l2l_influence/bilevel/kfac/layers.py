@@ -1,7 +1,7 @@
-"""Which parameters are the weights of linear maps, and what goes into these maps.
+"""Finds the parameters that are weights of linear maps, and the inputs of these maps.
 
-A torch function mode watches a model at work, so nothing is asked of how it was built: a module, a functional layer and
-a hand-written loss all end in ``F.linear`` or ``F.conv2d``.
+A torch function mode watches the model run, so that it does not matter how it was built: a module, a functional layer
+and a hand-written loss all end in ``F.linear`` or ``F.conv2d``.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch.utils._pytree import tree_map
 from ..layout import Named
 
 Model = Callable[[Named], Tensor]
-"""One task's outputs, ``[n, ...]``, from its named θ."""
+"""The outputs of one task, ``[n, ...]``, as a function of its named θ."""
 
 
 class FunctionCall(NamedTuple):
-    """A call of a torch function, not made yet."""
+    """A call of a torch function that was not made yet."""
 
     function: Any
     args: Any
     kwargs: Any
 
     def made(self) -> Any:
-        """What it gives."""
+        """The result of making the call."""
         return self.function(*self.args, **self.kwargs)
 
     def given(self, others: Mapping[int, Tensor]) -> FunctionCall:
@@ -46,14 +46,14 @@ class FunctionCall(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of ``F.linear`` or ``F.conv2d``: at each of S positions of each sample, the same linear map.
+    """One call of ``F.linear`` or ``F.conv2d``: the same linear map at each of S positions of each sample.
 
     Attributes:
-        weight: the parameter's name.
-        bias: that of the bias, where it is one of θ's and used nowhere else.
-        inputs: ``[groups, n, S, d]``, what each output of a group is a linear function of.
-        shape: of the call's output, ``[n, ..., e]`` or ``[n, e, height, width]``.
-        channel: where ``e`` stands in it, counted from the right.
+        weight: name of the weight.
+        bias: name of the bias, if it belongs to θ and is used nowhere else.
+        inputs: ``[groups, n, S, d]``; each output of a group is a linear function of them.
+        shape: shape of the call's output, ``[n, ..., e]`` or ``[n, e, height, width]``.
+        channel: position of ``e`` in it, counted from the right.
     """
 
     weight: str
@@ -68,11 +68,11 @@ class Layer:
 
     @property
     def rows(self) -> int:
-        """That go through the layer: n·S."""
+        """How many rows pass through the layer: n·S."""
         return self.inputs.shape[1:3].numel()
 
     def augmented_inputs(self) -> Tensor:
-        """``[a; 1]`` where there is a bias: ``[groups, n, S, d + 1]``."""
+        """``[a; 1]`` if there is a bias: ``[groups, n, S, d + 1]``."""
         return self.inputs if self.bias is None else F.pad(self.inputs, (0, 1), value=1.0)
 
     def by_position(self, outputs: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Layer:
         return last.reshape(len(outputs), n, positions, groups, -1).permute(0, 3, 1, 2, 4)
 
     def matrix(self, parameters: Named) -> Tensor:
-        """``[W, b]`` of each group: ``[groups, e, d]``, or with a bias ``[groups, e, d + 1]``."""
+        """``[W, b]`` of each group: ``[groups, e, d]``, or ``[groups, e, d + 1]`` with a bias."""
         columns = parameters[self.weight].flatten(1)
         if self.bias is not None:
             columns = torch.cat([columns, parameters[self.bias].unsqueeze(1)], dim=1)
@@ -90,10 +90,10 @@ class Layer:
 
 
 def find_layers(model: Model, theta: Named) -> list[Layer]:
-    """The layers of θ: each weight that goes into one call of ``F.linear`` or ``F.conv2d``, and into nothing else.
+    """The layers of θ: each weight that is used in one call of ``F.linear`` or ``F.conv2d``, and nowhere else.
 
-    The samples must lie along the first dimension of that call's input. There are none where a parameter is used in a
-    way that can't be seen, such as in TorchScript or as the argument of a transform.
+    The samples must lie along the first dimension of that call's input. There are no layers if a parameter is used in a
+    way that cannot be seen, such as in TorchScript or as the argument of a transform.
     """
     stand_ins = {name: stand_in(tensor) for name, tensor in theta.items()}
     with _Uses(stand_ins, theta) as uses:
@@ -105,15 +105,16 @@ def find_layers(model: Model, theta: Named) -> list[Layer]:
 
 
 def linear_layers(model: Model, theta: Named, n: int, pays: Callable[[int, Tensor], bool]) -> dict[str, Layer]:
-    """The linear layers of θ whose weights it pays to keep apart from the rest, by the weights' names.
+    """The linear layers of θ whose weights are worth storing in factors, by the names of the weights.
 
-    Convolutions are not looked at: they would have to be unfolded to see their inputs.
+    Convolutions are not considered: they would have to be unfolded to see their inputs.
 
     Args:
         model: of n samples.
-        theta: named θ.
+        theta: θ by name.
         n: the number of samples.
-        pays: ``pays(rows, weight)``: whether it does when so many rows go through the layer; at least n do.
+        pays: ``pays(rows, weight)``: whether factors are worth it if so many rows pass through the layer; at least n
+            do.
     """
     matrices = {name: tensor for name, tensor in theta.items() if tensor.dim() == 2 and pays(n, tensor)}
     if not matrices:
@@ -123,12 +124,13 @@ def linear_layers(model: Model, theta: Named, n: int, pays: Callable[[int, Tenso
 
 
 def stand_in(tensor: Tensor) -> Tensor:
-    """An object of its own, of that shape, that spoils whatever is computed from it, and takes no memory."""
+    """A tensor of the same shape that turns every result computed from it into NaN, and takes no memory."""
     return tensor.new_full((), torch.nan).expand(tensor.shape)
 
 
 class ParameterWatch(TorchFunctionMode):
-    """Meets each call that is given parameters, as the very tensors that the model is given."""
+    """Intercepts each call that is given one of these parameters, as the same tensor objects that the model is
+    given."""
 
     def __init__(self, theta: Named) -> None:
         super().__init__()
@@ -140,37 +142,38 @@ class ParameterWatch(TorchFunctionMode):
         return self.meet(used, call) if used else call.made()
 
     def meet(self, used: list[str], call: FunctionCall) -> Any:
-        """What the model gets for the call's output."""
+        """What the model receives as the result of the call."""
         raise NotImplementedError
 
 
 class _Uses(ParameterWatch):
-    """Notes what each parameter goes into, given its stand-in: a layer, or None for anything else."""
+    """Records the uses of each parameter, given its stand-in: a layer, or None for any other use."""
 
     def __init__(self, stand_ins: Named, theta: Named) -> None:
         super().__init__(stand_ins)
-        self._own = {id(stand_ins[name]): theta[name] for name in theta}
-        self._seen: dict[str, list[Layer | None]] = {name: [] for name in theta}
+        self._values = {id(stand_ins[name]): theta[name] for name in theta}
+        self._uses: dict[str, list[Layer | None]] = {name: [] for name in theta}
         self._level = _level()
 
     def meet(self, used: list[str], call: FunctionCall) -> Any:
-        output = call.given(self._own).made()
-        if list(tensors(output)):  # a shape or a dtype says nothing of the values
+        output = call.given(self._values).made()
+        if list(tensors(output)):  # reading a shape or a dtype does not use the values
             layer = self._layer(call, output)
             for name in used:
-                self._seen[name].append(layer)
+                self._uses[name].append(layer)
         return output
 
     def only_layer(self, name: str) -> Layer | None:
-        """The one call that the parameter went into, if it did so as a layer's weight."""
-        layer = self._seen[name][0] if len(self._seen[name]) == 1 else None
+        """The one call that used the parameter, if it did so as the weight of a layer."""
+        layer = self._uses[name][0] if len(self._uses[name]) == 1 else None
         if layer is None or layer.weight != name:
             return None
-        shared = layer.bias is not None and len(self._seen[layer.bias]) > 1
+        shared = layer.bias is not None and len(self._uses[layer.bias]) > 1
         return replace(layer, bias=None) if shared else layer
 
     def _layer(self, call: FunctionCall, output: Tensor) -> Layer | None:
-        """Inside a transform of the model's own, outputs depend on the weight otherwise than through this call's."""
+        """The layer of a call. Inside a transform that the model applies, outputs depend on the weight in other ways as
+        well."""
         if call.function not in LAYERS or _level() != self._level:
             return None
         weight, bias, inputs = LAYERS[call.function](*call.args, **call.kwargs)
@@ -182,13 +185,13 @@ class _Uses(ParameterWatch):
 
 
 def _level() -> int | None:
-    """How deep inside ``torch.func``'s transforms this is called."""
+    """The depth of ``torch.func`` transforms at the present call."""
     interpreter = torch._C._functorch.peek_interpreter_stack()
     return None if interpreter is None else interpreter.level()
 
 
 class ShiftedOutputs(ParameterWatch):
-    """Adds a tensor to what comes out of the calls that some parameters go into."""
+    """Adds a tensor to the result of each call that uses one of these parameters."""
 
     def __init__(self, theta: Named, shifts: Named) -> None:
         super().__init__({name: theta[name] for name in shifts})
@@ -203,7 +206,7 @@ class ShiftedOutputs(ParameterWatch):
 
 
 class Operands(NamedTuple):
-    """What a linear call works on: its weight, its bias, and ``inputs`` as :class:`Layer` has them."""
+    """Operands of a linear call: its weight, its bias, and ``inputs`` as :class:`Layer` has them."""
 
     weight: Tensor
     bias: Tensor | None
@@ -242,11 +245,11 @@ def _sides(padding: Any, kernel: torch.Size, dilation: tuple[int, int]) -> list[
 
 
 LAYERS: dict[Any, Callable[..., Operands]] = {F.linear: _linear, F.conv2d: _convolution}
-"""Each takes the arguments of its function."""
+"""How to read the operands of each function from its arguments."""
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
-    """The tensors among a call's arguments, or results."""
+    """The tensors among the arguments, or results, of a call."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, list | tuple):

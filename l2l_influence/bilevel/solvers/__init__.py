@@ -1,4 +1,4 @@
-"""Linear solvers, one a file, behind one small interface (:mod:`.base`)."""
+"""Linear solvers, one per file, behind one small interface (:mod:`.base`)."""
 
 from .agreement import Agreement, agreement
 from .base import Invertible, LinearOperator, LinearSolver, OnUnconverged, Solution, SolveReport
@@ -14,7 +14,7 @@ from .policy import OnIndefinite, Policy, enforce
 
 
 def solver_for(operator: LinearOperator, tolerance: float) -> LinearSolver:
-    """The solver to take when none was asked for: the exact one where the operator has one, else CG."""
+    """The default solver: the closed-form one if the operator knows its inverse, else CG."""
     return ClosedForm(tolerance) if isinstance(operator, Invertible) else CG(tolerance)
 
 

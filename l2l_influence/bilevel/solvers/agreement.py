@@ -1,4 +1,4 @@
-"""How well an approximate inverse stands in for the exact one."""
+"""Comparison of an approximate inverse with the exact one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .cg import CG
 
 @dataclass(frozen=True)
 class Agreement:
-    """An approximate solution x̃ beside the exact ``x = A⁻¹ b``, row by row.
+    """An approximate solution x̃ compared with the exact ``x = A⁻¹ b``, row by row.
 
     Attributes:
-        residual: ``[R]``, ``‖b − A x̃‖ / ‖b‖``; 0 is exact, 1 no better than x̃ = 0; NaN for b = 0.
-        cosine: ``[R]``, between x̃ and x; NaN where CG did not find x.
+        residual: ``[R]``, ``‖b − A x̃‖ / ‖b‖``: 0 is exact, 1 no better than x̃ = 0, NaN if b = 0.
+        cosine: ``[R]``, between x̃ and x; NaN if CG did not find x.
     """
 
     residual: Tensor
@@ -30,12 +30,12 @@ class Agreement:
 def agreement(
     approximate: Invertible, exact: LinearOperator, b: Tensor, tolerance: float = 1e-3, max_iterations: int = 1000
 ) -> Agreement:
-    """``approximate.inverse(b)`` beside ``exact``'s own solution for each row of ``b``, ``[R, P]``.
+    """Compare ``approximate.inverse(b)`` with the exact solution for each row of ``b``, ``[R, P]``.
 
     Args:
         approximate: such as EK-FAC, or a multiple of the identity.
         exact: the matrices that it approximates, such as ``InnerHessian``.
-        b: right-hand sides; ∂_θ L_O is what matters for influences.
+        b: right-hand sides; influences depend on the one ∂_θ L_O.
         tolerance: of the exact solution, by CG, which bounds the error of the cosine.
         max_iterations: of CG.
     """

@@ -1,8 +1,8 @@
-"""What a linear operator is, what a solver does, and what it gives back.
+"""The interfaces of linear operators and solvers, and the report of a solve.
 
-An operator says what the matrices are; a solver says how to invert them. Both work on rows: ``v`` is ``[R, P]`` and row
-``r`` belongs to system ``r``. The systems may differ (one inner problem a task) or be the same (one outer Hessian, many
-right-hand sides); a solver need not know.
+An operator says what the matrices are; a solver says how to invert them. Both work on rows: ``v`` is ``[R, P]``, and
+row ``r`` belongs to system ``r``. The systems may differ (one inner problem per task) or be the same (one outer
+Hessian, many right-hand sides); a solver does not need to know.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ OnUnconverged = Literal["raise", "warn"]
 
 
 class LinearOperator(ABC):
-    """Symmetric operators, one a row.
+    """Symmetric matrices, one per row.
 
     Attributes:
-        note: what a reader of results should know of it, in a few words.
-        shift: how much of its diagonal was put there to make it invertible: regulariser and damping.
+        note: what results should say about the operator, in a few words.
+        shift: the part of its diagonal that was added to make it invertible: regulariser and damping.
     """
 
     note: str = ""
@@ -33,19 +33,22 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def matvec(self, v: Tensor) -> Tensor:
-        """``[R, P] -> [R, P]``, row by row."""
+        """The product with each row: ``[R, P] -> [R, P]``."""
 
     @property
     def nbytes(self) -> int:
-        """Memory that keeping it takes, beyond what it was made from."""
+        """Bytes that keeping the operator takes, beyond what it was made from."""
         return 0
 
     def plus_identity(self, shift: float) -> LinearOperator:
-        """``A + shift·I``, in a form that can be solved as well as this one."""
+        """``A + shift·I``, in a form that can be solved as well as this operator can."""
         return Shifted(self, shift)
 
     def for_many_products(self) -> LinearOperator:
-        """The same operator, having done what all products share. It takes more memory: to be used and dropped."""
+        """The same operator, with the work that all products share done once.
+
+        It takes more memory, and should be dropped after use.
+        """
         return self
 
     def dense(self, like: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ class LinearOperator(ABC):
 
 
 class Invertible(LinearOperator):
-    """A positive definite operator that knows its own inverse.
+    """A positive definite operator with a closed-form inverse.
 
     Attributes:
         floor: a lower bound of its eigenvalues.
@@ -66,7 +69,7 @@ class Invertible(LinearOperator):
 
     @abstractmethod
     def inverse(self, v: Tensor) -> Tensor:
-        """``A⁻¹ v``, ``[R, P]``, as exactly as the dtype allows in one go."""
+        """``A⁻¹ v``, ``[R, P]``, as exactly as the dtype allows in one application."""
 
 
 class Shifted(LinearOperator):
@@ -85,17 +88,17 @@ class SolveReport:
     """How a solve went, row by row.
 
     Attributes:
-        solver: its name.
+        solver: name of the solver.
         converged: ``[R]`` bool: the true residual met the tolerance, and the row was not refused.
-        refused: ``[R]`` bool: zero or negative curvature was met by a solver that has no meaning there.
-        residual: ``[R]`` true relative residual ``‖b − A x‖ / ‖b‖`` (0 for b = 0).
+        refused: ``[R]`` bool: a solver for positive definite systems met zero or negative curvature.
+        residual: ``[R]``, true relative residual ``‖b − A x‖ / ‖b‖`` (0 if b = 0).
         iterations: of the whole batch.
-        smallest_curvature: ``[R]`` smallest ``pᵀAp / pᵀp`` seen (or eigenvalue), of A with all that was added to it;
-            inf where none was seen.
-        tolerance: what was asked of ``residual``.
+        smallest_curvature: ``[R]``, smallest ``pᵀAp / pᵀp`` seen (or eigenvalue) of A including all that was added to
+            its diagonal; inf if none was seen.
+        tolerance: requested for ``residual``.
         dtype: of the right-hand sides.
-        shift: how much of A's diagonal was asked for: regulariser and damping.
-        damping: ``[R]``, what a :class:`~.policy.Policy` added to the diagonal on top of that; 0 where it did not.
+        shift: the requested addition to A's diagonal: regulariser and damping.
+        damping: ``[R]``, what a :class:`~.policy.Policy` added to the diagonal beyond that; 0 if nothing.
     """
 
     solver: str
@@ -111,10 +114,10 @@ class SolveReport:
 
     @classmethod
     def of_all(cls, reports: Sequence[SolveReport]) -> SolveReport:
-        """One report of solves by the same solver of the same matrix, one after the other."""
+        """One report of consecutive solves by the same solver with the same matrix."""
         by_row = ("converged", "refused", "residual", "smallest_curvature", "damping")
-        joined: dict[str, Any] = {name: torch.cat([getattr(each, name) for each in reports]) for name in by_row}
-        return replace(reports[0], iterations=max(each.iterations for each in reports), **joined)
+        joined: dict[str, Any] = {name: torch.cat([getattr(report, name) for report in reports]) for name in by_row}
+        return replace(reports[0], iterations=max(report.iterations for report in reports), **joined)
 
     @property
     def indefinite(self) -> bool:
@@ -125,7 +128,7 @@ class SolveReport:
         verdict = "converged" if bool(self.converged.all()) else "NOT converged"
         return (
             f"{self.solver}: {verdict} in {self.iterations} iterations, relative residual "
-            f"{float(self.residual.max()):.1e} (asked {self.tolerance:.1e}), smallest curvature "
+            f"{float(self.residual.max()):.1e} (tolerance {self.tolerance:.1e}), smallest curvature "
             f"{float(self.smallest_curvature.min()):.3g}, diagonal shift {self.shift:.3g}{self._damped()}"
         )
 
@@ -145,12 +148,12 @@ class Solution(Generic[Value]):
 
 
 class Attempt(NamedTuple):
-    """One go at ``A x = b``.
+    """One attempt at ``A x = b``.
 
     Attributes:
         x: ``[R, P]``; 0 in rows where b is 0.
         iterations: of the whole batch.
-        smallest_curvature: ``[R]``, met on the way; inf where none was.
+        smallest_curvature: ``[R]``, seen on the way; inf if none.
     """
 
     x: Tensor
@@ -163,13 +166,14 @@ Approximate = Callable[[Tensor, Tensor, int], Attempt]
 
 
 class LinearSolver(ABC):
-    """``solve(operator, b)`` never raises for a hard system: it reports, and a :class:`~.policy.Policy` decides.
+    """A solver of ``A_r x_r = b_r``. It reports and does not raise for a hard system; a :class:`~.policy.Policy`
+    decides.
 
     Attributes:
-        needs_positive: whether zero or negative curvature makes its answer meaningless.
-        tolerance: on ``‖b − A x‖ / ‖b‖``, of each row; None for the square root of the dtype's precision.
-        max_iterations: in all.
-        preconditioner: an operator M close to A, of which only the inverse is used; None for the identity.
+        needs_positive: whether its answer is meaningless if it meets zero or negative curvature.
+        tolerance: on ``‖b − A x‖ / ‖b‖`` of each row; the square root of the dtype's precision if None.
+        max_iterations: in total.
+        preconditioner: an operator M close to A, of which only the inverse is used; the identity if None.
     """
 
     needs_positive: ClassVar[bool] = True
@@ -179,13 +183,13 @@ class LinearSolver(ABC):
 
     @property
     def name(self) -> str:
-        """As reports call it."""
+        """The solver's name in reports."""
         name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(self).__name__).lower()  # "closed form"
         return name if self.preconditioner is None else f"preconditioned {name}"
 
     @property
     def nbytes(self) -> int:
-        """Memory that keeping it takes."""
+        """Bytes that keeping the solver takes."""
         return 0 if self.preconditioner is None else self.preconditioner.nbytes
 
     def precondition(self, r: Tensor) -> Tensor:
@@ -194,17 +198,17 @@ class LinearSolver(ABC):
 
     @abstractmethod
     def prepare(self, operator: LinearOperator, like: Tensor) -> Approximate:
-        """What is done once for an operator, whatever the right-hand sides (rows shaped ``like``, ``[R, P]``)."""
+        """The work that is done once per operator, for any right-hand sides (rows shaped ``like``, ``[R, P]``)."""
 
     def solve(self, operator: LinearOperator, b: Tensor) -> Solution[Tensor]:
         """Solve ``A_r x_r = b_r`` for each row of ``b``, ``[R, P]``.
 
-        Convergence is judged on the true residual: the one that a method updates on its way drifts in float32. A row
-        that missed the tolerance for that reason is solved again for what is left, as long as that halves it.
+        Convergence is judged by the true residual, since the one that a method updates drifts in float32. A row that
+        missed the tolerance for that reason is solved again for the remaining residual, as long as that halves it.
         """
         scale = b.abs().amax(-1, keepdim=True)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        unit = b / scale  # tiny rows would underflow in inner products
+        unit = b / scale  # inner products of tiny rows would underflow
         approximate = self.prepare(operator, unit)
         tolerance = torch.finfo(b.dtype).eps ** 0.5 if self.tolerance is None else self.tolerance
         size = unit.norm(dim=-1)

@@ -1,4 +1,4 @@
-"""Conjugate gradients for many right-hand sides of one matrix."""
+"""Block conjugate gradients, for many right-hand sides of one matrix."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from .cg import CG
 from .gram import LowRank
 
 RANK = 1e-6
-"""Of the sum of the squares of all directions: one with less is dropped, since most of it may be rounding."""
+"""Share of the sum of squares of all directions, below which a direction is dropped: most of it may be rounding."""
 
 
 @dataclass(frozen=True)
 class BlockCG(CG):
     """Conjugate gradients in the space that all right-hand sides span together (O'Leary 1980).
 
-    Each row is at its best in what the products of all of them have shown of the matrix, so that many take far fewer
-    products than they would alone. **One matrix for all rows**: products are with directions, which belong to no row. A
-    row's answer depends, within the tolerance, on what it was solved with.
+    Each row uses the products of all rows, so that many right-hand sides take far fewer products together than alone.
+    **One matrix for all rows**: products are with directions that belong to no row. A row's answer depends, within the
+    tolerance, on the rows that it was solved with.
 
-    Directions are made orthonormal, and those that depend on others are dropped, as are those of rows that are done:
-    right-hand sides may be equal, or 0. Where ``pᵀAp ≤ 0`` for any direction p of the block, all rows are refused.
+    Directions are made orthonormal. Those that depend on others are dropped, and so are those of converged rows:
+    right-hand sides may be equal, or 0. If ``pᵀAp ≤ 0`` for any direction p of the block, all rows are refused.
 
-    Arguments are those of :class:`CG`; ``max_iterations`` are of the block.
+    Arguments are those of :class:`CG`; ``max_iterations`` counts iterations of the block.
     """
 
     def _conjugate_gradients(self, operator: LinearOperator, b: Tensor, goal: Tensor, budget: int) -> Attempt:
@@ -38,7 +38,7 @@ class BlockCG(CG):
         while iterations < budget and bool(wanted.any()):
             iterations += 1
             z = self.precondition(r[wanted])
-            p = orthonormal(z.addmm_(_solved(inner, ap, z).mT, p, alpha=-1))  # conjugate to those before
+            p = orthonormal(z.addmm_(_solved(inner, ap, z).mT, p, alpha=-1))  # conjugate to the previous ones
             ap = operator.matvec(p)
             inner = (p @ ap.mT).double()
             inner = (inner + inner.mT) / 2
@@ -59,14 +59,15 @@ def _solved(inner: Tensor, p: Tensor, r: Tensor) -> Tensor:
 
 
 def _lowest(inner: Tensor) -> Tensor:
-    """The smallest eigenvalue; NaN where there is none."""
+    """The smallest eigenvalue; NaN if the matrix is empty or not finite."""
     if not len(inner) or not bool(inner.isfinite().all()):
         return inner.new_tensor(torch.nan)
     return torch.linalg.eigvalsh(inner)[0]
 
 
 def orthonormal(rows: Tensor) -> Tensor:
-    """Directions of the space that the rows span, ``[R, P] -> [k, P]`` with k ≤ R; the size of a row does not count."""
+    """An orthonormal basis of the space that the rows span, ``[R, P] -> [k, P]`` with k ≤ R; the sizes of rows do not
+    matter."""
     size = rows.norm(dim=-1, keepdim=True)
     unit = rows / torch.where(size > 0, size, 1.0)
     values, vectors = torch.linalg.eigh(LowRank(unit).gram())

@@ -14,15 +14,18 @@ from .base import Approximate, Attempt, Invertible, LinearOperator, LinearSolver
 
 @dataclass(frozen=True)
 class CG(LinearSolver):
-    """Conjugate gradients, each row stopping on its own.
+    """Conjugate gradients, with a stopping rule for each row.
 
-    Unlike SciPy's, it stops a row where ``pᵀAp ≤ 0``: the iterate so far is kept and the curvature reported, for CG has
-    no meaning beyond it.
+    Unlike SciPy's, it stops a row where ``pᵀAp ≤ 0``, keeps the iterate and reports the curvature, since CG is
+    meaningless beyond it.
 
     Args:
         tolerance: on ``‖b − A x‖ / ‖b‖``, preconditioned or not.
-        max_iterations: at most this many products with A, those that check the result not counted.
-        preconditioner: an operator close to A that knows its inverse; the closer, the fewer iterations.
+        max_iterations: at most this many products with A, not counting those that check the result.
+        preconditioner: an operator close to A with a closed-form inverse; the closer, the fewer iterations.
+
+    >>> CG(tolerance=1e-8).name
+    'cg'
     """
 
     tolerance: float = 1e-6
@@ -33,7 +36,7 @@ class CG(LinearSolver):
         return partial(self._conjugate_gradients, operator)
 
     def _conjugate_gradients(self, operator: LinearOperator, b: Tensor, goal: Tensor, budget: int) -> Attempt:
-        # Updates are in place: next to a product with few samples, memory that is new each time is what costs.
+        # Updates are in place: beside products with few samples, allocating new memory would take most of the time.
         x, r = torch.zeros_like(b), b.clone()
         z = self.precondition(r)
         p, rho = z.clone(), vecdot(r, z)

@@ -1,4 +1,4 @@
-"""Operators that know their own inverse."""
+"""The solver for operators with a closed-form inverse."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .base import Approximate, Attempt, Invertible, LinearOperator, LinearSolver
 
 @dataclass(frozen=True)
 class ClosedForm(LinearSolver):
-    """The inverse of an :class:`Invertible`, refined by what rounding left over.
+    """The inverse of an :class:`Invertible` operator, refined by what rounding left over.
 
     Args:
-        tolerance: on ``‖b − A x‖ / ‖b‖``; from the dtype unless given.
+        tolerance: on ``‖b − A x‖ / ‖b‖``; chosen by the dtype if None.
         max_iterations: applications of the inverse.
     """
 
@@ -25,7 +25,9 @@ class ClosedForm(LinearSolver):
 
     def prepare(self, operator: LinearOperator, like: Tensor) -> Approximate:
         if not isinstance(operator, Invertible):
-            raise LossStructureError(f"{type(operator).__name__} does not know its own inverse: choose another solver")
+            raise LossStructureError(
+                f"{type(operator).__name__} has no closed-form inverse: use another solver, such as CG()"
+            )
         floor = torch.full_like(like[:, 0], operator.floor)
         return lambda b, goal, budget: Attempt(operator.inverse(b), 1, floor)
 

@@ -1,4 +1,4 @@
-"""The whole matrix, for tests and small problems."""
+"""Dense matrices, for tests and small problems."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from .base import Approximate, Attempt, LinearOperator, LinearSolver
 
 @dataclass(frozen=True)
 class Dense(LinearSolver):
-    """Builds each row's matrix and solves by its eigenvalues, in float64: P products and P³ work.
+    """Builds the matrix of each row and solves by its eigenvalues, in float64: P products and P³ work.
 
     Args:
-        tolerance: on ``‖b − A x‖ / ‖b‖``; missed only where the matrix is close to singular.
-        max_iterations: goes at what rounding left over.
+        tolerance: on ``‖b − A x‖ / ‖b‖``; missed only if the matrix is close to singular.
+        max_iterations: refinements of what rounding left over.
+
+    >>> Dense().name
+    'dense'
     """
 
     tolerance: float = 1e-6

@@ -1,4 +1,4 @@
-"""Rows that are not written out: in factors, and next to others."""
+"""Low-rank operators whose rows are stored as outer products, and concatenations of operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .gram import CHUNK, LowRankOperator, each_times
 
 
 class OuterProducts(LowRankOperator):
-    """``AᵀA`` for rows ``Σ_m δ_m ⊗ a_m``, matrices ``[e, d]`` that are sums of N outer products with the same a_m.
+    """``AᵀA`` for rows ``Σ_m δ_m ⊗ a_m``: matrices ``[e, d]`` that are sums of N outer products with the same a_m.
 
     Args:
         left: δ of each row, ``[R, r, N, e]``.
@@ -31,15 +31,15 @@ class OuterProducts(LowRankOperator):
 
     def project(self, v: Tensor) -> Tensor:
         """``Σ_m δ_mᵀ V a_m`` for V, ``[e, d]``."""
-        moved = self.right @ v.unflatten(-1, (self.left.shape[-1], -1)).mT
-        return each_times(moved.flatten(1), self.left.flatten(2).mT)
+        products = self.right @ v.unflatten(-1, (self.left.shape[-1], -1)).mT
+        return each_times(products.flatten(1), self.left.flatten(2).mT)
 
     def lift(self, small: Tensor) -> Tensor:
         summed = each_times(small, self.left.flatten(2)).view(len(small), *self.left.shape[2:])
         return (summed.mT @ self.right).flatten(1)
 
     def gram(self) -> Tensor:
-        """``Σ_mq ⟨δ_m, δ'_q⟩ ⟨a_m, a_q⟩``, ``[R, r, r]``, in float64 a few of the e columns of δ at a time."""
+        """``Σ_mq ⟨δ_m, δ'_q⟩ ⟨a_m, a_q⟩``, ``[R, r, r]``, in float64, for a few of the e columns of δ at a time."""
         right = self.right.double()
         inner = (right @ right.mT).unsqueeze(1)
         total = torch.zeros((), dtype=torch.float64, device=right.device)
@@ -50,7 +50,7 @@ class OuterProducts(LowRankOperator):
 
 
 class SideBySide(LowRankOperator):
-    """``AᵀA`` for ``A = [A_1 … A_k]``, each of the ``parts`` holding some of the columns of the same rows."""
+    """``AᵀA`` for ``A = [A_1 … A_k]``, where each of the ``parts`` holds some columns of the same rows."""
 
     def __init__(self, parts: Sequence[LowRankOperator]) -> None:
         self.parts = parts
@@ -64,8 +64,8 @@ class SideBySide(LowRankOperator):
         return sum(part.width for part in self.parts)
 
     def project(self, v: Tensor) -> Tensor:
-        pieces = v.split([part.width for part in self.parts], dim=-1)
-        return torch.stack([part.project(piece) for part, piece in zip(self.parts, pieces, strict=True)]).sum(0)
+        columns = v.split([part.width for part in self.parts], dim=-1)
+        return torch.stack([part.project(some) for part, some in zip(self.parts, columns, strict=True)]).sum(0)
 
     def lift(self, small: Tensor) -> Tensor:
         return torch.cat([part.lift(small) for part in self.parts], dim=-1)

@@ -16,16 +16,16 @@ CHUNK = 2**14
 """Columns of A whose products are added up in float64 at a time."""
 
 BLOCK = 256
-"""Rows of A whose products with those from the first of them on are taken at a time: the others follow by symmetry."""
+"""Rows of A whose products with the rows from them on are computed at a time; the rest follows by symmetry."""
 
 
 class LowRankOperator(LinearOperator):
-    """``AᵀA`` for a matrix A of few rows; what these are kept as is up to the subclass."""
+    """``AᵀA`` for a matrix A of few rows; a subclass says how the rows are stored."""
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """Columns of A that are held here."""
+        """How many columns of A are stored here."""
 
     @abstractmethod
     def project(self, v: Tensor) -> Tensor:
@@ -43,9 +43,10 @@ class LowRankOperator(LinearOperator):
         return self.lift(self.project(v))
 
     def largest_eigenvalue(self, like: Tensor, iterations: int) -> Tensor:
-        """What power iteration finds, ``[R]`` (:func:`~.neumann.largest_eigenvalue`), by products with AAᵀ instead.
+        """The result of power iteration, ``[R]`` (:func:`~.neumann.largest_eigenvalue`), from products with AAᵀ
+        instead.
 
-        From w to the next, ``‖AᵀA w‖² = sᵀAAᵀs`` for ``s = A w``, and ``A(AᵀA w) = AAᵀs``.
+        From w to the next iterate, ``‖AᵀA w‖² = sᵀAAᵀs`` for ``s = A w``, and ``A(AᵀA w) = AAᵀs``.
         """
         start, gram = fixed_start(like), self.gram()
         s, size = self.project(start).double(), start.double().norm(dim=-1)
@@ -60,7 +61,8 @@ class LowRankOperator(LinearOperator):
 
 
 class LowRank(LowRankOperator):
-    """``AᵀA`` for rows A: ``[R, r, P]``, a matrix of its own for each row of a vector; or ``[r, P]``, one for all."""
+    """``AᵀA`` for stored rows A: ``[R, r, P]`` for different matrices, or ``[r, P]`` for one matrix for all rows of a
+    vector."""
 
     def __init__(self, rows: Tensor, note: str = "") -> None:
         self.rows, self.note = rows, note
@@ -82,8 +84,8 @@ class LowRank(LowRankOperator):
     def gram(self) -> Tensor:
         """AAᵀ in float64, ``[..., r, r]``.
 
-        Where one A is for all, its rows are many, and their products take the time: these are in A's own dtype, a piece
-        at a time. Whoever solves with it finds in the residual whether that matters.
+        If one A serves all right-hand sides, its rows are many and their products take most of the time: these are
+        computed in A's dtype, in chunks of columns. The true residual of a solve shows whether that matters.
         """
         rows = self.rows
         total = torch.zeros(*rows.shape[:-1], rows.shape[-2], dtype=torch.float64, device=rows.device)
@@ -98,23 +100,23 @@ class LowRank(LowRankOperator):
 
 def each_times(v: Tensor, matrices: Tensor) -> Tensor:
     """``v_R M_R`` of each row, ``[R, a], [R, a, b] -> [R, b]``."""
-    return (v.unsqueeze(1) @ matrices).squeeze(1)  # from the left: many at once are several times faster so on a CPU
+    return (v.unsqueeze(1) @ matrices).squeeze(1)  # products from the left are several times faster on a CPU
 
 
 class LowRankPlusIdentity(Invertible):
     """``AᵀA + δ I`` with far fewer rows A than columns.
 
-    The inverse is exact, ``(v − Aᵀ(δI + AAᵀ)⁻¹A v) / δ``, and costs one factorisation of an r × r matrix, kept for
-    further right-hand sides. That small system is in float64 whatever the dtype of A: its condition number is what
-    limits float32.
+    The inverse is exact, ``(v − Aᵀ(δI + AAᵀ)⁻¹A v) / δ``. It takes one factorisation of an r × r matrix, kept for
+    further right-hand sides. That small system is in float64 for any dtype of A, since its condition number limits
+    float32.
 
     Raises:
-        NegativeCurvatureError: δ is nothing beside the largest eigenvalue of AAᵀ, or A is not finite.
+        NegativeCurvatureError: δ is negligible beside the largest eigenvalue of AAᵀ, or A is not finite.
     """
 
     def __init__(self, low_rank: LowRankOperator, delta: float) -> None:
         if not delta > 0:
-            raise ValueError(f"the multiple of the identity must be positive, got {delta}")
+            raise ValueError(f"delta, the multiple of the identity, must be positive, got {delta}")
         self.low_rank, self.delta, self.floor = low_rank, delta, delta
         self.note, self.shift = low_rank.note, low_rank.shift + delta
         self._factor = _shifted_factor(low_rank.gram(), delta)
@@ -145,6 +147,6 @@ def _shifted_factor(gram: Tensor, delta: float) -> Tensor:
     if bool(failed.any()) or not bool(factor.isfinite().all()):
         raise NegativeCurvatureError(
             f"AAᵀ + δI has no Cholesky factor with δ = {delta:.3g} and entries up to {float(shifted.abs().max()):.3g}. "
-            "Use a larger regulariser (proximal, l2 or damping), or look for values that are not finite"
+            "Use a larger regulariser (proximal, l2 or damping), or check the task losses for infinite or NaN values"
         )
     return factor

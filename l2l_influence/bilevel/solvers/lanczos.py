@@ -1,4 +1,4 @@
-"""The Lanczos process: a symmetric matrix seen through a few of its products."""
+"""The Lanczos process: the extreme eigenvalues of a symmetric matrix from a few products with it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .base import LinearOperator
 
 
 class Lanczos:
-    """Orthonormal vectors v_1, v_2, ... of the Krylov space of b, in which A is tridiagonal; each row its own.
+    """Orthonormal vectors v_1, v_2, ... of the Krylov space of b, in which A is tridiagonal; one process per row.
 
     Attributes:
-        beta: ``[R]``, the last entry beside the diagonal; ‖b‖ at first.
+        beta: ``[R]``, the last off-diagonal entry; ‖b‖ at first.
     """
 
     def __init__(self, operator: LinearOperator, b: Tensor) -> None:
@@ -30,7 +30,7 @@ class Lanczos:
 
 
 def extreme_eigenvalues(operator: LinearOperator, like: Tensor, products: int) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest eigenvalue of each row's operator, ``[R]``, from inside the spectrum.
+    """Estimates of the smallest and the largest eigenvalue of each row's operator, ``[R]``, from inside the spectrum.
 
     They depend on the operator alone: the start is fixed, and no global random state is used.
     """
@@ -47,6 +47,6 @@ def extreme_eigenvalues(operator: LinearOperator, like: Tensor, products: int) -
 
 
 def fixed_start(like: Tensor) -> Tensor:
-    """A random vector, ``[R, P]``, that is the same in each row and at each call."""
+    """A random vector, ``[R, P]``, that is the same in each row and in each call."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(like.shape[1], generator=generator, dtype=torch.float64).to(like).expand_as(like)

@@ -12,21 +12,26 @@ from .base import Approximate, Attempt, Invertible, LinearOperator, LinearSolver
 from .lanczos import fixed_start
 
 MARGIN = 1.1
+"""Factor on the estimate of λ_max, which power iterations approach from below."""
 
 
 @dataclass(frozen=True)
 class Neumann(LinearSolver):
-    """``x ← x + α M⁻¹(b − A x)`` with ``α = 1/λ_max(M⁻¹A)`` (Alg. 4 with its sign and its missing scale put right; see
-    the errata in the docs). λ_max comes from power iterations and carries a margin, so α < 2/λ_max holds.
+    """``x ← x + α M⁻¹(b − A x)`` with ``α = 1/λ_max(M⁻¹A)``: Alg. 4 with its sign and scale corrected (see the errata
+    in the docs).
 
-    The error shrinks by ``1 − λ_min/λ_max`` an iteration: CG needs about the square root of Neumann's iterations. A row
-    stops where its step z has ``zᵀAz ≤ 0``: from there the series can only grow.
+    λ_max comes from power iterations and is multiplied by a margin, so that α < 2/λ_max holds. The error shrinks by a
+    factor of ``1 − λ_min/λ_max`` per iteration: CG needs about the square root of the number of iterations. A row stops
+    if its step z has ``zᵀAz ≤ 0``, since the series can only grow from there.
 
     Args:
         tolerance: on ``‖b − A x‖ / ‖b‖``, preconditioned or not.
-        max_iterations: at most this many products with A, power iterations not counted.
-        power_iterations: products spent on estimating λ_max, at least one.
-        preconditioner: an operator M close to A that knows its inverse; the paper has M = I.
+        max_iterations: at most this many products with A, not counting power iterations.
+        power_iterations: products that estimate λ_max, at least one.
+        preconditioner: an operator M close to A with a closed-form inverse; the paper has M = I.
+
+    >>> Neumann(tolerance=1e-2).power_iterations
+    20
     """
 
     tolerance: float = 1e-3
@@ -51,7 +56,7 @@ class Neumann(LinearSolver):
             smallest = torch.where(active, torch.minimum(smallest, curvature / (z * z).sum(-1)), smallest)
             size = (z * r).sum(-1)  # zᵀMz
             active = active & (curvature > 0) & (size > 0)
-            # Curvature met on the way corrects a λ_max that the power iterations left too small.
+            # Curvature seen on the way corrects a λ_max that the power iterations underestimated.
             largest = torch.where(active, torch.maximum(largest, curvature / size), largest)
             alpha = torch.where(active, 1 / (MARGIN * largest), 0.0).unsqueeze(-1)
             x = x + alpha * z
@@ -63,10 +68,10 @@ class Neumann(LinearSolver):
 def largest_eigenvalue(
     operator: LinearOperator, like: Tensor, iterations: int, preconditioner: Invertible | None = None
 ) -> Tensor:
-    """|λ|_max of each row's operator, ``[R]``, by power iteration from a fixed start (no global random state used).
+    """λ|_max of each row's operator, ``[R]``, by power iteration from a fixed start (no global random state is used).
 
-    With a preconditioner M, that of M⁻¹A, which is symmetric in the inner product of M. Never more than the true value,
-    but for rounding.
+    With a preconditioner M, that of M⁻¹A, which is symmetric in the inner product of M. Except for rounding it never
+    exceeds the true value.
     """
     tiny = torch.finfo(like.dtype).tiny
 

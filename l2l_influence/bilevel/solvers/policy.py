@@ -1,4 +1,4 @@
-"""What happens when a solve cannot be trusted."""
+"""Policies for solves that cannot be trusted."""
 
 from __future__ import annotations
 
@@ -17,31 +17,37 @@ from .minres import MINRES
 OnIndefinite = Literal["raise", "damp", "minres"]
 
 PRODUCTS = 30
-"""Spent on estimating how negative a matrix is before it is damped."""
+"""Products that estimate how negative a matrix is, before it is damped."""
 
 MARGIN = 2.0
-"""Damping is this many times what the curvature seen calls for: there may be more negative curvature elsewhere."""
+"""Damping is this many times what the observed curvature requires: other directions may be more negative."""
 
 TRIES = 20
-"""Damping at least doubles each time."""
+"""Attempts at damping; each at least doubles it."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What to do when a solve cannot be trusted.
+    """What to do if a solve cannot be trusted.
 
-    Only the rows that cannot be trusted are solved again, each as if it were alone: a row is a system of its own (one
-    inner problem a task), and its answer must not depend on what it was batched with.
+    Only the rows that cannot be trusted are solved again, each on its own: a row is a separate system (the inner
+    problem of one task), and its answer must not depend on the other rows of the batch.
 
     Args:
-        on_indefinite: where a solver that needs a positive definite matrix meets zero or negative curvature:
-            ``"raise"`` an error; ``"damp"``, with a warning: add to the diagonal of that row's matrix until only
-            positive curvature is met; or ``"minres"``: solve the same system by :class:`~.minres.MINRES`, which gives
-            the stationary point of an indefinite model and no minimum.
-        on_unconverged: ``"raise"`` or ``"warn"``.
+        on_indefinite: if a solver for positive definite systems meets zero or negative curvature: ``"raise"`` an error;
+            ``"damp"``, with a warning: add to the diagonal of that row's matrix until only positive curvature is seen;
+            or ``"minres"``: solve the same system by :class:`~.minres.MINRES`, which gives the stationary point of an
+            indefinite model, and no minimum.
+        on_unconverged: ``"raise"`` an error or ``"warn"`` if a solve misses its tolerance.
 
     Raises:
-        ValueError: an unknown word.
+        ValueError: a setting is unknown.
+
+    >>> Policy(on_indefinite="damp").on_unconverged
+    'raise'
+    >>> Policy(on_unconverged="ignore")
+    Traceback (most recent call last):
+    ValueError: on_unconverged must be one of ['raise', 'warn'], got 'ignore'
     """
 
     on_indefinite: OnIndefinite = "raise"
@@ -50,10 +56,13 @@ class Policy:
     def __post_init__(self) -> None:
         for name, words in (("on_indefinite", get_args(OnIndefinite)), ("on_unconverged", get_args(OnUnconverged))):
             if getattr(self, name) not in words:
-                raise ValueError(f"{name} must be one of {list(words)}, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {list(words)}, got {getattr(self, name)!r}")
 
     def solve(self, operator: LinearOperator, solver: LinearSolver, b: Tensor, what: str) -> Solution[Tensor]:
-        """``A_r x_r = b_r`` for each row of ``b``, ``[R, P]``, as well as the report says; ``what`` names the system.
+        """Solve ``A_r x_r = b_r`` for each row of ``b``, ``[R, P]``, and apply the policy.
+
+        Args:
+            what: what messages call the system.
 
         Raises:
             NegativeCurvatureError, NotConvergedError: see :func:`enforce`.
@@ -70,11 +79,11 @@ class Policy:
 
 
 def enforce(report: SolveReport, what: str, on_unconverged: OnUnconverged = "raise") -> None:
-    """Raise (or warn) when a solve cannot be trusted.
+    """Raise an error, or warn, if a solve cannot be trusted.
 
     Raises:
-        NegativeCurvatureError: the operator is not positive definite along a direction that the solver tried, and the
-            solver needs it to be.
+        NegativeCurvatureError: the solver needs a positive definite matrix, and met a direction of zero or negative
+            curvature.
         NotConvergedError: the tolerance was missed and ``on_unconverged`` is ``"raise"``.
     """
     if report.indefinite:
@@ -82,7 +91,7 @@ def enforce(report: SolveReport, what: str, on_unconverged: OnUnconverged = "rai
             f"{what}: {report.solver} met curvature {float(report.smallest_curvature.min()):.3g}, so the matrix is not "
             "positive definite and its inverse does not describe a minimum. Use a larger regulariser (proximal, l2 or "
             "damping), a positive semi-definite curvature ('gram', 'gauss-newton'), or train closer to a minimum; "
-            'on_indefinite="damp" or "minres" goes on regardless, and says so'
+            'or continue with on_indefinite="damp" or "minres"'
         )
     if bool(report.converged.all()):
         return
@@ -93,7 +102,7 @@ def enforce(report: SolveReport, what: str, on_unconverged: OnUnconverged = "rai
 
 
 class Damped(LinearOperator):
-    """``A_r + damping_r · I``, a damping of its own for each row, ``[R]``."""
+    """``A_r + damping_r · I``, with a damping for each row, ``[R]``."""
 
     def __init__(self, operator: LinearOperator, damping: Tensor) -> None:
         self.note, self.shift = operator.note, operator.shift
@@ -106,7 +115,7 @@ class Damped(LinearOperator):
 def _by_damping(
     operator: LinearOperator, solver: LinearSolver, b: Tensor, solution: Solution[Tensor]
 ) -> Solution[Tensor]:
-    """The refused rows with more and more on the diagonal; one that is refused in the end stays so."""
+    """Solve the refused rows with increasing damping; a row that is refused each time stays refused."""
     plain = _without_preconditioner(solver)
     lowest, highest = extreme_eigenvalues(operator, b, PRODUCTS)
     least = torch.maximum(-MARGIN * lowest, torch.finfo(b.dtype).eps ** 0.5 * highest.abs())
@@ -121,18 +130,18 @@ def _by_damping(
 
 
 def _without_preconditioner(solver: LinearSolver) -> LinearSolver:
-    """What is close to an indefinite A is far from A with enough on its diagonal: it would only slow a solver down."""
+    """The solver without a preconditioner: one that is close to an indefinite A is far from A plus enough damping."""
     return solver if solver.preconditioner is None else replace(cast(Any, solver), preconditioner=None)
 
 
 def _by_minres(operator: LinearOperator, b: Tensor, solution: Solution[Tensor]) -> Solution[Tensor]:
-    """The refused rows again, to the same tolerance."""
+    """Solve the refused rows again, to the same tolerance."""
     report = solution.report
     return _put_in(solution, MINRES(report.tolerance).solve(operator, _only(report.refused, b)))
 
 
 def _only(rows: Tensor, b: Tensor) -> Tensor:
-    """``b`` with zeros elsewhere: operators want all of their rows, and solvers do nothing for zeros."""
+    """``b`` in these rows, 0 in the others: operators take all of their rows, and solvers do nothing for zeros."""
     return torch.where(rows.unsqueeze(-1), b, 0.0)
 
 
@@ -151,7 +160,7 @@ def _warn_of_damping(report: SolveReport, what: str) -> None:
     count = int((report.damping > 0).sum())
     warnings.warn(
         f"{what}: {count} of {len(report.damping)} matrices are not positive definite, so up to "
-        f"{float(report.damping.max()):.3g} was added to their diagonals: the answers there are those of a larger "
-        "regulariser",
+        f"{float(report.damping.max()):.3g} was added to their diagonals: their solutions are those of a problem with "
+        "a larger regulariser",
         stacklevel=3,
     )

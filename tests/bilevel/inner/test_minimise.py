@@ -10,8 +10,8 @@ from l2l_influence.bilevel import CG, BilevelProblem, Proximal, Task
 from l2l_influence.bilevel.inner.minimise import minimise
 from l2l_influence.errors import NotConvergedError
 
-from .test_solvers import Matrices
-from .toys import classification, classification_tasks, generator, parameters, randn, relative
+from ...reference_problems.autograd import classification, classification_tasks, generator, parameters, randn, relative
+from ..systems import Matrices
 
 
 def search(function, start, data=(), tolerance=1e-10, max_iterations=200, scale=None):

@@ -20,7 +20,7 @@ from l2l_influence.bilevel.solvers import ClosedForm
 from l2l_influence.bilevel.task import stack
 from l2l_influence.errors import LossStructureError, UncoveredParameterError
 
-from .toys import randn, relative
+from ...reference_problems.autograd import randn, relative
 
 DELTA, WAYS, N = 0.3, 3, 7
 

@@ -19,7 +19,7 @@ from l2l_influence.bilevel.item_gradients import (
 )
 from l2l_influence.bilevel.solved_tasks import SolvedBatch
 
-from .toys import (
+from ..reference_problems.autograd import (
     SIZE,
     Reference,
     UnrolledReference,

@@ -12,7 +12,7 @@ from torch.func import jacrev
 
 from l2l_influence.bilevel import BilevelProblem, ModelLoss, Task, Unrolled
 
-from .toys import (
+from ...reference_problems.autograd import (
     SIZE,
     Reference,
     UnrolledReference,

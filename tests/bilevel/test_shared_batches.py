@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task, Unrolled
 
-from .toys import central_difference, relative
+from ..reference_problems.autograd import central_difference, relative
 
 LR = 0.2
 

@@ -13,8 +13,8 @@ from l2l_influence.bilevel.solvers import BlockCG, LowRankPlusIdentity
 from l2l_influence.bilevel.solvers.block_cg import orthonormal
 from l2l_influence.parallel.ranks import ALONE
 
-from .systems import Inverted, Matrices, close, indefinite, rotated, spread, true_residual
-from .toys import classification, classification_tasks, parameters, randn, relative
+from ...reference_problems.autograd import classification, classification_tasks, parameters, randn, relative
+from ..systems import Inverted, Matrices, close, indefinite, rotated, spread, true_residual
 
 SIZE = 60
 

@@ -12,7 +12,15 @@ from l2l_influence.bilevel.solvers import LowRank
 from l2l_influence.bilevel.solvers.base import Shifted
 from l2l_influence.bilevel.solvers.neumann import largest_eigenvalue
 
-from .toys import SIZE, classification, classification_tasks, network, parameters, randn, relative
+from ...reference_problems.autograd import (
+    SIZE,
+    classification,
+    classification_tasks,
+    network,
+    parameters,
+    randn,
+    relative,
+)
 
 LAM = parameters()
 EYE = torch.eye(SIZE, dtype=torch.float64)

@@ -11,8 +11,8 @@ from l2l_influence.bilevel import CG, Dense, Neumann
 from l2l_influence.bilevel.solvers import MINRES, Policy
 from l2l_influence.errors import NegativeCurvatureError, NotConvergedError
 
-from .systems import Inverted, Matrices, close, indefinite, rotated, shifted, spread, true_residual
-from .toys import randn
+from ...reference_problems.autograd import randn
+from ..systems import Inverted, Matrices, close, indefinite, rotated, shifted, spread, true_residual
 
 SOLVERS = pytest.mark.parametrize(
     "solver",

@@ -12,8 +12,8 @@ from l2l_influence.bilevel.solvers import MINRES, enforce
 from l2l_influence.bilevel.solvers.lanczos import extreme_eigenvalues
 from l2l_influence.errors import NotConvergedError
 
-from .systems import Matrices, close, indefinite, rotated, spread, true_residual
-from .toys import randn
+from ...reference_problems.autograd import randn
+from ..systems import Matrices, close, indefinite, rotated, spread, true_residual
 
 
 @settings(max_examples=25, deadline=None)

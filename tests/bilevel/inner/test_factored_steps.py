@@ -13,8 +13,8 @@ from l2l_influence.bilevel.inner.steps import factored as in_factors
 from l2l_influence.bilevel.inner.steps.factored import FactoredSteps, wide_layers
 from l2l_influence.errors import LossStructureError
 
-from .test_unrolled import LR, STEPS_AND_ORDERS, backward, gradients, headed, mean_tasks, mlp
-from .toys import Named, UnrolledReference, central_difference, generator, randn, relative
+from ...reference_problems.autograd import Named, UnrolledReference, central_difference, generator, randn, relative
+from .maml_loops import LR, STEPS_AND_ORDERS, backward, gradients, headed, mean_tasks, mlp
 
 
 @pytest.fixture

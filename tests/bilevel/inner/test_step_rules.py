@@ -23,7 +23,15 @@ from l2l_influence.bilevel import (
     Unrolled,
 )
 
-from .toys import Named, classification, classification_tasks, network, parameters, randn, relative
+from ...reference_problems.autograd import (
+    Named,
+    classification,
+    classification_tasks,
+    network,
+    parameters,
+    randn,
+    relative,
+)
 
 LR, STEPS, L2 = 0.3, 3, 0.5
 

@@ -14,7 +14,17 @@ from l2l_influence.bilevel.hessians import CURVATURES, Sketch
 from l2l_influence.bilevel.hessians.subsample import probabilities
 from l2l_influence.errors import InfluenceError, LossStructureError
 
-from .toys import SIZE, Reference, classification, classification_tasks, generator, network, parameters, randn, relative
+from ...reference_problems.autograd import (
+    SIZE,
+    Reference,
+    classification,
+    classification_tasks,
+    generator,
+    network,
+    parameters,
+    randn,
+    relative,
+)
 
 LAM = parameters()
 ROWS = randn(7, 3, SIZE)
@@ -390,5 +400,5 @@ def test_uncertainty_needs_class_scores(loss):
 
 @pytest.mark.parametrize("settings", [("hessian", 0), ("hessian", 0.5), ("hessian", 2, "luck"), ("hesian", 2)])
 def test_settings_are_checked_at_the_door(settings):
-    with pytest.raises(ValueError, match="tasks is the number|by must be|kind must be"):
+    with pytest.raises(ValueError, match="tasks, the number of tasks|by must be|the kind of the total"):
         Subsample(*settings)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, ModelLoss, Task, Unrolled
 
-from .toys import (
+from ...reference_problems.autograd import (
     SIZE,
     Reference,
     UnrolledReference,

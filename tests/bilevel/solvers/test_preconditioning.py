@@ -10,8 +10,8 @@ from l2l_influence.bilevel.solvers import LowRank, MultipleOfIdentity, agreement
 from l2l_influence.bilevel.solvers.neumann import largest_eigenvalue
 from l2l_influence.errors import NegativeCurvatureError
 
-from .systems import Inverted, Matrices, close, indefinite, rotated, shifted, spread, true_residual
-from .toys import randn
+from ...reference_problems.autograd import randn
+from ..systems import Inverted, Matrices, close, indefinite, rotated, shifted, spread, true_residual
 
 KINDS = pytest.mark.parametrize("kind", [CG, Neumann], ids=["cg", "neumann"])
 

@@ -20,7 +20,7 @@ from l2l_influence.bilevel.solvers import ClosedForm, LowRank, OuterProducts, Si
 from l2l_influence.bilevel.task import stack
 from l2l_influence.errors import LossStructureError, NegativeCurvatureError
 
-from .toys import gauss_newton_factor, randn, relative
+from ...reference_problems.autograd import gauss_newton_factor, randn, relative
 
 DELTA, WAYS, N, TASKS = 0.3, 3, 5, 3
 

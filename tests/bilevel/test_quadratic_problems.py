@@ -1,20 +1,4 @@
-"""Linear predictions with squared errors: every quantity in closed form, and the limits of the proximal strength.
-
-Predictions are x·θ̃, where θ̃ is λ with the adapted entries replaced by θ. E (Q × P) picks the adapted entries,
-K = I − EᵀE keeps the others. X, W, y are inputs, weights and targets of the support set, X', W', y' of the query set.
-
-    ∂_θ L_I = E Xᵀ W (X (K λ + Eᵀ θ) − y) + δ (θ − E λ) = 0    so, with  A = E Xᵀ W X Eᵀ + δ I,
-    θ       = A⁻¹ (E Xᵀ W (y − X K λ) + δ E λ),    dθ/dλ = J = A⁻¹ (δ E − E Xᵀ W X K),
-    θ̃       = K λ + Eᵀ θ,                          dθ̃/dλ = T = K + Eᵀ J,
-    L_O     = ½ r'ᵀ W' r',  r' = X' θ̃ − y',        g = Tᵀ X'ᵀ W' r',    H = Tᵀ X'ᵀ W' X' T.
-
-T does not depend on λ, so H is the Hessian, all of it. The total gradient of query sample j is w'_j Tᵀ x'_j r'_j. For
-the weight of a support sample x, y with residual r = x·θ̃ − y, differentiate A θ = ... and A J = ... by w:
-
-    dθ/dw = −A⁻¹ E x r,    dJ/dw = −A⁻¹ E x (xᵀ T),    dg/dw = (Eᵀ dJ/dw)ᵀ X'ᵀ W' r' + Tᵀ X'ᵀ W' X' Eᵀ dθ/dw.
-
-The gradient of L_Total is affine in λ: λ* solves (l2 I + Σ c_i H_i) λ = −Σ c_i g_i(λ = 0), with any tasks left out.
-"""
+"""Linear predictions with squared errors: every quantity in closed form, and the limits of the proximal strength."""
 
 from __future__ import annotations
 
@@ -24,91 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from l2l_influence.bilevel import BilevelProblem, Layout, Task
+from l2l_influence.bilevel import BilevelProblem
 
-from .toys import randn, relative
-
-SHARED, HEAD, TASKS, SUPPORT, QUERY = 2, 3, 4, 6, 8
-SIZE = SHARED + HEAD
-DELTA, L2 = 1.5, 0.4
-C = [1.0, 2.0, 0.5, 1.5]
-EYE = torch.eye(SIZE, dtype=torch.float64)
-
-
-def squared(lam, theta, x, y):
-    whole = {**lam, **theta}
-    return 0.5 * torch.nn.functional.mse_loss(x @ torch.cat([whole["shared"], whole["head"]]), y, reduction="none")
-
-
-def make_tasks(support: int = SUPPORT) -> list[Task]:
-    def pair(seed, n):
-        x = randn(seed, n, SIZE)
-        return x, x @ (randn(0, SIZE) + 0.5 * randn(seed % 10, SIZE)) + 0.3 * randn(seed + 1, n)
-
-    def weights(seed, n):
-        return 0.5 + randn(seed, n).abs()
-
-    sizes = ((100 + i, 200 + i) for i in range(TASKS))
-    return [Task(pair(a, support), pair(b, QUERY), weights(a, support), weights(b, QUERY)) for a, b in sizes]
-
-
-class Formulas:
-    """One task's quantities at λ, by the formulas above."""
-
-    def __init__(self, task: Task, lam: Tensor, adapted: Tensor, delta: float) -> None:
-        (x, y), w = task.support, task.support_weights
-        (self.query_x, query_y), self.query_w = task.query, task.query_weights
-        self.e, keep = EYE[adapted], torch.diag((~adapted).double())
-        self.a = self.e @ x.T @ (w[:, None] * x) @ self.e.T + delta * torch.eye(len(self.e)).double()
-        self.theta = torch.linalg.solve(self.a, self.e @ x.T @ (w * (y - x @ keep @ lam)) + delta * self.e @ lam)
-        self.jacobian = torch.linalg.solve(self.a, delta * self.e - self.e @ x.T @ (w[:, None] * x) @ keep)
-        self.t = keep + self.e.T @ self.jacobian
-        self.adapted = keep @ lam + self.e.T @ self.theta
-        self.support_x, self.residual = x, x @ self.adapted - y
-        self.query_residual = self.query_x @ self.adapted - query_y
-        self.slope = self.query_x.T @ (self.query_w * self.query_residual)
-        self.curvature = self.query_x.T @ (self.query_w[:, None] * self.query_x)
-        self.gradient, self.hessian = self.t.T @ self.slope, self.t.T @ self.curvature @ self.t
-
-    def query_gradient(self, j: int) -> Tensor:
-        return self.query_w[j] * self.query_residual[j] * self.t.T @ self.query_x[j]
-
-    def gradient_by_support(self, j: int) -> Tensor:
-        """dg/dw_j."""
-        x = self.support_x[j]
-        into = -torch.linalg.solve(self.a, self.e @ x)
-        theta, jacobian = into * self.residual[j], torch.outer(into, x @ self.t)
-        return (self.e.T @ jacobian).T @ self.slope + self.t.T @ self.curvature @ self.e.T @ theta
-
-
-class World:
-    """The tasks, their formulas at λ*, and the package's problem there."""
-
-    def __init__(self, theta_keys: list[str] | None) -> None:
-        self.tasks = make_tasks()
-        self.mask = torch.tensor([theta_keys is None] * SHARED + [True] * HEAD)
-        self.optimum = self.solve(C)
-        self.formulas = [self.at(task, self.optimum) for task in self.tasks]
-        self.layout = Layout({"shared": EYE[0, :SHARED], "head": EYE[0, SHARED:]})
-        self.lam = self.layout.unravel(self.optimum)
-        self.problem = BilevelProblem(
-            squared, squared, DELTA, L2, theta_keys, inner_solver="dense", inner_tolerance=1e-12
-        )
-        self.matrix = L2 * EYE + sum(c * one.hessian for c, one in zip(C, self.formulas, strict=True))
-
-    def at(self, task: Task, lam: Tensor) -> Formulas:
-        return Formulas(task, lam, self.mask, DELTA)
-
-    def solve(self, weights: list[float]) -> Tensor:
-        """λ* for these task weights; the gradient is affine in λ."""
-        zero = [self.at(task, torch.zeros(SIZE).double()) for task in self.tasks]
-        matrix = L2 * EYE + sum(c * one.hessian for c, one in zip(weights, zero, strict=True))
-        return torch.linalg.solve(matrix, -sum(c * one.gradient for c, one in zip(weights, zero, strict=True)))
+from ..reference_problems.autograd import randn, relative
+from ..reference_problems.closed_form import (
+    EYE,
+    HEAD,
+    L2,
+    SHARED,
+    SIZE,
+    SUPPORT,
+    C,
+    QuadraticProblem,
+    make_tasks,
+    squared,
+)
 
 
 @pytest.fixture(scope="module", params=[None, ["head"]], ids=["maml", "anil"])
 def world(request):
-    return World(request.param)
+    return QuadraticProblem(request.param)
 
 
 def test_inner_solution_and_total_gradient(world):

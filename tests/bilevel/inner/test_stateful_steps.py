@@ -16,7 +16,7 @@ from torch.func import grad
 from l2l_influence.bilevel import BilevelProblem, FunctionalModel, Layout, ModelLoss, Task, Unrolled, UnrolledWith
 from l2l_influence.errors import UncoveredParameterError
 
-from .toys import (
+from ...reference_problems.autograd import (
     SIZE,
     Reference,
     central_difference,

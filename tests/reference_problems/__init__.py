@@ -1,0 +1,1 @@
+"""Reference problems that tests share: in closed form, and by plain autograd."""
