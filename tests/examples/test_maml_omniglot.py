@@ -54,7 +54,7 @@ def test_it_ranks_real_tasks_and_trains_as_without_recording(omniglot_root: Path
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     scores = [float(row["score"]) for row in rows]
-    assert 2 <= len(rows) <= 6 and sum(int(row["draws"]) for row in rows) == 8
+    assert 2 <= len(rows) <= 6 and sum(int(row["times_trained"]) for row in rows) == 8
     assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
     assert all(map(math.isfinite, scores))
     for row in rows:

@@ -12,7 +12,6 @@ from torch import nn
 
 from ...analysis.estimators import Implicit
 from ...analysis.results.result import TaskScores
-from ...bilevel.hessians.kinds import curvature
 from ...bilevel.task import Pair
 from ...errors import InfluenceError, LossStructureError, NothingRecordedError, RecordingError
 from ...hooks import TaskInfluence
@@ -55,12 +54,16 @@ class ScoringSettings:
         """The loss that the user named, or None."""
         return None if self.loss is None else LOSSES[self.loss](reduction=self.reduction)
 
+    @property
+    def estimator(self) -> Implicit:
+        """The implicit estimator with the Hessian that the user named, or with its default."""
+        return Implicit() if self.hessian is None else Implicit(hessian=self.hessian)
+
     def __post_init__(self) -> None:
         if self.loss is not None:
             _require_known("loss", self.loss, LOSSES)
         _require_known("reduction", self.reduction, REDUCTIONS)
-        if self.hessian is not None:
-            curvature(self.hessian)
+        _ = self.estimator  # raises if the Hessian is unknown
         if self.test_tasks < 1:
             raise ValueError(f"the number of test tasks must be at least 1; got {self.test_tasks}")
 
@@ -126,8 +129,7 @@ def _scored(study: Study, settings: ScoringSettings, early: bool) -> ScoredRun:
     study.training_tasks()  # raises an error with the reason if some are missing
     loss = settings.chosen_loss
     tests = choose_tests(study.tasks, settings, early)
-    estimator = Implicit() if settings.hessian is None else Implicit(hessian=settings.hessian)
-    influence = TaskInfluence(study, loss=loss, estimator=estimator, progress=settings.progress)
+    influence = TaskInfluence(study, loss=loss, estimator=settings.estimator, progress=settings.progress)
     code = "" if loss is None else f'loss=nn.{type(loss).__name__}(reduction="{loss.reduction}")'
     return ScoredRun(influence.scores(tests.pairs), tests, code)
 
