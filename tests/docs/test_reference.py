@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 import re
@@ -73,6 +74,19 @@ def test_the_names_of_estimators_are_those_of_the_registry():
 
     told = dict(re.findall(r'^\| `"([\w-]+)"` \| `(\w+)` \|$', PAGE, flags=re.MULTILINE))
     assert told == {name: kind.__name__ for name, kind in ESTIMATORS.items()}
+
+
+@pytest.mark.parametrize("group", ["problem", "the estimator `Implicit`", "`Resources`"])
+def test_the_tables_of_settings_hold_all_of_them_with_their_defaults(group):
+    from l2l_influence.analysis.problem.options import ProblemOptions
+
+    kind = {"problem": ProblemOptions, "`Resources`": l2l_influence.Resources}.get(group, l2l_influence.Implicit)
+    table = re.split(rf"^\| setting of (?:the )?{group} .*\n.*\n", PAGE, flags=re.MULTILINE)[1].split("\n\n")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", table, flags=re.MULTILINE))
+    assert told.keys() == {field.name for field in dataclasses.fields(kind)}
+    literal = {name: default.strip("`") for name, default in told.items() if default.startswith("`")}
+    defaults = {field.name: str(field.default) for field in dataclasses.fields(kind)}
+    assert all(value.strip('"') == defaults[name] for name, value in literal.items())
 
 
 def test_the_paper_s_names_are_told():
