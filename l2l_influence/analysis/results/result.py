@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import RecordingError
+from ...storage.atomic import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,7 +172,7 @@ class Scores(Sequence[RowType]):
     def to_csv(self, path: str | Path) -> Path:
         """Write all rows, most harmful first."""
         path = Path(path)
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as new, new.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(self.columns())
             writer.writerows([[_plain(value) for value in vars(row).values()] for row in self._rows])
