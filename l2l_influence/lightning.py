@@ -1,7 +1,7 @@
-"""Recording under Lightning: a callback that records what a ``Trainer`` fits.
+"""`RecordingCallback`: records what a Lightning ``Trainer`` fits.
 
 Needs Lightning 2: ``pip install "l2l-influence[lightning]"``. It is imported as ``pytorch_lightning``, because
-learn2learn's ``LightningMAML`` and ``LightningANIL`` are modules of that package, not of ``lightning.pytorch``.
+learn2learn's ``LightningMAML`` and ``LightningANIL`` derive from that package and not from ``lightning.pytorch``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ try:
     from pytorch_lightning import Callback, LightningModule, Trainer
 except ImportError as error:
     raise ImportError(
-        "l2l_influence.lightning needs Lightning under the name that learn2learn imports, pytorch_lightning: "
+        "l2l_influence.lightning needs Lightning as pytorch_lightning, the name that learn2learn imports. Install it: "
         'pip install "l2l-influence[lightning]"'
     ) from error
 
@@ -22,17 +22,17 @@ from .recording import RecordingOptions, Study, record
 __all__ = ["RecordingCallback"]
 
 _RESUMED = (
-    "fits that went on from a checkpoint: tasks from before it are part of this only if the same learner was "
+    "fits that resumed from a checkpoint: tasks from before the checkpoint are included only if the same learner was "
     "recorded then"
 )
 
 
 class RecordingCallback(Callback):
-    """Records each ``trainer.fit`` as `record` does, and changes no bit of it.
+    """Records each ``trainer.fit`` as `record` does; the fit stays bit-identical.
 
-    Recording begins where fit begins and ends where training ends or breaks off. The batches of the sanity check are
-    left out of account; those of validation, and of tests in between, are tasks that did not train. Each process of
-    a distributed strategy has a callback of its own, which records what that process was fed.
+    Recording starts with the fit and stops when training ends or fails. The batches of the sanity check are not
+    recorded. Validation and test batches are recorded as tasks that did not train. Each process of a distributed
+    strategy has its own callback, which records what that process was fed.
 
     Args:
         options: what to keep, for learners that have no recording yet.
@@ -49,45 +49,46 @@ class RecordingCallback(Callback):
 
     @property
     def study(self) -> Study:
-        """What was recorded of the latest fit, and of earlier ones as far as they trained the same learner.
+        """The study of the latest fit. It includes earlier recorded fits of the same learner.
 
         Raises:
-            RecordingError: no fit has begun in this process.
+            RecordingError: no fit has started in this process.
         """
         if self._study is None:
             raise RecordingError(
-                "no fit has begun in this process: give the callback to the Trainer and call fit(). Under a strategy "
-                "that fits in processes of its own (ddp_spawn, ddp_notebook), save the study there, in on_fit_end"
+                "no fit has begun in this process: pass the callback to the Trainer and call fit(). A strategy that "
+                "starts its own processes (ddp_spawn, ddp_notebook) fits there: save the study in these processes, in "
+                "on_fit_end"
             )
         return self._study
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
+        """Start recording."""
         self._begin()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pause: its batches belong to no training."""
+        """Pause: the batches of the sanity check belong to no training."""
         self._end()
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew. Not only at ``on_train_start``: a loader without a length has served its first batch by then."""
+        """Start again. ``on_train_start`` is too late: a loader without a length has served its first batch by then."""
         self._begin()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remark on what has been trained without it."""
+        """Note that an earlier part of the training may be missing."""
         if trainer.ckpt_path is not None:
             self.study.remarks[_RESUMED] += 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End."""
+        """Stop recording."""
         self._end()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End, if there was nothing to train."""
+        """Stop recording, if there was nothing to train."""
         self._end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End. What was recorded until now can be read."""
+        """Stop recording. What was recorded until now can be read."""
         self._end()
 
     def _begin(self) -> None:

@@ -15,12 +15,11 @@ from ..errors import RecordingError, TaskDataChangedError
 from .deferred import catch_up
 from .directory import alive, directory
 from .episodes.clone_log import CloneLog, Forward
-from .episodes.completeness import require_complete, require_tasks
-from .episodes.description import describe
 from .episodes.manual import ManualEpisode
 from .episodes.matching import Match
 from .episodes.records import TaskRecords
 from .episodes.stores import BoundedStore, CompleteStore
+from .episodes.summary import describe, require_complete, require_tasks
 from .episodes.task import RecordedTask, values_of
 from .episodes.unserved import as_fed, is_unserved
 from .episodes.watch import Activity, CloneWatch, Episode, Finalizer

@@ -104,7 +104,7 @@ def test_a_job_that_ended_in_different_weights_is_not_scored(
     for rank in range(2):
         run_as(monkeypatch, rank)
         Path("script.py").write_text(Path("script.py").read_text().replace("parameters(), 0.1", "parameters(), 0.2"))
-    assert "could not be merged: the parameters of processes 0 and 1 are not the same" in capsys.readouterr().err
+    assert "could not be merged: the parameters of processes 0 and 1 differ" in capsys.readouterr().err
     assert not (OUT / "scores.csv").exists() and (OUT / "rank-0" / "study").exists()
 
 
