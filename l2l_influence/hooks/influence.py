@@ -288,7 +288,7 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         fit = self.fitted()
         if not isinstance(fit, DirectionalFit):
             raise fit.refusal("score_matrix_to()", "along")
-        if self.items is not self.items.members and self._items is not self._items.members:
+        if self._items is not self._items.members:
             raise ItemsError(
                 "score_matrix_to() writes single items: write the matrix of the members, for example with "
                 "QueryInfluence.like(influence), and add up its rows by group"
