@@ -1,4 +1,4 @@
-"""What a reader of results should know of the inner solutions."""
+"""Notes about the inner solutions, for readers of results."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .run import RunAt
 
 
 def inner_notes(run: RunAt, residual: float) -> list[str]:
-    """The inner kind and how well it was solved; for the proximal kind also how it relates to the loop's own steps,
-    and what an approximate inverse leaves out. Where ranks share the tasks, it is the first one that looks at some."""
+    """The inner kind and how well it was solved; for the proximal kind also its distance from the loop's own steps, and
+    the accuracy of an approximate inverse. If processes share the tasks, the first one inspects some of its own."""
     return run.problem.ranks.first(lambda: _inner_notes(run, residual))
 
 
@@ -36,18 +36,18 @@ def _proximal_notes(run: RunAt, kind: Proximal, residual: float) -> list[str]:
 
 
 def _inverse_note(solved: SolvedBatch) -> list[str]:
-    """Of ∂_θ L_O, which total gradients put through it."""
+    """How the inner Hessian is inverted, and how accurately for ∂_θ L_O, which total gradients need."""
     if not isinstance(solved.solution, ProximalMap):
         return []
     note = f"inner inverse: {solved.solution.note}"
     agreement = solved.solution.agreement(solved.outer_gradient[1])
     if agreement is None:
         return [note]
-    return [f"{note}; held against all of H_in: {agreement} (median of {len(solved.batch.index)} tasks)"]
+    return [f"{note}; compared with all of H_in: {agreement} (median of {len(solved.batch.index)} tasks)"]
 
 
 def _distance_note(run: RunAt, solution: InnerMap) -> list[str]:
-    """How far θ is from where the loop's steps end, both from λ*."""
+    """The distance of θ from the end of the loop's steps, both taken from λ*."""
     try:
         lr, steps = run.choice.adaptation()
     except InfluenceError:

@@ -12,12 +12,9 @@ Value = TypeVar("Value")
 class Latest(Generic[Key, Value]):
     """Keeps the value that was computed last, for as long as its key stays the same.
 
-    ```python
     >>> squares = Latest(lambda a, b: a == b)
     >>> squares.get(3, lambda: 3**2), squares.get(3, lambda: "not computed again")
     (9, 9)
-
-    ```
 
     Args:
         same: whether two keys are the same.

@@ -13,11 +13,8 @@ from ..bilevel.memory import DEFAULT, Memory, in_bytes
 class Resources:
     """What an analysis may use. None of these settings changes a result beyond rounding.
 
-    ```python
     >>> Resources(memory="4GiB", progress=False).memory_bytes
     4294967296
-
-    ```
 
     Args:
         memory: bytes, or text such as ``"4GiB"``. One half is for what a Hessian keeps, the other for batches of tasks

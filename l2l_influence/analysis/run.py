@@ -210,7 +210,7 @@ class RunAt:
             raise LossStructureError(
                 f"the loss is {float(whole):.6g} on the support set of task {self.recorded[0].id}, but its samples' "
                 f"{parts.reduction} is {float(found):.6g}: it weights samples unequally or is reduced otherwise. Pass "
-                "a loss that returns one value a sample, and reduction="
+                "a loss that returns one value per sample, and reduction="
             )
 
     def _weights(self) -> Tensor:

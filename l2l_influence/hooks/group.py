@@ -38,6 +38,27 @@ class GroupInfluence(Influence[Hashable, GroupScores]):
 
     Raises:
         ValueError: ``by`` or ``of`` is none of these.
+
+    >>> import learn2learn as l2l
+    >>> import torch
+    >>> from torch import nn
+    >>> from l2l_influence import GroupInfluence, record
+    >>> _ = torch.manual_seed(0)
+    >>> def data():
+    ...     x = torch.randn(8, 4)
+    ...     return x, (x[:, 0] > 0).long()
+    >>> maml, loss = l2l.algorithms.MAML(nn.Linear(4, 2), lr=0.1), nn.CrossEntropyLoss()
+    >>> with record() as study:
+    ...     for _ in range(3):
+    ...         (x, y), (query_x, query_y) = data(), data()
+    ...         learner = maml.clone()
+    ...         learner.adapt(loss(learner(x), y))
+    ...         loss(learner(query_x), query_y).backward()
+    >>> def half(task, sample):
+    ...     return "first half" if sample < 4 else "second half"
+    >>> result = GroupInfluence(study, by=half, of="query").scores([(data(), data())])
+    >>> sorted((row.group, row.members) for row in result)
+    [('first half', 12), ('second half', 12)]
     """
 
     def __init__(

@@ -45,7 +45,9 @@ class Hook:
 
     def stationarity(self) -> Stationarity:
         """How close λ* is to a minimum of L_Total, at which influence functions hold; printed, it says so in words."""
-        run = self.run_at()
+        return self._stationarity_at(self.run_at())
+
+    def _stationarity_at(self, run: RunAt) -> Stationarity:
         return self._stationarity.get(run, lambda: stationarity(run.solved_tasks, run.problem.l2))
 
 
@@ -112,7 +114,10 @@ class EstimatorHook(Hook):
 
     def fitted(self) -> FittedEstimator[Any]:
         """The estimator for the learner's present parameters, with what has been computed for it."""
-        run, estimator = self.run_at(), self._settings.estimator
+        return self._fitted_at(self.run_at())
+
+    def _fitted_at(self, run: RunAt) -> FittedEstimator[Any]:
+        estimator = self._settings.estimator
         return self._fits.get(run, lambda: estimator.computation.at(run)).under(estimator)
 
     def _share(self, hook: EstimatorHook) -> None:

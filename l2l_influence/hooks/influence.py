@@ -72,12 +72,13 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         Raises:
             EstimatorError: the estimator does not use test gradients, and ``"partial"`` was asked for.
         """
-        targets = self._targets(test_tasks, num_tasks, split, seed, test_gradient, mean=True)
-        fit = self.fitted()
+        run = self.run_at()
+        targets = self._targets(run, test_tasks, num_tasks, split, seed, test_gradient, mean=True)
+        fit = self._fitted_at(run)
         found = fit.scores(self.items, targets)
         loss = float(found.test_losses.mean())
         reading = self._settings.estimator.reading(self._plural, loss)
-        return self._result(fit, found, loss, reading, [targets.note], "highest")
+        return self._result(run, fit, found, loss, reading, [targets.note], "highest")
 
     def score_matrix(
         self,
@@ -92,11 +93,12 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
 
         The arguments are those of :meth:`scores`, whose score is the mean of a row.
         """
-        targets = self._targets(test_tasks, num_tasks, split, seed, test_gradient)
-        fit, run = self.fitted(), self.run_at()
-        found = fit.scores(self.items, targets)
-        self._keep(fit, found.stationarity)
-        return self.items.names(run), self.items.scores(run, found.scores)
+        run, items = self.run_at(), self.items
+        targets = self._targets(run, test_tasks, num_tasks, split, seed, test_gradient)
+        fit = self._fitted_at(run)
+        found = fit.scores(items, targets)
+        self._keep(run, fit, found.stationarity)
+        return items.names(run), items.scores(run, found.scores)
 
     def score_matrix_to(
         self,
@@ -126,15 +128,16 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
             NotSharedError: the hook has a process group.
             ForeignMatrixError: the folder holds scores that depend on something else, or other files.
         """
-        fit, items = self._require_matrix(), self.items.members
-        targets = self._targets(test_tasks, num_tasks, split, seed, test_gradient)
-        counts = [items.count(task) for task in fit.run.recorded]
+        run, items = self.run_at(), self.items.members
+        fit = self._fitted_for_shards(run)
+        targets = self._targets(run, test_tasks, num_tasks, split, seed, test_gradient)
+        counts = [items.count(task) for task in run.recorded]
         plan = ShardPlan.within(targets.solved(), counts, shard)
         writer = Writer(folder, fit, items, targets, plan)
         writer.begin(MatrixFingerprint.of(fit, items, targets, plan))
         computed = writer.compute_directions()
         writer.write_shards()
-        self._keep(fit, writer.stationarity)
+        self._keep(run, fit, writer.stationarity)
         notes = _notes(fit.run, writer.residual, computed, writer.stationarity)
         writer.finish([*notes, self._recorded, targets.note])
         return ScoreMatrix.load(folder)
@@ -148,11 +151,12 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         Raises:
             EstimatorError: the estimator does not answer this question.
         """
-        fit = self.fitted()
+        run = self.run_at()
+        fit = self._fitted_at(run)
         found = fit.self_scores(self.items)
         loss = float(found.test_losses.mean())
         reading = self._settings.estimator.self_reading(self._plural, loss)
-        return self._result(fit, found, loss, reading, [], "lowest")
+        return self._result(run, fit, found, loss, reading, [], "lowest")
 
     # ---- influences and edits -------------------------------------------------------------------------------------
 
@@ -169,7 +173,7 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
             EstimatorError: the estimator predicts no change of λ.
         """
         run, own = self.run_at(), self.items
-        change = self.fitted().change(Removal(own.gradient, own.places(run, items)))
+        change = self._fitted_at(run).change(Removal(own.gradient, own.places(run, items)))
         return run.named(own.gradient.influence(change))
 
     def remove(self, items: Ref | Iterable[Ref], *, correct_residual: bool = False) -> dict[str, Tensor]:
@@ -189,8 +193,8 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         """
         run, own = self.run_at(), self.items
         removal = Removal(own.gradient, own.places(run, items))
-        residual = self.stationarity().gradient if correct_residual else None
-        return run.edited_state(self.fitted().change(removal, residual))
+        residual = self._stationarity_at(run).gradient if correct_residual else None
+        return run.edited_state(self._fitted_at(run).change(removal, residual))
 
     def relabel(self, labels: Mapping[Any, Any]) -> dict[str, Tensor]:
         """The learner's state_dict if these items had had other labels: they are removed and added again, relabelled.
@@ -205,7 +209,7 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
             EstimatorError: the estimator predicts no change of λ.
         """
         run = self.run_at()
-        return run.edited_state(self.fitted().change(self.items.relabelling(run, labels)))
+        return run.edited_state(self._fitted_at(run).change(self.items.relabelling(run, labels)))
 
     def add(
         self, tasks: Taskset | Sequence[Any], num_tasks: int | None = None, *, split: Split | None = None, seed: int = 0
@@ -219,7 +223,7 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         """
         run = self.run_at()
         new = run.test_tasks(tasks, num_tasks, split, seed)
-        return run.edited_state(self.fitted().change(Addition(new.tasks)))
+        return run.edited_state(self._fitted_at(run).change(Addition(new.tasks)))
 
     # ---- trust ----------------------------------------------------------------------------------------------------
 
@@ -251,12 +255,14 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         """
         from ..evaluation.diagnosis import diagnose  # imports SciPy, which nothing else here needs
 
-        scored = test_tasks is not None
+        run, targets = self.run_at(), None
+        if test_tasks is not None:
+            targets = self._targets(run, test_tasks, num_tasks, split, seed, "total", mean=True)
         return diagnose(
-            self.fitted(),
+            self._fitted_at(run),
             self.items,
-            self._targets(test_tasks, num_tasks, split, seed, "total", mean=True) if scored else None,
-            stationarity=self.stationarity(),
+            targets,
+            stationarity=self._stationarity_at(run),
             retrain=retrain,
             spot_checks=spot_checks,
             seed=seed,
@@ -266,6 +272,7 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
 
     def _targets(
         self,
+        run: RunAt,
         test_tasks: Taskset | Sequence[Any],
         num_tasks: int | None,
         split: Split | None,
@@ -274,7 +281,7 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         *,
         mean: bool = False,
     ) -> Targets:
-        estimator, run = self._settings.estimator, self.run_at()
+        estimator = self._settings.estimator
         if test_gradient not in get_args(TestGradient):
             raise ValueError(f"test_gradient must be one of {list(get_args(TestGradient))}, not {test_gradient!r}")
         if test_gradient == "partial" and not estimator.reads_test_gradients:
@@ -283,22 +290,23 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
             )
         return Targets(run, run.test_tasks(test_tasks, num_tasks, split, seed).tasks, mean, test_gradient)
 
-    def _require_matrix(self) -> DirectionalFit[Any]:
+    def _fitted_for_shards(self, run: RunAt) -> DirectionalFit[Any]:
         """The fitted estimator, if its scores can be written in shards."""
-        fit = self.fitted()
+        fit = self._fitted_at(run)
         if not isinstance(fit, DirectionalFit):
             raise fit.refusal("score_matrix_to()", "along")
-        if self.items is not self.items.members and self._items is not self._items.members:
+        if self._items is not self._items.members:
             raise ItemsError(
                 "score_matrix_to() writes single items: write the matrix of the members, for example with "
                 "QueryInfluence.like(influence), and add up its rows by group"
             )
-        if fit.run.run.resources.process_group is not None:
+        if self._settings.resources.process_group is not None:
             raise NotSharedError("score_matrix_to() does not support a process group: make the hook without one")
         return fit
 
     def _result(
         self,
+        run: RunAt,
         fit: FittedEstimator[Any],
         found: Pass,
         loss: float,
@@ -306,16 +314,16 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         notes: Sequence[str],
         first: str,
     ) -> Result:
-        run, items = self.run_at(), self.items
-        self._keep(fit, found.stationarity)
+        items = self.items
+        self._keep(run, fit, found.stationarity)
         said = [*_notes(fit.run, found.residual, found.notes, found.stationarity), self._recorded, *notes]
         scores, losses = items.scores(run, found.scores)[:, 0], items.losses(run, found.losses)
         return cast(Result, items.result(run, Ranked.of(scores, losses, loss, reading, said, first)))
 
-    def _keep(self, fit: FittedEstimator[Any], found: Stationarity | None) -> None:
-        """Keep the stationarity that a pass found, if it is that of this hook's problem."""
-        if found is not None and fit.run is self.run_at():
-            self._stationarity.put(fit.run, found)
+    def _keep(self, run: RunAt, fit: FittedEstimator[Any], found: Stationarity | None) -> None:
+        """Keep the stationarity that a pass found, unless the estimator reads the run otherwise."""
+        if found is not None and fit.run is run:
+            self._stationarity.put(run, found)
 
     @property
     def _plural(self) -> str:

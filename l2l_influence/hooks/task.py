@@ -12,6 +12,29 @@ class TaskInfluence(Influence[int, TaskScores]):
     """Which training tasks made the meta-parameters what they are, and which of them hurt (the paper's task-IF).
 
     Tasks are named by their ids. See :class:`~l2l_influence.hooks.hook.EstimatorHook` for the arguments.
+
+    >>> import learn2learn as l2l
+    >>> import torch
+    >>> from torch import nn
+    >>> from l2l_influence import TaskInfluence, record
+    >>> _ = torch.manual_seed(0)
+    >>> def data():
+    ...     x = torch.randn(8, 4)
+    ...     return x, (x[:, 0] > 0).long()
+    >>> maml, loss = l2l.algorithms.MAML(nn.Linear(4, 2), lr=0.1), nn.CrossEntropyLoss()
+    >>> with record() as study:
+    ...     for _ in range(3):
+    ...         (x, y), (query_x, query_y) = data(), data()
+    ...         learner = maml.clone()
+    ...         learner.adapt(loss(learner(x), y))
+    ...         loss(learner(query_x), query_y).backward()
+    >>> influence = TaskInfluence(study, hessian="gauss-newton", damping=0.1)
+    >>> result = influence.scores([(data(), data()), (data(), data())])
+    >>> [row.rank for row in result], sorted(row.task for row in result)
+    ([1, 2, 3], [0, 1, 2])
+    >>> edited = influence.remove(result.top(1))
+    >>> list(edited)
+    ['module.weight', 'module.bias']
     """
 
     _items = Tasks()

@@ -73,5 +73,5 @@ def test_what_cannot_be_taken_apart_is_refused(loss, reduction, message):
 
 def test_a_loss_that_sums_its_samples_is_refused():
     criterion = take_apart(lambda o, y: o.sum(), "sum").criterion
-    with pytest.raises(LossStructureError, match="one a sample"):
+    with pytest.raises(LossStructureError, match="one per sample"):
         criterion(OUTPUTS, CLASSES)

@@ -12,7 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from l2l_influence import QueryInfluence, ScoreMatrix, SupportInfluence, TaskInfluence
+from l2l_influence import (
+    CosineSimilarity,
+    FirstOrder,
+    GradientSimilarity,
+    Implicit,
+    ProjectedGradients,
+    QueryInfluence,
+    ScoreMatrix,
+    SupportInfluence,
+    TaskInfluence,
+    TracIn,
+)
 from l2l_influence.bilevel.inner import InnerKind
 from l2l_influence.bilevel.inner.steps.unrolled import Unrolled
 from l2l_influence.bilevel.solvers import LinearSolver
@@ -73,6 +84,52 @@ def test_the_numbers_are_those_of_score_matrix(tmp_path, what, memory):
     np.testing.assert_allclose(matrix.array(), expected, rtol=0, atol=2e-4 * scale)
 
 
+def checkpoints():
+    """Two states of the learner of :func:`study`, neither of which it is in."""
+    states = [study(seed=seed).run_at().run.view.learner.state_dict() for seed in (0, 1)]
+    return [({name: 0.9 * value for name, value in states[0].items()}, 0.5), (states[1], 0.25)]
+
+
+OTHER_ESTIMATORS = {
+    "first-order": lambda: FirstOrder(hessian="gauss-newton"),
+    "left out": lambda: Implicit(hessian="gauss-newton", leave_one_out=True),
+    "gradient-similarity": GradientSimilarity,
+    "cosine-similarity": CosineSimilarity,
+    "projected-gradients": lambda: ProjectedGradients(dimensions=9),
+    "tracin": lambda: TracIn(checkpoints()),
+}
+
+
+@pytest.mark.parametrize("memory", [ROOMY, TIGHT])
+@pytest.mark.parametrize("name", list(OTHER_ESTIMATORS))
+def test_other_estimators_write_their_own_scores(tmp_path, name, memory):
+    hook = study(estimator=OTHER_ESTIMATORS[name](), memory=memory)
+    items, expected = hook.score_matrix(TEST)
+    matrix = hook.score_matrix_to(tmp_path / "scores", TEST, shard=4)
+    assert matrix.items == items and matrix.shape == tuple(expected.shape)
+    np.testing.assert_allclose(matrix.array(), expected, rtol=0, atol=2e-4 * expected.abs().max())
+    losses = study().scores(TEST).test_loss
+    assert matrix.test_losses.mean() == pytest.approx(losses, rel=1e-6)
+    assert any("stationary" in note for note in matrix.notes) == (name != "tracin")
+
+
+@pytest.mark.parametrize("kind", list(ITEM_GRADIENTS.values()))
+def test_single_level_scores_are_written_too(tmp_path, kind):
+    maml, tasks = train(nn.Linear(4, 3), classification_batches(TASKS, 0), nn.CrossEntropyLoss(), lr=0.3)
+    hook = kind(maml, tasks, nn.CrossEntropyLoss(), progress=False, estimator="single-level-ekfac")
+    items, expected = hook.score_matrix(TEST)
+    matrix = hook.score_matrix_to(tmp_path / "scores", TEST, shard=4)
+    assert matrix.items == items
+    np.testing.assert_allclose(matrix.array(), expected, rtol=0, atol=2e-4 * expected.abs().max())
+
+
+def test_checkpoints_are_part_of_what_scores_depend_on(tmp_path):
+    first, second = checkpoints()
+    study(estimator=TracIn([first])).score_matrix_to(tmp_path / "scores", TEST)
+    with pytest.raises(ForeignMatrixError, match="checkpoints="):
+        study(estimator=TracIn([second])).score_matrix_to(tmp_path / "scores", TEST)
+
+
 def test_it_is_read_by_parts(tmp_path):
     study(QueryInfluence).score_matrix_to(tmp_path / "scores", TEST, shard=3)
     matrix = ScoreMatrix.load(tmp_path / "scores")
@@ -113,9 +170,8 @@ def test_a_vector_is_solved_once_and_an_inner_problem_once_a_pass(tmp_path, monk
 
 RUN = """
 import os, sys
-from l2l_influence import QueryInfluence
 from l2l_influence.bilevel.inner.steps.unrolled import Unrolled
-from tests.influence.test_score_matrix import TEST, TIGHT, study
+from tests.influence.test_score_matrix import RESUMED, TEST
 
 solve, seen = Unrolled.solve, 0
 
@@ -126,28 +182,40 @@ def counted(kind, problem):
         os._exit(9)
     return solve(kind, problem)
 
+hook = RESUMED[sys.argv[3]]()
 Unrolled.solve = counted
-study(QueryInfluence, memory=TIGHT).score_matrix_to(sys.argv[1], TEST, shard=3)
+hook.score_matrix_to(sys.argv[1], TEST, shard=3)
 """
 
+RESUMED = {
+    "implicit": lambda: study(QueryInfluence, memory=TIGHT),
+    "tracin": lambda: study(QueryInfluence, memory=TIGHT, estimator=TracIn(checkpoints())),
+    "projected-gradients": lambda: study(QueryInfluence, memory=TIGHT, estimator=ProjectedGradients(dimensions=9)),
+}
 
-def run(folder: Path, allowed: int) -> int:
+
+def run(folder: Path, allowed: int, name: str) -> int:
     """In a process of its own, which ends without a word when it has to solve more inner problems than ``allowed``."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    command = [sys.executable, "-c", RUN, str(folder), str(allowed)]
+    command = [sys.executable, "-c", RUN, str(folder), str(allowed), name]
     return subprocess.run(command, env=environment, timeout=120, check=False).returncode
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path):
+# In the second of three blocks of test tasks; in the second of four shards. TracIn has two parts; projections make a
+# kernel of all items first.
+@pytest.mark.parametrize(
+    ("name", "kills"), [("implicit", (15, 20)), ("tracin", (15, 31)), ("projected-gradients", (16, 20))]
+)
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path, name, kills):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    study(QueryInfluence, memory=TIGHT).score_matrix_to(whole, TEST, shard=3)
-    for allowed in (15, 20):  # in the second of three blocks of test tasks; in the second of four shards
-        assert run(killed, allowed) == 9
+    RESUMED[name]().score_matrix_to(whole, TEST, shard=3)
+    for allowed in kills:
+        assert run(killed, allowed, name) == 9
         with pytest.raises(UnfinishedMatrixError, match="not finished"):
             ScoreMatrix.load(killed)
     assert (killed / "scores-00000.npy").exists() and not (killed / "scores-00001.npy").exists()
     assert list(killed.glob("scores-00001.npy.*.new"))
-    study(QueryInfluence, memory=TIGHT).score_matrix_to(killed, TEST, shard=3)
+    RESUMED[name]().score_matrix_to(killed, TEST, shard=3)
     assert contents(killed) == contents(whole)
 
 

@@ -93,7 +93,7 @@ class GradientFit(DirectionalFit[EstimatorType]):
 
     def directions(self, items: Items, targets: Targets, part: int = 0) -> Directions:
         gradients, losses = targets.at(self.run).gradients()
-        vectors, note = self.inverted(items, gradients)
+        vectors, note = self.inverted(items, self.features(gradients))
         return Directions(vectors, losses, note)
 
     def along(self, items: Items, solved: SolvedBatch, positions: Sequence[int], vectors: Tensor) -> Tensor:
@@ -119,11 +119,6 @@ class GradientFit(DirectionalFit[EstimatorType]):
 
 class FeatureFit(GradientFit[EstimatorType]):
     """Scores −⟨φ(g_item), A φ(g_target)⟩ for a function φ of gradients, :meth:`features`."""
-
-    def directions(self, items: Items, targets: Targets, part: int = 0) -> Directions:
-        gradients, losses = targets.at(self.run).gradients()
-        vectors, note = self.inverted(items, self.features(gradients))
-        return Directions(vectors, losses, note)
 
     def along(self, items: Items, solved: SolvedBatch, positions: Sequence[int], vectors: Tensor) -> Tensor:
         gradient = items.gradient

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from operator import is_
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ...errors import ItemsError, RecordingError
 from ...recording import RecordedTask
 from ..edits import Edit, Place
+from ..latest import Latest
 from ..results.result import GroupScore, GroupScores, SampleScore, TaskScore
 from ..run import RunAt
 from .base import Items, Ranked, SingleItems, names_of
@@ -23,6 +25,9 @@ Grouping = Callable[[RecordedTask, "int | None"], Hashable]
 
 By = str | Grouping
 """``"class"``, ``"index"``, ``"taskset"``, a column of the result's rows, or a function."""
+
+Grouped = dict[Hashable, list[int]]
+"""By group, the positions of its members among all members."""
 
 MEMBERS: Mapping[str, Callable[[], SingleItems]] = {"task": Tasks, "query": QuerySamples, "support": SupportSamples}
 
@@ -45,6 +50,7 @@ class Groups(Items):
 
     single: SingleItems
     by: By
+    _last: Latest[RunAt, Grouped] = field(default_factory=lambda: Latest(is_), init=False, repr=False, compare=False)
 
     what = "group"
 
@@ -97,8 +103,10 @@ class Groups(Items):
             for j in range(self.members.count(task)):
                 yield task, None if single else j
 
-    def _grouped(self, run: RunAt) -> dict[Hashable, list[int]]:
-        """Positions of each group's members among all members."""
+    def _grouped(self, run: RunAt) -> Grouped:
+        return self._last.get(run, lambda: self._group(run))
+
+    def _group(self, run: RunAt) -> Grouped:
         groups: dict[Hashable, list[int]] = {}
         for at, label in enumerate(self.labels(run)):
             groups.setdefault(label, []).append(at)
@@ -122,7 +130,7 @@ class Groups(Items):
         counts = [self.members.count(task) for task in run.recorded]
         return [(position, j) for position, count in enumerate(counts) for j in range(count)]
 
-    def _located(self, groups: Mapping[Hashable, list[int]], places: list[Place], ref: Hashable) -> list[Place]:
+    def _located(self, groups: Grouped, places: list[Place], ref: Hashable) -> list[Place]:
         if ref not in groups:
             known = ", ".join(map(repr, list(groups)[:8])) + (", …" if len(groups) > 8 else "")
             raise ItemsError(f"there is no group {ref!r}; the {len(groups)} groups are {known}")

@@ -1,4 +1,4 @@
-"""The inner problem and the batch statistics: what the user chose, else what the recording says."""
+"""Chooses the inner problem and the batch statistics: by the user's options, else by the recording."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .options import ProblemOptions
 
 
 class InnerChoice:
-    """How θ_i(λ) is defined, by the options and by what the recorded tasks were adapted with.
+    """Defines θ_i(λ) by the options, and by how the recorded tasks were adapted.
 
     Attributes:
-        learned: the loop's own rule of inner steps, where it is learned and to be differentiated through; else None.
+        learned: the loop's own rule of inner steps, if it is learned and the inner kind is unrolled; else None.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class InnerChoice:
 
     @property
     def parameters(self) -> Named:
-        """The meta-parameters that are not the model's."""
+        """The meta-parameters that belong to the step rule and not to the model."""
         return {} if self.learned is None else self.learned.parameters
 
     def kind(self) -> InnerKind:
@@ -78,26 +78,32 @@ class InnerChoice:
         return sizes.pop() / (lr * steps)
 
     def _first_order(self) -> bool:
-        """Whether the loop's meta-gradients left out second derivatives."""
+        """Whether the loop's meta-gradients left second derivatives out."""
         orders = {task.first_order for task in self._recorded}
         if len(orders) > 1:
             raise InfluenceError("some tasks were adapted with first_order=True, others without: pass inner='proximal'")
         return orders.pop()
 
     def adaptation(self) -> tuple[float, int]:
-        """lr and K, which must be the same for all tasks, and say all of what the loop's steps did."""
+        """lr and K of plain gradient steps, which must be the same for all tasks.
+
+        Raises:
+            UncoveredParameterError: the steps were not plain gradient steps.
+            InfluenceError: tasks differ, or there were no steps.
+        """
         rules = {task.rule for task in self._recorded if not adapter_named(task.rule).plain_steps}
         if rules:
             raise UncoveredParameterError(
-                f"the inner steps were not plain gradient steps (rule: {', '.join(sorted(rules))}): learning rates or "
-                "transforms were learned, or the steps were the learner's own, of several rules, or set up otherwise "
-                "for a clone. Pass inner='proximal' and proximal=, a number, to attribute the initialisation alone"
+                f"the inner steps were not plain gradient steps (rule: {', '.join(sorted(rules))}). Either learning "
+                "rates or transforms were learned, or the learner took steps of its own, steps by several rules, or "
+                "steps with other settings in a clone. To attribute the initialisation alone, pass inner='proximal' "
+                "and proximal=, a number"
             )
         lr, steps = self._same("(lr, steps)", {(task.lr, task.steps) for task in self._recorded})
         return lr, _require_some(steps)
 
     def _steps(self) -> int:
-        """K, which must be the same for all tasks."""
+        """K of any rule, which must be the same for all tasks."""
         return _require_some(self._same("numbers of steps", {task.steps for task in self._recorded}))
 
     def _same(self, what: str, found: set[Any]) -> Any:
@@ -110,46 +116,46 @@ class InnerChoice:
 
     @property
     def strength_note(self) -> str:
-        """Where δ comes from."""
+        """Where δ comes from, for the notes of a result."""
         if self._options.proximal != "auto":
             return ""
         return " (auto: 1/(lr·K), for a mean loss)" if self._reduction == "mean" else " (auto: n/(lr·K), for a sum)"
 
 
 def recorded_statistics(recorded: Sequence[RecordedTask]) -> BatchNormMode:
-    """What batch normalisation worked with in the loop; batch statistics, as is MAML's convention, if nobody knows.
+    """The statistics that batch normalisation used in the loop; batch statistics, MAML's convention, if unknown.
 
     Raises:
-        BatchNormError: that was not always the same.
+        BatchNormError: the loop used both kinds.
     """
     known = {task.batch_norm: task.id for task in recorded if task.batch_norm is not None}
     if "mixed" in known:
-        raise _mixed(f"some layers or forwards of task {known['mixed']} did the one, some the other")
+        raise _mixed(f"task {known['mixed']} used both, in different layers or forward calls")
     if len(known) > 1:
-        raise _mixed(f"of task {known['batch']} they did the first, of task {known['running']} the second")
+        raise _mixed(f"task {known['batch']} used the first, task {known['running']} the second")
     return "running" if "running" in known else "batch"
 
 
 def require_separable(head: nn.Module, recorded: Sequence[RecordedTask], statistics: BatchNormMode) -> None:
-    """Raise a `BatchNormError` if the sets of a task, whose features were computed together, were normalised apart."""
+    """Raise a `BatchNormError` if the features of a task's sets were computed in one batch, and normalised in two."""
     together = [task.id for task in recorded if task.together]
     layers = [layer for layer in head.modules() if isinstance(layer, _BatchNorm)]
     if together and any(statistics == "batch" or layer.running_mean is None for layer in layers):
         raise BatchNormError(
-            f"features of both sets of task {together[0]} were computed in one batch, and then normalised set by set "
-            "in the learner, by its batches' own statistics. Here body and learner are one model, and a batch is one "
-            "for all of it: compute the features of each set by itself, or normalise in the body alone"
+            f"the body computed the features of both sets of task {together[0]} in one batch, and the learner then "
+            "normalised them set by set with batch statistics. The analysis runs body and learner as one model on one "
+            "batch: compute the features of each set by itself, or normalise in the body alone"
         )
 
 
 def _mixed(found: str) -> BatchNormError:
     return BatchNormError(
-        "the loop's batch normalisation took the batch's own statistics in training mode and running ones in "
-        f'evaluation mode: {found}. Pass batch_norm="batch" or batch_norm="running", the one to judge all by'
+        "the loop's batch normalisation used batch statistics (training mode) and running statistics (evaluation "
+        f'mode): {found}. Pass batch_norm="batch" or batch_norm="running" to use one of them for all tasks'
     )
 
 
 def _require_some(steps: int) -> int:
     if steps == 0:
-        raise InfluenceError("the loop never adapted its learners: there is no inner problem to differentiate")
+        raise InfluenceError("the loop never called adapt(): there is no inner problem to differentiate")
     return steps

@@ -1,4 +1,4 @@
-"""A user's loss, taken apart into per-sample losses and how they are reduced."""
+"""Splits a user's loss into per-sample losses and their reduction."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Parts:
     """A loss as a weighted sum over samples.
 
     Attributes:
-        whole: the loss that was taken apart.
+        whole: the loss itself.
         criterion: its value for each sample.
-        reduction: how it reduces them.
-        scale: what its value is multiplied by.
+        reduction: how it reduces these values.
+        scale: a factor of the sum.
     """
 
     whole: Callable[..., Tensor]
@@ -36,27 +36,28 @@ class Parts:
     scale: float = 1.0
 
     def weights(self, y: Tensor) -> Tensor:
-        """What each sample of a set with labels y counts, ``(n,)``, float64; they stay when a sample is removed."""
+        """The weight of each sample of a set with labels y, ``(n,)``, float64. Removing a sample does not change the
+        weights of the others."""
         divisor = _divisor(self.whole, y) if self.reduction == "mean" else 1.0
         return torch.full((len(y),), self.scale / divisor, dtype=torch.float64)
 
 
 def take_apart(loss: Callable[..., Tensor], reduction: Reduction | None = None) -> Parts:
-    """A user's loss as a sum over samples.
+    """Write a user's loss as a sum over samples.
 
     Args:
         loss: a torch loss module (``nn.CrossEntropyLoss()``), a function with a ``reduction`` argument
-            (``F.cross_entropy``), or any ``loss(outputs, y)`` that returns one value a sample.
+            (``F.cross_entropy``), or any ``loss(outputs, y)`` that returns one value per sample.
         reduction: how training reduced the values; needed for the last form, otherwise read off the loss.
 
     Raises:
-        LossStructureError: the loss cannot be taken apart; the message says how to pass it instead.
+        LossStructureError: the loss cannot be split into samples; the message says what to pass instead.
     """
     own = _own_reduction(loss)
     if own is None and reduction is None:
         raise LossStructureError(
-            f"how {loss!r} reduces its samples cannot be read off it: pass reduction='mean' or reduction='sum', as "
-            "training did, and a loss that returns one value a sample"
+            f"it is unknown how {loss!r} reduces its samples: pass reduction='mean' or reduction='sum', as in "
+            "training, and a loss that returns one value per sample"
         )
     reduced_by = reduction or own
     if reduced_by not in ("mean", "sum"):
@@ -65,8 +66,8 @@ def take_apart(loss: Callable[..., Tensor], reduction: Reduction | None = None) 
 
 
 def _divisor(loss: Callable[..., Tensor], y: Tensor) -> float:
-    """What a mean over samples with labels y divides by: torch's of classes counts each by its weight, ignored ones not
-    at all."""
+    """The divisor of a mean over samples with labels y. For class labels torch counts a sample by the weight of its
+    class, and does not count ignored ones."""
     if not isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or y.is_floating_point() or y.dim() != 1:
         return len(y)
     counted = y[y != loss.ignore_index]
@@ -102,7 +103,7 @@ def _one_value_a_sample(separate: Callable[..., Tensor], reduction: str) -> Crit
     def criterion(outputs: Tensor, y: Tensor) -> Tensor:
         values = separate(outputs, y)
         if values.dim() == 0:
-            raise LossStructureError("the loss returned one number for all samples; it must return one a sample")
+            raise LossStructureError("the loss returned one number for all samples; it must return one per sample")
         # Losses such as MSE have a value for each output; a sample's is their mean or sum, as in the whole loss.
         rest = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
         return rest.mean(1) if reduction == "mean" else rest.sum(1)

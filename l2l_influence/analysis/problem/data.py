@@ -1,4 +1,4 @@
-"""Recorded and test tasks as the bilevel core wants them."""
+"""Recorded and test tasks as bilevel tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Split = Callable[[Tensor, Tensor], tuple[Pair, Pair]]
 
 
 class RecordedTasks(Sequence[Task]):
-    """Recorded tasks, converted when they are read, so that only one batch of them is in memory at a time."""
+    """Recorded tasks as bilevel tasks, converted when they are read: only one batch of them is in memory at a time."""
 
     def __init__(
         self, recorded: Sequence[RecordedTask], losses: Losses, like: Tensor, start: Mapping[str, str] | None
@@ -58,7 +58,7 @@ def make_task(
     start: dict[str, Tensor] | None = None,
     together: bool = False,
 ) -> Task:
-    """A core task whose sample weights say how the losses are reduced; floats take the dtype of ``like``."""
+    """A bilevel task whose sample weights carry the reduction of the losses; floats take the dtype of ``like``."""
     return Task(
         support=_cast(support, like),
         query=_cast(query, like),
@@ -78,11 +78,11 @@ def read_test_tasks(
     like: Tensor,
     seed: int,
 ) -> Sequence[Task]:
-    """Test tasks: of a taskset, all drawn at once; of a sequence of ``(x, y)`` batches, ``((x, y), (x, y))`` pairs or
-    core tasks, read when needed.
+    """Test tasks as bilevel tasks: those of a taskset are drawn at once; those of a sequence of ``(x, y)`` batches,
+    ``((x, y), (x, y))`` pairs or bilevel tasks are read when needed.
 
     Raises:
-        RecordingError: batches have to be split into support and query, and how cannot be read off the recorded tasks.
+        RecordingError: batches have to be split into support and query, and the recorded tasks do not say how.
         TaskShapeError: an item of the sequence is none of these.
     """
     if num_tasks is not None and num_tasks < 1:

@@ -1,4 +1,4 @@
-"""The two losses of a recorded run: what tasks adapt to, and what the meta-parameters are trained on."""
+"""The two losses of a recorded run: of the inner steps, and of the training of the meta-parameters."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .criterion import Parts, Reduction, take_apart
 
 @dataclass(frozen=True)
 class Losses:
-    """Both, taken apart.
+    """Both losses as weighted sums over samples.
 
     Attributes:
-        inner: on a support set.
-        outer: on a query set.
+        inner: of a support set.
+        outer: of a query set.
         notes: where they come from, if nobody said what they are.
     """
 
@@ -29,16 +29,16 @@ class Losses:
 
     @classmethod
     def given(cls, loss: Callable[..., Tensor], reduction: Reduction | None) -> Losses:
-        """One loss for both, as a user passes it."""
+        """One loss for both, passed by the user."""
         parts = take_apart(loss, reduction)
         return cls(parts, parts)
 
     @classmethod
     def recorded(cls, tasks: Sequence[RecordedTask], like: Tensor) -> Losses:
-        """Those that the loop called.
+        """The losses that the loop called.
 
         Raises:
-            LossStructureError: what it called is not known of all tasks, or was not the same for all.
+            LossStructureError: they are unknown for some tasks, or not the same for all tasks.
         """
         _require_labels(tasks)
         inner = _same([(task.id, task.loss) for task in tasks], "adapts to", Loss.agrees)
@@ -52,7 +52,7 @@ class Losses:
 
 
 def _apart(loss: Loss, like: Tensor) -> Parts:
-    """Taken apart, with weights of classes in the dtype and on the device of ``like``."""
+    """A recorded loss as a sum over samples; its class weights have the dtype and device of ``like``."""
     return take_apart(loss.module().to(like.device, like.dtype))
 
 
@@ -66,27 +66,27 @@ def _require_labels(tasks: Sequence[RecordedTask]) -> None:
 
 
 def _same(found: Sequence[tuple[int, Loss | None]], what: str, same: Callable[[Loss, Loss], bool]) -> Loss:
-    """The one loss of all tasks."""
+    """The loss that all tasks have in common."""
     first: Loss | None = None
     for task, loss in found:
         if loss is None:
             raise LossStructureError(
-                f"the loss that task {task} {what} could not be read off the loop: it is none of torch's, made of more "
-                "than one, has further terms or unequal weights, or the loop did not run inside record(). Pass the "
-                "loss of your training loop, for example loss=nn.CrossEntropyLoss()"
+                f"the loss that task {task} {what} is unknown: it is not a torch loss, combines several losses, has "
+                "further terms or unequal weights, or the loop did not run inside record(). Pass the loss of your "
+                "training loop, for example loss=nn.CrossEntropyLoss()"
             )
         first = first or loss
         if not same(first, loss):
             raise LossStructureError(
                 f"not every task {what} the same loss: task {found[0][0]} has {first}, task {task} has {loss}. Pass "
-                "loss=, the one that all are to be judged by"
+                "loss= to use one loss for all tasks"
             )
     assert first is not None  # there are tasks
     return first
 
 
 def _uneven(tasks: Sequence[RecordedTask]) -> list[str]:
-    """What to know if the loop gave query losses different weights."""
+    """A note if the loop weighted the query losses of tasks differently."""
     scales = [task.query_loss.scale for task in tasks if task.query_loss is not None]
     if max(scales) - min(scales) <= 0.01 * abs(max(scales)):
         return []

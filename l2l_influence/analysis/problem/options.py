@@ -26,14 +26,11 @@ INNER = ("proximal", "unrolled")
 class ProblemOptions:
     """Settings of the bilevel problem that a recorded run is analysed as.
 
-    ```python
     >>> ProblemOptions(inner="proximal", proximal=2.0).proximal
     2.0
     >>> ProblemOptions(l2=-1.0)
     Traceback (most recent call last):
     ValueError: l2 must be a number of at least 0, not -1.0
-
-    ```
 
     Args:
         loss: the loss of the loop: a torch loss module or function, or ``loss(outputs, y)`` that returns one value per

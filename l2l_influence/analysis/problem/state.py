@@ -1,4 +1,4 @@
-"""What an answer depends on, so that a kept one is not given after that has changed."""
+"""The state that results depend on: what is cached is only valid while it stays the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ State = tuple[list[Tensor], list[tuple[Any, ...]]]
 
 
 def state_of(owner: nn.Module, recorded: Sequence[RecordedTask]) -> State:
-    """The learner's tensors; and what they are, which of them can be trained, and how each task was used."""
+    """The learner's tensors; their names, dtypes and flags; and how each recorded task was used."""
     named = [*owner.named_parameters(), *owner.named_buffers()]
     kinds = [(name, value.requires_grad, value.dtype, value.device) for name, value in named]
     uses = [
@@ -25,4 +25,5 @@ def state_of(owner: nn.Module, recorded: Sequence[RecordedTask]) -> State:
 
 
 def same(a: State, b: State) -> bool:
+    """Whether two states are equal, tensors bit by bit."""
     return a[1] == b[1] and all(torch.equal(x, y) for x, y in zip(a[0], b[0], strict=True))

@@ -77,13 +77,13 @@ def inner(run: RunAt, tolerance: float) -> Check:
 def curvature(system: OuterSystem) -> Check:
     """The smallest eigenvalue of D²_λ L_Total that Lanczos finds, l2 included: below 0, λ* is no minimum.
 
-    What is found lies inside the spectrum, so that a negative figure proves negative curvature, and a positive one does
-    not rule it out.
+    Lanczos finds values inside the spectrum. So a negative value proves negative curvature, and a positive one does not
+    rule it out.
     """
     try:
         lowest, highest = _extremes(system)
     except (InfluenceError, RuntimeError) as error:  # torch has no derivative of something, or a solve gave up
-        return unknown("curvature", f"the exact Hessian could not be had: {str(error).splitlines()[0]}")
+        return unknown("curvature", f"the exact Hessian cannot be computed: {str(error).splitlines()[0]}")
     l2, dtype = system.run.problem.l2, system.run.solved_tasks.lam.dtype
     smallest, rounding = lowest + l2, torch.finfo(dtype).eps ** 0.5 * highest
     verdict: Verdict = (
@@ -94,25 +94,26 @@ def curvature(system: OuterSystem) -> Check:
         f"{highest:.3g}, by {PRODUCTS} products; damping {system.damping:.3g}"
     )
     advice = (
-        "λ* is no minimum: train on. The damping outweighs the negative curvature, so that the system has an answer"
+        "λ* is no minimum: train longer. The damping exceeds the negative curvature, so the system can be solved"
         if verdict == "read with care"
-        else f"λ* is no minimum, and where retraining would go is not near: train on, or take damping of "
-        f"{-2 * smallest:.2g}; semi-definite Hessians ('sketch', 'gauss-newton') solve, and cannot see this"
+        else f"λ* is no minimum, and retraining would end far away: train longer, or use a damping of "
+        f"{-2 * smallest:.2g}; semi-definite Hessians ('sketch', 'gauss-newton') can be solved, but do not see this"
     )
     return Check("curvature", verdict, smallest, found, advice)
 
 
 def _extremes(system: OuterSystem) -> tuple[float, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an approximate inner inverse, which is told with the inner solutions
+        warnings.simplefilter("ignore")  # an approximate inner inverse is reported with the inner solutions
         exact = system.with_hessian(Exact()).hessian.operator
         lowest, highest = extreme_eigenvalues(exact, system.run.solved_tasks.lam.unsqueeze(0), PRODUCTS)
     return float(lowest), float(highest)
 
 
 def damping(system: OuterSystem, items: int) -> Check:
-    """How many directions have more curvature than damping: r = Σ σ/(σ + d), σ being the eigenvalues of the (sampled)
-    Gauss–Newton matrix and d = l2 + damping. r/n is then the average item's share of the curvature that counts."""
+    """The effective rank r = Σ σ/(σ + d), the number of directions with more curvature than damping. σ are the
+    eigenvalues of the (sampled) Gauss–Newton matrix, and d = l2 + damping. r/n is the average item's share of that
+    curvature."""
     lam, l2 = system.run.solved_tasks.lam, system.run.problem.l2
     spectrum, dtype = eigenvalues(sampled_gauss_newton(system), lam.numel()), lam.dtype
     rank, bare = (effective_rank(spectrum, shift, dtype) for shift in (l2 + system.damping, l2))
@@ -123,21 +124,23 @@ def damping(system: OuterSystem, items: int) -> Check:
     )
     flat = rank < 1
     advice = (
-        "no direction counts as much as the damping: scores are products of gradients in all but name; less damping"
+        "no direction has as much curvature as damping, so scores are little more than products of gradients: less "
+        "damping"
         if flat
-        else "removals are long steps: sizes may fall short by up to 1/(1 − share); leave_one_out=True, or more damping"
+        else "a removal takes much of the curvature away, so sizes may be too small by up to 1/(1 − share): "
+        "leave_one_out=True, or more damping"
     )
     return Check("damping", "read with care" if flat or share > HALF else "fine", rank, found, advice)
 
 
 def largest_curvature(system: OuterSystem) -> float:
-    """Of L_Total, l2 included, as Gauss–Newton has it."""
+    """The largest Gauss–Newton curvature of L_Total, l2 included."""
     sampled, like = sampled_gauss_newton(system), system.run.solved_tasks.lam.unsqueeze(0)
     return float(sampled.largest_eigenvalue(like, PRODUCTS)) + system.run.problem.l2
 
 
 def sampled_gauss_newton(system: OuterSystem) -> SampledRows:
-    """The hook's own sketch, or one that is made for it."""
+    """The sketch of the outer system, or a sketch made for it."""
     own = system.hessian.operator
     operator = own if isinstance(own, SampledRows) else Sketch().operator(system.run.solved_tasks)
     assert isinstance(operator, SampledRows)
@@ -145,7 +148,7 @@ def sampled_gauss_newton(system: OuterSystem) -> SampledRows:
 
 
 def eigenvalues(operator: SampledRows, width: int) -> Tensor:
-    """Those that need not be 0, float64; ``width`` is λ's size."""
+    """Eigenvalues that can differ from 0, float64; ``width`` is the size of λ."""
     if len(operator.rows) <= width:
         return operator.spectrum
     columns = operator.project(torch.eye(width).to(operator.rows)).double()
@@ -153,8 +156,8 @@ def eigenvalues(operator: SampledRows, width: int) -> Tensor:
 
 
 def effective_rank(spectrum: Tensor, shift: float, dtype: torch.dtype = torch.float64) -> float:
-    """Σ σ/(σ + shift); without shift the number of those that are above the rounding of ``dtype``, which what they are
-    the eigenvalues of was computed in."""
+    """Σ σ/(σ + shift). For shift 0, the number of eigenvalues above the rounding error of ``dtype``, the dtype in which
+    their matrix was computed."""
     floor = torch.finfo(dtype).eps * len(spectrum) * float(spectrum.max())
     kept = spectrum[spectrum > floor]
     return float((kept / (kept + shift)).sum())

@@ -1,4 +1,4 @@
-"""What a diagnosis says: one check after the other, each with a figure, a verdict and what to do."""
+"""The result of a diagnosis: checks, each with a number, a verdict and advice."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ SEVERITY: tuple[Verdict, ...] = ("fine", "not checked", "read with care", "do no
 SPOT_CHECK = "spot-check"
 
 CONCLUSIONS: dict[Verdict, str] = {
-    "fine": "scores, their sizes and edits can be taken as predictions of what retraining would do.",
-    "not checked": "nothing speaks against the scores, but not everything was looked at.",
-    "read with care": "scores are for comparing tasks and samples; check sizes, and edits, by retraining.",
-    "do not trust": "take scores for hints of what to look at, and no size or edit from them, before what is marked is "
-    "mended.",
+    "fine": "scores, their sizes and edits can be taken as predictions of retraining.",
+    "not checked": "no problem was found, but not everything was checked.",
+    "read with care": "use scores to compare tasks and samples; check sizes and edits by retraining.",
+    "do not trust": "use scores only as hints where to look, and neither their sizes nor edits, until what is marked "
+    "below is mended.",
 }
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One check.
 
     Attributes:
         name: of the check.
         verdict: ``"fine"``, ``"read with care"``, ``"do not trust"``, or ``"not checked"``.
-        figure: what was measured; NaN where nothing was.
-        found: the figure in words, with what it is held against.
-        advice: what to do about it; nothing where it is fine.
+        figure: the number measured; NaN if nothing was measured.
+        found: the number in words, with what it is compared with.
+        advice: what to do; empty if there is nothing to do.
     """
 
     name: str
@@ -46,22 +46,22 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a study's numbers can be trusted for; printed, it says so in words.
+    """For what the numbers of a hook can be trusted; printed, it says so in words.
 
     Attributes:
-        checks: in the order in which things can go wrong.
+        checks: in the order in which an analysis can go wrong.
     """
 
     checks: tuple[Check, ...]
 
     def __getitem__(self, name: str) -> Check:
-        """The check of that name."""
+        """The check with that name."""
         return {check.name: check for check in self.checks}[name]
 
     @property
     def verdict(self) -> Verdict:
-        """The worst one; but what a spot-check has found fine is at worst to be read with care: the other checks are
-        about reasons why predictions could fail, and it has seen that they do not."""
+        """The worst verdict of all checks. If the spot check is fine, it is at worst ``"read with care"``: the other
+        checks look for reasons why predictions could fail, and the spot check has seen that they do not."""
         worst = max((check.verdict for check in self.checks), key=SEVERITY.index)
         seen = any(check.name == SPOT_CHECK and check.verdict == "fine" for check in self.checks)
         return "read with care" if seen and worst == "do not trust" else worst
@@ -71,10 +71,10 @@ class Diagnosis:
 
 
 def graded(figure: float, fine: float, care: float) -> Verdict:
-    """By how large a figure is: fine up to the one bound, to be read with care up to the other. NaN is not trusted."""
+    """A verdict by size: fine up to the first bound, to be read with care up to the second. NaN is not trusted."""
     return "fine" if figure <= fine else "read with care" if figure <= care else "do not trust"
 
 
 def unknown(name: str, reason: str, advice: str = "") -> Check:
-    """What could not be looked at."""
+    """A check that could not be made."""
     return Check(name, "not checked", math.nan, reason, advice)

@@ -102,14 +102,11 @@ class Implicit(Estimator):
     target, however many items there are. Positive = harmful: the test loss is predicted to fall by the score if the
     item is removed and λ retrained.
 
-    ```python
     >>> Implicit(hessian="exact", leave_one_out=True).hessian
     'exact'
-    >>> Implicit(hessian="exakt")
+    >>> Implicit(tolerance=2.0)
     Traceback (most recent call last):
-    ValueError: hessian must be ..., not 'exakt'
-
-    ```
+    ValueError: tolerance must be a number between 0 and 1, not 2.0
 
     Args:
         hessian: kind of total Hessian: ``"sketch"`` (a sampled Gauss–Newton matrix), ``"gauss-newton"``, ``"exact"``,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -44,7 +44,7 @@ class MatrixFingerprint:
         run, estimator = fit.run, fit.estimator
         start = isinstance(run.problem.kind, Proximal)
         options = {name: value for name, value in vars(run.run.options).items() if name != "body"}
-        chosen = {field.name: getattr(estimator, field.name) for field in fields(estimator)}
+        chosen = {field.name: _listed(getattr(estimator, field.name)) for field in fields(estimator)}
         asked = {"items": items, "test_gradient": targets.test_gradient, "shard": plan.shard, "block": plan.block}
         settings = {**options, "memory": run.problem.memory, "estimator": estimator.name, **chosen, **asked}
         digests = {
@@ -75,6 +75,11 @@ class MatrixFingerprint:
                 f"{known['loss']:.6g} and is {self.loss:.6g} now, with the same parameters and data. Pass a new "
                 "folder, or restore the code of the model and the loss"
             )
+
+
+def _listed(setting: Any) -> Any:
+    """A setting; any sequence, such as checkpoints, as a list, which is digested by its contents."""
+    return list(setting) if isinstance(setting, Sequence) and not isinstance(setting, str) else setting
 
 
 def _use(task: RecordedTask, start: bool) -> dict[str, Any]:
