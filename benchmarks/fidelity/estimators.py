@@ -119,14 +119,14 @@ SMALL = 500
 """Parameters of a network in which nothing is dear."""
 
 DAMPINGS = (1.0, 0.0, 0.1, 10.0, 100.0)
-DEFAULT = "sketch, 16 draws"
+DEFAULT = "sketch, 16 samples"
 
 _HOOKS = (
     Estimator(DEFAULT, options={"hessian": Sketch(samples=16)}, dampings=DAMPINGS),
-    Estimator("sketch, 4 draws", options={"hessian": Sketch(samples=4)}, dampings=(1.0, 10.0, 100.0)),
-    Estimator("sketch, 1 draw", options={"hessian": Sketch(samples=1)}),
+    Estimator("sketch, 4 samples", options={"hessian": Sketch(samples=4)}, dampings=(1.0, 10.0, 100.0)),
+    Estimator("sketch, 1 sample", options={"hessian": Sketch(samples=1)}),
     Estimator("sketch, a quarter of the tasks", from_a_quarter),
-    Estimator("sketch, 64 draws", options={"hessian": Sketch(samples=64)}, dampings=DAMPINGS, dear=True),
+    Estimator("sketch, 64 samples", options={"hessian": Sketch(samples=64)}, dampings=DAMPINGS, dear=True),
     Estimator(
         "gauss-newton",
         options={"hessian": "gauss-newton"},

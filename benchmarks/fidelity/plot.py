@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKS = {
-    "sketch, 1 draw": ("v", BLUE),
-    "sketch, 4 draws": ("<", BLUE),
+    "sketch, 1 sample": ("v", BLUE),
+    "sketch, 4 samples": ("<", BLUE),
     DEFAULT: ("o", VERMILION),
-    "sketch, 64 draws": ("^", BLUE),
+    "sketch, 64 samples": ("^", BLUE),
     "sketch, a quarter of the tasks": ("X", BLUE),
     "gauss-newton": ("s", GREEN),
     "exact": ("D", GREEN),

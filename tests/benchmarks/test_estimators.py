@@ -119,7 +119,7 @@ def test_matrices_are_decomposed_and_refused_where_they_have_no_minimum() -> Non
         System(matrix).solve(rows, 1.0)
 
 
-@pytest.mark.parametrize("name", ["exact", "sketch, 4 draws", "direct-first-order"])
+@pytest.mark.parametrize("name", ["exact", "sketch, 4 samples", "direct-first-order"])
 def test_predictions_are_the_packages_own_removals(anil, at_optimum, name) -> None:
     """One decomposition of a stored matrix answers as the solvers do that never store one."""
     (estimator,) = (each for each in ESTIMATORS if each.name == name)
