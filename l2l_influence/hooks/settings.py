@@ -20,7 +20,7 @@ from ..bilevel.memory import Memory
 from ..bilevel.solvers import LinearSolver, OnIndefinite, OnUnconverged
 
 
-class ProblemSettings(TypedDict, total=False):
+class ProblemForms(TypedDict, total=False):
     """Short forms of :class:`~l2l_influence.analysis.problem.options.ProblemOptions` and :class:`Resources`."""
 
     body: nn.Module | None
@@ -38,7 +38,7 @@ class ProblemSettings(TypedDict, total=False):
     process_group: ProcessGroup | None
 
 
-class ShortForms(ProblemSettings, total=False):
+class ShortForms(ProblemForms, total=False):
     """All keywords that hooks take in the place of an estimator object and of :class:`Resources`. A named estimator
     also takes its own settings, such as ``estimator="ascent", steps=2``."""
 

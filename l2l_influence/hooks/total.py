@@ -22,7 +22,7 @@ from .settings import exact_inverse, problem_settings
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .settings import ProblemSettings
+    from .settings import ProblemForms
 
 
 class TotalGradient(Hook):
@@ -43,7 +43,7 @@ class TotalGradient(Hook):
         loss: Callable[..., Tensor] | None = None,
         *,
         resources: Resources | None = None,
-        **settings: Unpack[ProblemSettings],
+        **settings: Unpack[ProblemForms],
     ) -> None:
         options, shared = problem_settings(loss, resources, settings)
         self._begin(Run(maml, tasks, exact_inverse(options), shared))

@@ -17,7 +17,7 @@ from ..latest import Latest
 from ..results.result import GroupScore, GroupScores, SampleScore, TaskScore
 from ..run import RunAt
 from .base import Items, Ranked, SingleItems, names_of
-from .samples import QuerySamples, Samples, SupportSamples
+from .samples import QuerySamples, SetSamples, SupportSamples
 from .tasks import Tasks
 
 Grouping = Callable[[RecordedTask, "int | None"], Hashable]
@@ -69,8 +69,8 @@ class Groups(Items):
 
     @property
     def _words(self) -> set[str]:
-        columns = SampleScore if isinstance(self.members, Samples) else TaskScore
-        own = {"class"} if isinstance(self.members, Samples) else set()
+        columns = SampleScore if isinstance(self.members, SetSamples) else TaskScore
+        own = {"class"} if isinstance(self.members, SetSamples) else set()
         return ({"taskset"} | own | set(columns.__dataclass_fields__)) - NOT_GROUPS
 
     @property

@@ -26,7 +26,7 @@ Sample = tuple[int, int]
 """(task's id, position in its query or support set)."""
 
 
-class Samples(SingleItems):
+class SetSamples(SingleItems):
     """Samples of one set of each task, named ``(task, sample)``: the task's id, and the position in the set."""
 
     @abstractmethod
@@ -95,7 +95,7 @@ class Samples(SingleItems):
 
 
 @dataclass(frozen=True)
-class QuerySamples(Samples):
+class QuerySamples(SetSamples):
     """Query samples: the paper's validation instances."""
 
     what = "query sample"
@@ -115,7 +115,7 @@ class QuerySamples(Samples):
 
 
 @dataclass(frozen=True)
-class SupportSamples(Samples):
+class SupportSamples(SetSamples):
     """Support samples: the paper's training instances.
 
     Attributes:

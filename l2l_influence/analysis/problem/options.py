@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ class ProblemOptions:
 
 def require_number(name: str, value: Any, *, above: bool = False, words: Iterable[str] = ()) -> None:
     """Raise a ``ValueError`` unless ``value`` is finite and at least 0 (``above``: more than 0)."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < 0 or (above and value == 0):
         allowed = [*map(repr, words), f"a number {'above' if above else 'of at least'} 0"]
         raise ValueError(f"{name} must be {' or '.join(allowed)}, not {value!r}")
@@ -118,7 +119,7 @@ def require_number(name: str, value: Any, *, above: bool = False, words: Iterabl
 
 def require_count(name: str, value: Any) -> None:
     """Raise a ``ValueError`` unless ``value`` is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 

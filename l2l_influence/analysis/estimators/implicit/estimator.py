@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -146,7 +147,7 @@ class Implicit(Estimator):
         curvature(self.hessian)
         if self.damping != "auto":
             require_number("damping", self.damping, words=("auto",))
-        if not isinstance(self.tolerance, float) or not 0 < self.tolerance < 1:
+        if not isinstance(self.tolerance, Real) or not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance must be a number between 0 and 1, not {self.tolerance!r}")
         if not (self.solver is None or isinstance(self.solver, LinearSolver)):
             raise TypeError(
