@@ -248,7 +248,7 @@ def test_a_study_that_cannot_be_saved_does_not_hide_the_scores(capsys: pytest.Ca
     Path("l2l-influence-run/study/mine").touch()
     write(SET_UP, TRAINING)
     assert run("--quiet", "script.py") == 0
-    assert "holds no recording" in page() and "could not be saved" in capsys.readouterr().err
+    assert "holds no study" in page() and "could not be saved" in capsys.readouterr().err
     assert len(scores()) == 10 and "Study.load" not in Path("l2l-influence-run/report.html").read_text()
 
 
