@@ -451,7 +451,7 @@ def test_checkpoints_are_taken_without_a_trace():
     assert torch.equal(after, torch.get_rng_state())
     assert [state["module.0.weight"].tolist() for state, _ in checkpoints] == seen[::2]
     assert [lr for _, lr in checkpoints] == [0.1, 0.025, 0.00625] and len(checkpoints) == 3
-    assert set(checkpoints[0][0]) == set(watched.state_dict())
+    assert set(checkpoints[0].state) == set(watched.state_dict())
 
 
 def test_checkpoints_go_into_tracin(run):

@@ -163,7 +163,7 @@ def test_the_outer_system_is_described(run, hook):
     assert float(re.search(r"relative residual (\S+) ", outer)[1]) <= 1e-12
     assert notes(scores, "test tasks") == "test tasks: 3"
     sketched = notes(run.hook(hook, hessian="sketch", damping="auto").scores(run.test.tasks), "outer:")
-    assert "sketch (16 draws of all 5 tasks)" in sketched
+    assert "sketch (16 samples of all 5 tasks)" in sketched
     assert float(re.search(r"damping (\S+);", sketched)[1]) > 0
 
 

@@ -48,7 +48,7 @@ def hook(kind: Any = TaskInfluence, loss: Any = LOSS, **settings: Any) -> Any:
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "hessian": ({"hessian": "exakt"}, ValueError, "exact.*not 'exakt'"),
+    "hessian": ({"hessian": "exakt"}, ValueError, "'exact'.*'exakt'"),
     "hessian's type": ({"hessian": 3}, TypeError, "hessian must be .*not 3"),
     "damping": ({"damping": -1.0}, ValueError, "damping must be 'auto' or a number of at least 0, not -1.0"),
     "damping in words": ({"damping": "much"}, ValueError, "damping must be 'auto'"),

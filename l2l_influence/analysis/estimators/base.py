@@ -14,8 +14,17 @@ from ..items import Items
 from ..passes import Pass, Targets
 from ..run import RunAt
 
-ESTIMATORS: dict[str, type[Estimator]] = {}
-"""All estimators by name. Filled when their classes are made."""
+
+class Registry(dict[str, type["Estimator"]]):
+    """All estimators by name. A class that derives from :class:`Estimator` and has a name is entered when it is made.
+
+    >>> from l2l_influence import ESTIMATORS
+    >>> ESTIMATORS["tracin"].__name__
+    'TracIn'
+    """
+
+
+ESTIMATORS = Registry()
 
 
 @dataclass(frozen=True)
