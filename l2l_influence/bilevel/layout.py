@@ -148,11 +148,11 @@ class ThetaLayout(Layout):
         """θ_0(λ) from λ by name, by name."""
         return {**{key: lam[key] for key in self._adapted}, **self._fixed}
 
-    def push(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         """(dθ_0/dλ) v = E v: ``[B, P] -> [B, Q]``, zero where θ starts at fixed values."""
         return self._with_fixed(v[:, self._positions], torch.zeros_like(self._values).expand(len(v), -1))
 
-    def pull(self, u: Tensor) -> Tensor:
+    def vjp(self, u: Tensor) -> Tensor:
         """(dθ_0/dλ)ᵀ u = Eᵀ u: ``[B, Q] -> [B, P]``, zero where λ is not adapted."""
         out = u.new_zeros(len(u), self._lam_size)
         out[:, self._positions] = u[:, : self.from_lam]

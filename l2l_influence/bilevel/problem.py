@@ -38,12 +38,12 @@ REMOVALS: dict[str, ItemGradient] = {"closed-form": ITEM_GRADIENTS["support"], "
 
 
 class BilevelProblem:
-    """The problem ``min_λ Σ_i c_i L_O^i(λ, θ_i(λ)) + (l2/2) ‖λ‖²`` where task i adapts ``θ_i(λ) = argmin_θ L_I^i(λ,
-    θ)``.
+    """A bilevel problem: meta-parameters λ, and tasks that adapt parameters θ_i(λ) to their support sets.
 
-    L_I is the weighted sum of ``inner_loss`` over a task's support samples plus the proximal term (δ/2) ‖θ − θ_0(λ)‖²,
-    where θ_0 is the start of θ: its entries of λ. L_O is the weighted sum of ``outer_loss`` over its query samples (§3
-    of the paper). With ``Unrolled(lr, steps)`` in place of δ, θ_i(λ) is the end of gradient steps on L_I (MAML).
+    λ minimises ``L_Total(λ) = Σ_i c_i L_O^i(λ, θ_i(λ)) + (l2/2) ‖λ‖²``, and each task ``θ_i(λ) = argmin_θ L_I^i(λ, θ)``
+    (§3 of the paper). L_O is the weighted sum of ``outer_loss`` over the task's query samples; L_I is that of
+    ``inner_loss`` over its support samples plus the proximal term (δ/2) ‖θ − θ_0(λ)‖², where θ_0 is the start of θ: the
+    adapted entries of λ. With ``Unrolled(lr, steps)`` in place of δ, θ_i(λ) is the end of gradient steps (MAML).
 
     Both losses have the signature ``loss(lam, theta, x, y)``: two dicts of named tensors and the samples of one task
     in, one loss per sample out, shape ``(n,)``, computed by torch operations. Use ``{**lam, **theta}`` for a model's
@@ -83,6 +83,14 @@ class BilevelProblem:
     >>> influence = problem.task_influence(lam, tasks, k=1, kind="exact")
     >>> problem.remove(lam, influence)["w"].shape
     torch.Size([2])
+
+    A task may also adapt parameters that are not in λ, here a shift of its inputs:
+
+    >>> def shifted(lam, theta, x, y):
+    ...     return ((x + theta["context"]) @ lam["w"] - y) ** 2 / 2
+    >>> problem = BilevelProblem(shifted, shifted, proximal=2.0, l2=0.1, theta_start={"context": torch.zeros(2)})
+    >>> list(problem.solve_inner(lam, tasks[0]).theta)
+    ['context']
     """
 
     def __init__(

@@ -85,7 +85,7 @@ def differences(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     return ((vmap(function)(at + step) - vmap(function)(at - step)) / 2e-5).movedim(0, -1)
 
 
-class World:
+class OptimisedProblem:
     """A toy problem, its λ* for any weights, and the package's problem at λ*."""
 
     def __init__(self, theta_keys: list[str] | None, kind: float | Unrolled, theta_start: Named | None = None) -> None:
@@ -153,7 +153,7 @@ class World:
         return lam, hessian
 
 
-WORLDS = {
+CASES = {
     "maml, proximal": (None, DELTA),
     "anil, proximal": (["head"], DELTA),
     "maml, unrolled": (None, Unrolled(lr=0.1, steps=2)),
@@ -165,16 +165,16 @@ WORLDS = {
 }
 
 
-@pytest.fixture(scope="module", params=WORLDS)
-def world(request):
-    return World(*WORLDS[request.param])
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    return OptimisedProblem(*CASES[request.param])
 
 
-def test_the_reference_solves_its_inner_problems(world):
-    if not isinstance(world.reference, UnrolledReference):
-        for task in world.tasks:
-            theta = world.reference.solve(world.optimum, task)
-            assert jacrev(world.reference.inner(task), 1)(world.optimum, theta).norm() < 1e-12
+def test_the_reference_solves_its_inner_problems(case):
+    if not isinstance(case.reference, UnrolledReference):
+        for task in case.tasks:
+            theta = case.reference.solve(case.optimum, task)
+            assert jacrev(case.reference.inner(task), 1)(case.optimum, theta).norm() < 1e-12
 
 
 # ---- derivatives of λ* -----------------------------------------------------------------------------------------
@@ -183,39 +183,39 @@ def test_the_reference_solves_its_inner_problems(world):
 ITEMS = [("task", 2), ("query", 1, 4), ("support", 1, 5)]
 
 
-def test_influences_are_derivatives_of_reoptimised_lambda(world):
-    for item, expected in zip(ITEMS, world.derivatives([[item] for item in ITEMS]), strict=True):
-        assert relative(world.derivative(item), expected) < 1e-5, item
+def test_influences_are_derivatives_of_reoptimised_lambda(case):
+    for item, expected in zip(ITEMS, case.derivatives([[item] for item in ITEMS]), strict=True):
+        assert relative(case.derivative(item), expected) < 1e-5, item
 
 
-def test_a_groups_influence_is_the_sum_of_its_members(world):
+def test_a_groups_influence_is_the_sum_of_its_members(case):
     """Items of all levels, of one task and of several, against λ* with all their weights changed together."""
-    (expected,) = world.derivatives([ITEMS])
-    assert relative(sum(world.derivative(item) for item in ITEMS), expected) < 1e-5
+    (expected,) = case.derivatives([ITEMS])
+    assert relative(sum(case.derivative(item) for item in ITEMS), expected) < 1e-5
 
 
-def test_one_solve_scores_all_items(world):
-    v = randn(8, world.size)
-    hessian = world.problem.total_hessian(world.lam, world.tasks, "exact", WEIGHTS.task)
+def test_one_solve_scores_all_items(case):
+    v = randn(8, case.size)
+    hessian = case.problem.total_hessian(case.lam, case.tasks, "exact", WEIGHTS.task)
     x = hessian.solve(v).value.expand(TASKS, -1)
-    (at,) = hessian.solved_tasks.microbatches()
-    weight = at.batch.weight.unsqueeze(-1)
+    (solved,) = hessian.solved_tasks.microbatches()
+    weight = solved.batch.weight.unsqueeze(-1)
     found = [
-        at.weighted_gradient() @ x[0],
-        (weight * at.query_slopes(x[0])).ravel(),
-        (weight * at.support_slopes(x)).ravel(),
+        solved.weighted_gradient() @ x[0],
+        (weight * solved.query_slopes(x[0])).ravel(),
+        (weight * solved.support_slopes(x)).ravel(),
     ]
     items = [("task", k) for k in range(TASKS)]
     items += [("query", k, j) for k in range(TASKS) for j in range(QUERY)]
     items += [("support", k, j) for k in range(TASKS) for j in range(SUPPORT)]
-    assert relative(-torch.cat(found), world.derivatives([[item] for item in items]) @ v) < 1e-5
+    assert relative(-torch.cat(found), case.derivatives([[item] for item in items]) @ v) < 1e-5
 
 
-def test_query_samples_sum_to_their_task(world):
+def test_query_samples_sum_to_their_task(case):
     """With the identity as Hessian, so that each influence is the derivative of a total gradient and no more."""
-    given = (world.lam, world.tasks, 1)
-    whole = world.problem.task_influence(*given, kind="identity", weights=WEIGHTS.task)
-    parts = [world.problem.query_influence(*given, j, "identity", WEIGHTS.task) for j in range(QUERY)]
+    given = (case.lam, case.tasks, 1)
+    whole = case.problem.task_influence(*given, kind="identity", weights=WEIGHTS.task)
+    parts = [case.problem.query_influence(*given, j, "identity", WEIGHTS.task) for j in range(QUERY)]
     for key in whole:
         assert relative(sum(part[key] for part in parts), whole[key]) < 1e-10
 
@@ -223,9 +223,9 @@ def test_query_samples_sum_to_their_task(world):
 # ---- what they are made of -------------------------------------------------------------------------------------
 
 
-def of_task(world, k):
+def of_task(case, k):
     """The package's solution of one task, and the task."""
-    return world.problem.at(world.lam, world.tasks, WEIGHTS.task).one(k), world.tasks[k]
+    return case.problem.at(case.lam, case.tasks, WEIGHTS.task).one(k), case.tasks[k]
 
 
 def reweighted(task, support=None, query=None):
@@ -233,80 +233,74 @@ def reweighted(task, support=None, query=None):
     return Task(task.support, task.query, keep(support, task.support_weights), keep(query, task.query_weights))
 
 
-def test_samples_slopes_are_products_with_their_gradients(world):
-    at, task = of_task(world, 1)
-    v = randn(3, world.size)
-    by_query = [world.reference.total_gradient(reweighted(task, query=w)) @ v for w in torch.diag(task.query_weights)]
-    assert relative(at.query_slopes(v)[0], torch.stack(by_query)) < 1e-8
+def test_samples_slopes_are_products_with_their_gradients(case):
+    solved, task = of_task(case, 1)
+    v = randn(3, case.size)
+    by_query = [case.reference.total_gradient(reweighted(task, query=w)) @ v for w in torch.diag(task.query_weights)]
+    assert relative(solved.query_slopes(v)[0], torch.stack(by_query)) < 1e-8
 
-    by_weights = differences(
-        lambda w: world.reference.total_gradient(reweighted(task, support=w)), task.support_weights
-    )
+    by_weights = differences(lambda w: case.reference.total_gradient(reweighted(task, support=w)), task.support_weights)
     by_support = by_weights * task.support_weights
-    assert relative(at.support_slopes(v.unsqueeze(0))[0], v @ by_support) < 1e-7
+    assert relative(solved.support_slopes(v.unsqueeze(0))[0], v @ by_support) < 1e-7
     e = randn(4, SUPPORT)
-    assert relative(at.gradient_by_support(e.unsqueeze(0))[0], by_support @ e) < 1e-7
+    assert relative(solved.gradient_by_support(e.unsqueeze(0))[0], by_support @ e) < 1e-7
 
 
-def test_inner_jacobians_and_their_transposes(world):
-    at, task = of_task(world, 2)
-    reference, solution = world.reference, at.solution
-    by_lam = differences(lambda lam: reference.solve(lam, task), world.optimum)
-    by_weights = differences(
-        lambda w: reference.solve(world.optimum, reweighted(task, support=w)), task.support_weights
-    )
-    v, e, u = randn(1, 1, world.size), randn(2, 1, SUPPORT), randn(3, 1, reference.part.size)
+def test_inner_jacobians_and_their_transposes(case):
+    solved, task = of_task(case, 2)
+    reference, solution = case.reference, solved.solution
+    by_lam = differences(lambda lam: reference.solve(lam, task), case.optimum)
+    by_weights = differences(lambda w: reference.solve(case.optimum, reweighted(task, support=w)), task.support_weights)
+    v, e, u = randn(1, 1, case.size), randn(2, 1, SUPPORT), randn(3, 1, reference.part.size)
     assert relative(solution.jvp(v)[0], by_lam @ v[0]) < 1e-7
     assert relative(solution.jvp_weights(e)[0], by_weights @ e[0]) < 1e-7
     assert abs((u * solution.jvp(v)).sum() - (solution.vjp(u) * v).sum()) < 1e-9
     assert abs((u * solution.jvp_weights(e)).sum() - (solution.vjp_weights(u) * e).sum()) < 1e-9
 
 
-def test_second_derivatives_by_lambda_and_support_weights_together(world):
-    at, task = of_task(world, 0)
-    reference = world.reference
+def test_second_derivatives_by_lambda_and_support_weights_together(case):
+    solved, task = of_task(case, 0)
+    reference = case.reference
 
     def outer_loss(both):
-        lam, w = both.split([world.size, SUPPORT])
+        lam, w = both.split([case.size, SUPPORT])
         again = reweighted(task, support=w)
         return reference.outer(again)(lam, reference.solve(lam, again))
 
-    expected = differences(jacrev(outer_loss), torch.cat([world.optimum, task.support_weights]))
-    sizes = [world.size, SUPPORT]
-    rows = [at.second(*row.unsqueeze(0).split(sizes, dim=1)) for row in torch.eye(sum(sizes)).double()]
+    expected = differences(jacrev(outer_loss), torch.cat([case.optimum, task.support_weights]))
+    sizes = [case.size, SUPPORT]
+    rows = [solved.second(*row.unsqueeze(0).split(sizes, dim=1)) for row in torch.eye(sum(sizes)).double()]
     found = torch.stack([torch.cat(row, dim=1)[0] for row in rows])
     assert relative(found, expected) < 1e-7
-    assert relative(found[world.size :, world.size :], expected[world.size :, world.size :]) < 1e-7
+    assert relative(found[case.size :, case.size :], expected[case.size :, case.size :]) < 1e-7
     assert relative(found, found.T) < 1e-8
 
 
 # ---- without a support sample, solved anew ---------------------------------------------------------------------
 
 
-def test_resolved_support_influence_is_the_difference_of_total_gradients(world):
+def test_resolved_support_influence_is_the_difference_of_total_gradients(case):
     k, j = 1, 5
-    reference = world.reference
-    weights = world.tasks[k].support_weights.clone()
+    reference = case.reference
+    weights = case.tasks[k].support_weights.clone()
     weights[j] = 0
-    without = reference.total_gradient(reweighted(world.tasks[k], support=weights))
-    change = WEIGHTS.task[k] * (without - reference.total_gradient(world.tasks[k]))
-    hessian = sum(c * reference.total_hessian(task) for c, task in zip(WEIGHTS.task, world.tasks, strict=True))
-    expected = -torch.linalg.solve(L2 * torch.eye(world.size).double() + hessian, change)
-    found = world.problem.support_influence(world.lam, world.tasks, k, j, "exact", WEIGHTS.task, removal="resolve")
+    without = reference.total_gradient(reweighted(case.tasks[k], support=weights))
+    change = WEIGHTS.task[k] * (without - reference.total_gradient(case.tasks[k]))
+    hessian = sum(c * reference.total_hessian(task) for c, task in zip(WEIGHTS.task, case.tasks, strict=True))
+    expected = -torch.linalg.solve(L2 * torch.eye(case.size).double() + hessian, change)
+    found = case.problem.support_influence(case.lam, case.tasks, k, j, "exact", WEIGHTS.task, removal="resolve")
     assert relative(reference.layout.ravel(found), expected) < 1e-7
 
 
-def test_resolved_and_closed_form_agree_for_samples_of_little_weight(world):
+def test_resolved_and_closed_form_agree_for_samples_of_little_weight(case):
     """The closed form is a derivative: what it leaves out is in proportion to the weight that is taken away."""
 
     def error(weight):
         support = WEIGHTS.support.clone()
         support[1, 5] = weight
-        given = (world.lam, weighted(WEIGHTS._replace(support=support)), 1, 5, "identity", WEIGHTS.task)
-        closed, resolved = (
-            world.problem.support_influence(*given, removal=kind) for kind in ("closed-form", "resolve")
-        )
-        return relative(world.reference.layout.ravel(closed), world.reference.layout.ravel(resolved))
+        given = (case.lam, weighted(WEIGHTS._replace(support=support)), 1, 5, "identity", WEIGHTS.task)
+        closed, resolved = (case.problem.support_influence(*given, removal=kind) for kind in ("closed-form", "resolve"))
+        return relative(case.reference.layout.ravel(closed), case.reference.layout.ravel(resolved))
 
     larger, smaller = error(1e-2), error(1e-3)
     assert smaller < 1e-3

@@ -113,8 +113,8 @@ def test_influences_are_dense_algebra(name, keys):
     hessian = sum(c * reference.total_hessian(task) for c, task in zip(WEIGHTS, given, strict=True))
     task, c = given[k], WEIGHTS[k]
 
-    def solved(pull):
-        return -torch.linalg.solve(L2 * torch.eye(len(hessian)).double() + hessian, pull)
+    def solved(gradient):
+        return -torch.linalg.solve(L2 * torch.eye(len(hessian)).double() + hessian, gradient)
 
     def gradient(support=task.support_weights, query=task.query_weights):
         return reference.total_gradient(Task(task.support, task.query, support, query))
@@ -199,7 +199,7 @@ def test_the_start_is_affine_in_lambda():
         assert torch.equal(theta.start(flat), theta.ravel(theta.start_by_name(lam)))
         jacobian = jacrev(theta.start)(flat)
         v, u = randn(3, 2, layout.size), randn(4, 2, theta.size)
-        assert torch.equal(theta.push(v), v @ jacobian.T) and torch.equal(theta.pull(u), u @ jacobian)
+        assert torch.equal(theta.jvp(v), v @ jacobian.T) and torch.equal(theta.vjp(u), u @ jacobian)
         assert theta.adapts_all == (len(keys) == 3)
 
 

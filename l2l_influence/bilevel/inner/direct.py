@@ -82,7 +82,7 @@ class IdentityJacobian(FixedJacobian):
     """dθ/dλ = dθ_0/dλ, the identity on adapted entries of λ: θ_i moves with its start, as in first-order MAML."""
 
     def jvp(self, v: Tensor) -> Tensor:
-        return self.problem.theta_layout.push(v)
+        return self.problem.theta_layout.jvp(v)
 
     def vjp(self, u: Tensor) -> Tensor:
-        return self.problem.theta_layout.pull(u)
+        return self.problem.theta_layout.vjp(u)

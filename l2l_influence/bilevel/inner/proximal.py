@@ -133,7 +133,7 @@ class ProximalMap(InnerMap):
     def jvp(self, v: Tensor) -> Tensor:
         problem = self.problem
         mixed = problem.objective.mixed(problem.lam, self.theta, problem.samples, v)
-        return self.inverse(self._delta * problem.theta_layout.push(v) - mixed)
+        return self.inverse(self._delta * problem.theta_layout.jvp(v) - mixed)
 
     def vjp(self, u: Tensor) -> Tensor:
         return self._through_lam(self.inverse(u))
@@ -155,7 +155,7 @@ class ProximalMap(InnerMap):
 
         def product(v: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
             mixed = problem.objective.mixed(problem.lam, self.theta, problem.samples, v)
-            theta_v = self.inverse(self._delta * problem.theta_layout.push(v) - mixed - self._slope(e))
+            theta_v = self.inverse(self._delta * problem.theta_layout.jvp(v) - mixed - self._slope(e))
             upper = outer.hessian(problem.lam, self.theta, query, Joint(v, theta_v, zero))
             lower = problem.objective.third(problem.lam, self.theta, problem.samples, x, Joint(v, theta_v, e))
             back = self.inverse(upper.theta - lower.theta)
@@ -172,7 +172,7 @@ class ProximalMap(InnerMap):
         """−(∂_θ∂_λ L_I)ᵀ x."""
         problem = self.problem
         mixed = problem.objective.mixed_transposed(problem.lam, self.theta, problem.samples, x)
-        return problem.theta_layout.pull(self._delta * x) - mixed
+        return problem.theta_layout.vjp(self._delta * x) - mixed
 
     def _through_weights(self, x: Tensor) -> Tensor:
         """−⟨∂_θ ℓ_j, x⟩ of each sample."""

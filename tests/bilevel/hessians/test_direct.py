@@ -57,7 +57,7 @@ class Case:
         return torch.cat(jacrev(self.reference.outer(task), (0, 1))(self.reference.lam, theta))
 
     def influence(self, tangent: Tensor, k: int, gradient: Tensor) -> Tensor:
-        """−(l2 I + Σ c_i Tᵀ∇²L_O T)⁻¹ c_k Tᵀ pull for T = [I; a reading of dθ/dλ]."""
+        """−(l2 I + Σ c_i Tᵀ∇²L_O T)⁻¹ c_k Tᵀ gradient for T = [I; an approximation of dθ/dλ]."""
         curved = [self.reference.joint_hessian(task, theta) for task, theta in zip(TASKS, self.thetas, strict=True)]
         hessian = sum(c * tangent.T @ one @ tangent for c, one in zip(C, curved, strict=True))
         return -torch.linalg.solve(L2 * EYE + hessian, C[k] * tangent.T @ gradient)

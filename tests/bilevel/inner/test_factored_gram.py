@@ -193,7 +193,7 @@ def test_samples_that_only_count_in_the_statistics():
 
 
 @pytest.mark.parametrize("columns", [1, 2, 7])
-def test_pieces_of_the_gram_matrix_change_nothing(columns, monkeypatch):
+def test_chunks_of_the_gram_matrix_change_nothing(columns, monkeypatch):
     operator = Case(fc).operator()
     whole = operator.gram()
     monkeypatch.setattr("l2l_influence.bilevel.solvers.factors.CHUNK", columns * N)
