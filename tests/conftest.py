@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,14 @@ def omniglot_root() -> Path:
         return omniglot_data.find_data()
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Any]:
+    """Saved studies of two processes of one run, which drew different tasks."""
+    from tests.recording.manual import saved
+
+    return [saved(tmp_path / "0", seed=1), saved(tmp_path / "1", seed=2)]
 
 
 @pytest.fixture(scope="module")

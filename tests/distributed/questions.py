@@ -25,8 +25,8 @@ from l2l_influence import (
 )
 from l2l_influence.bilevel import BilevelProblem, Sketch, Subsample, Task, Unrolled
 from l2l_influence.parallel import ALONE, Ranks, ranks_of
-from tests.influence.runs import labelled_batches, pairs, train
 from tests.reference_problems.autograd import SIZE, classification, parameters, randn
+from tests.reference_problems.learn2learn import labelled_batches, pairs, train
 
 Answers = dict[str, Tensor]
 

@@ -34,7 +34,7 @@ from l2l_influence import (
 )
 from l2l_influence.errors import EstimatorError, InfluenceError, LossStructureError, NotConvergedError
 
-from ..influence.runs import ListedTasks, everything, labelled_batches, pairs, train
+from ..reference_problems.learn2learn import ListedTasks, everything, labelled_batches, pairs, train
 
 LR, STEPS = 0.3, 2
 ORDER = [*range(5), 2, 2]  # task 2 is drawn three times

@@ -19,7 +19,14 @@ from l2l_influence.evaluation.diagnosis.spot_check import fisher_interval
 from l2l_influence.evaluation.diagnosis.verdicts import SPOT_CHECK, graded
 
 from ..influence.retraining import Run, optimal_run
-from ..influence.runs import ListedTasks, classification_batches, everything, pairs, regression_batches, train
+from ..reference_problems.learn2learn import (
+    ListedTasks,
+    classification_batches,
+    everything,
+    pairs,
+    regression_batches,
+    train,
+)
 
 HOOKS = [TaskInfluence, QueryInfluence, SupportInfluence]
 

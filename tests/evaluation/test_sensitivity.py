@@ -14,7 +14,7 @@ from torch import nn
 from l2l_influence import QueryInfluence, TaskInfluence
 from l2l_influence.errors import InfluenceError
 from l2l_influence.evaluation import GroundTruth, Sensitivity, plot_sensitivity, sensitivity_of
-from tests.influence.runs import labelled_batches, pairs, train
+from tests.reference_problems.learn2learn import labelled_batches, pairs, train
 
 LOSS = nn.CrossEntropyLoss()
 SCALES = (0.01, 1.0, 100.0)

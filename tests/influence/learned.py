@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from l2l_influence import Study, record
 
-from .runs import ListedTasks, classification_batches
+from ..reference_problems.learn2learn import ListedTasks, classification_batches
 
 LOSS, LR = nn.CrossEntropyLoss(), 0.3
 

@@ -19,7 +19,7 @@ from torch.nn.utils import vector_to_parameters
 from l2l_influence import MAML, TaskDataset
 from l2l_influence.hooks import EstimatorHook, Hook
 
-from .runs import Batch, labelled_batches, pairs, train
+from ..reference_problems.learn2learn import Batch, labelled_batches, pairs, train
 
 LR, STEPS, L2 = 0.1, 2, 0.3
 

@@ -25,8 +25,15 @@ from l2l_influence.bilevel.hessians import Curvature
 from l2l_influence.bilevel.hessians.exact import Exact
 from l2l_influence.errors import InfluenceError
 
+from ..reference_problems.learn2learn import (
+    ListedTasks,
+    classification_batches,
+    labelled_batches,
+    pairs,
+    regression_batches,
+    train,
+)
 from .retraining import L2, Run, changes, flat, optimal_run, relative
-from .runs import ListedTasks, classification_batches, labelled_batches, pairs, regression_batches, train
 
 
 @pytest.fixture(scope="module", params=["unrolled", "proximal"])

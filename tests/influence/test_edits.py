@@ -10,8 +10,8 @@ from torch import nn
 from l2l_influence import QueryInfluence, SupportInfluence, TaskInfluence
 from l2l_influence.errors import InfluenceError, ItemsError, TaskShapeError
 
+from ..reference_problems.learn2learn import ListedTasks, labelled_batches, pairs, regression_batches, train
 from .retraining import L2, LR, ORDER, STEPS, Retraining, Run, changes, flat, optimal_run, relative
-from .runs import ListedTasks, labelled_batches, pairs, regression_batches, train
 
 HOOKS = {"task": TaskInfluence, "query": QueryInfluence, "support": SupportInfluence}
 ITEM_GRADIENTS = pytest.mark.parametrize("level", list(HOOKS))

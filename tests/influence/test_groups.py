@@ -22,8 +22,8 @@ from l2l_influence import (
 )
 from l2l_influence.errors import EstimatorError, ItemsError, RecordingError
 
+from ..reference_problems.learn2learn import ListedTasks, classification_batches, pairs
 from .retraining import changes, flat, optimal_run, relative
-from .runs import ListedTasks, classification_batches, pairs
 
 HOOKS = {"task": TaskInfluence, "query": QueryInfluence, "support": SupportInfluence}
 LOSS = nn.CrossEntropyLoss()

@@ -26,6 +26,7 @@ from l2l_influence import (
 from l2l_influence.errors import InfluenceError, RecordingError, UncoveredParameterError
 from l2l_influence.recording.learners.registry import adapter_of
 
+from ..reference_problems.learn2learn import ListedTasks, everything, pairs
 from .learned import (
     LOSS,
     LR,
@@ -40,7 +41,6 @@ from .learned import (
     outer_loss,
     recorded,
 )
-from .runs import ListedTasks, everything, pairs
 
 # ---- what is left alone, and what is followed --------------------------------------------------------------------
 

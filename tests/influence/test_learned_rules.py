@@ -15,8 +15,8 @@ from torch.nn.utils import vector_to_parameters
 from l2l_influence import QueryInfluence, SupportInfluence, TaskInfluence, TotalGradient
 
 from ..reference_problems.autograd import relative
+from ..reference_problems.learn2learn import pairs, regression_batches
 from .learned import LOSS, LR, MAKERS, batches, by_own_name, make, outer_loss, recorded
-from .runs import pairs, regression_batches
 
 CASES = [
     (rule, first_order, steps)

@@ -11,8 +11,8 @@ from torch.nn.utils import vector_to_parameters
 
 from l2l_influence import QueryInfluence, SupportInfluence, TaskInfluence, TotalGradient, TotalHessian
 
+from ..reference_problems.learn2learn import classification_batches, pairs, regression_batches, train
 from .retraining import L2, ORDER, STEPS, Retraining, Run, optimal_run, relative
-from .runs import classification_batches, pairs, regression_batches, train
 
 ALL = [TaskInfluence, QueryInfluence, SupportInfluence, TotalGradient, TotalHessian]
 SCORING = [TaskInfluence, QueryInfluence, SupportInfluence]

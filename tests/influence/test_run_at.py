@@ -17,9 +17,9 @@ from l2l_influence.analysis.problem.options import ProblemOptions
 from l2l_influence.analysis.run import Run
 from l2l_influence.errors import InfluenceError
 
+from ..reference_problems.learn2learn import ListedTasks, labelled_batches, pairs
 from .learned import LOSS, batches, by_own_name, make, outer_loss, recorded
 from .retraining import L2, flat, optimal_run, relative
-from .runs import ListedTasks, labelled_batches, pairs
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from torch.utils.data import TensorDataset
 from l2l_influence import MAML, QueryInfluence, SupportInfluence, TaskDataset, TaskInfluence
 from l2l_influence.errors import RecordingError
 
+from ..reference_problems.learn2learn import classification_batches, pairs, regression_batches, train
 from .retraining import LR, STEPS, Run, flat, optimal_run, relative, stacked
-from .runs import classification_batches, pairs, regression_batches, train
 
 ITEMS = [(key, j) for key in range(5) for j in range(4)]
 """All samples of the run, by their tasks' keys."""

@@ -29,7 +29,7 @@ from l2l_influence.bilevel.inner.steps.unrolled import Unrolled
 from l2l_influence.bilevel.solvers import LinearSolver
 from l2l_influence.errors import ForeignMatrixError, ItemsError, UnfinishedMatrixError
 
-from .runs import classification_batches, pairs, train
+from ..reference_problems.learn2learn import classification_batches, pairs, train
 
 TASKS, TESTS = 11, 7
 ITEM_GRADIENTS = {"task": TaskInfluence, "query sample": QueryInfluence, "support sample": SupportInfluence}

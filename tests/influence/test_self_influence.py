@@ -8,8 +8,8 @@ from torch import nn
 
 from l2l_influence import QueryInfluence, SupportInfluence, TaskInfluence
 
+from ..reference_problems.learn2learn import labelled_batches, pairs, train
 from .retraining import L2, Retraining, Run, cross_entropies, flat, network, optimal_run
-from .runs import labelled_batches, pairs, train
 
 
 @pytest.fixture(scope="module", params=["unrolled", "proximal"])

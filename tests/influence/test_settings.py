@@ -32,8 +32,8 @@ from l2l_influence import (
 from l2l_influence.bilevel import CG, Dense, Sketch
 from l2l_influence.errors import InfluenceError, LossStructureError
 
+from ..reference_problems.learn2learn import classification_batches, pairs, train
 from .retraining import optimal_run
-from .runs import classification_batches, pairs, train
 
 LOSS = nn.CrossEntropyLoss()
 

@@ -21,7 +21,7 @@ from l2l_influence import (
     TotalHessian,
 )
 
-from .runs import ListedTasks, classification_batches, everything, pairs
+from ..reference_problems.learn2learn import ListedTasks, classification_batches, everything, pairs
 
 LOSS = nn.CrossEntropyLoss()
 

@@ -21,7 +21,14 @@ from l2l_influence.errors import (
     TaskShapeError,
 )
 
-from .runs import ListedTasks, classification_batches, everything, pairs, regression_batches, train
+from ..reference_problems.learn2learn import (
+    ListedTasks,
+    classification_batches,
+    everything,
+    pairs,
+    regression_batches,
+    train,
+)
 
 L2 = 0.3
 LR, STEPS = 0.1, 2

@@ -8,8 +8,8 @@ import torch
 from l2l_influence import SupportInfluence, TaskInfluence
 from l2l_influence.errors import InfluenceError
 
+from ..reference_problems.learn2learn import labelled_batches, pairs
 from .retraining import L2, Retraining, changes, flat, optimal_run, relative
-from .runs import labelled_batches, pairs
 
 
 @pytest.fixture(scope="module")

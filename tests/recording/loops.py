@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 import l2l_influence
 
+from .identity import random_rows
 from .omniglot_loop import Run, even_rows, fast_adapt, images, taskset, train
-from .test_identity import random_rows
 
 cross_entropy = nn.CrossEntropyLoss()
 

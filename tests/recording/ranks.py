@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from l2l_influence import TaskInfluence, record
 from l2l_influence.recording import gather
+from tests.recording.identity import assert_same, everything
 from tests.recording.omniglot_loop import Run, images, taskset
-from tests.recording.test_identity import assert_same, everything
 
 LOSS = nn.CrossEntropyLoss()
 SHAPE, TASKS, STEPS = (6,), 6, 5

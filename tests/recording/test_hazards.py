@@ -48,7 +48,6 @@ import re
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +55,20 @@ import learn2learn as l2l
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
-from l2l_influence import TaskInfluence, TotalGradient
+from l2l_influence import TaskInfluence
 from l2l_influence.errors import UnmatchedInputError
 from l2l_influence.recording import RecordedTask, RecordingOptions, record, recording_of
 
+from .hazards import Block, cross_entropy, each_way, gradients_agree, normalised, step
+from .identity import assert_same, everything, random_rows, seed
 from .loops import DROP_INS, PLAIN, Kit, network, tasks_of
 from .omniglot_loop import Run, even_rows, fast_adapt, images, taskset
-from .test_identity import assert_same, everything, random_rows, seed
-from .test_memory import Augmented
+from .tasksets import Augmented
 
-cross_entropy = nn.CrossEntropyLoss()
 kronecker = l2l.optim.KroneckerTransform(l2l.nn.KroneckerLinear)
 
-Block = Callable[[], AbstractContextManager[Any]]
-WAYS_IN: dict[str, tuple[Kit, Block]] = {"record": (PLAIN, record), "drop-ins": (DROP_INS, nullcontext)}
-each_way = pytest.mark.parametrize(("kit", "block"), WAYS_IN.values(), ids=WAYS_IN)
 
 LEARNERS: dict[str, Callable[[Kit], Any]] = {
     "maml": lambda kit: kit.MAML(nn.Linear(4, 5), lr=0.1),
@@ -84,10 +80,6 @@ each_learner = pytest.mark.parametrize("make", LEARNERS.values(), ids=LEARNERS)
 
 def linear(kit: Kit) -> Any:
     return kit.MAML(nn.Linear(4, 5), lr=0.1)
-
-
-def step(maml: Any, batch: Any, **arguments: Any) -> None:
-    fast_adapt(batch, maml.clone(), cross_entropy, **arguments)[0].backward()
 
 
 def keys(maml: Any) -> list[int]:
@@ -376,36 +368,6 @@ class Blocked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.drop_block(x, gamma=0.3)
         return output
-
-
-def in_double(kit: Kit) -> Any:
-    x, y = images(shape=(4,)).tensors
-    return kit.wrapped(taskset(TensorDataset(x.double(), y), 3, samples=4))
-
-
-def gradients_agree(maml: Any, kit: Kit, block: Block, **options: Any) -> None:
-    """The total gradients of recorded tasks are what learn2learn's own backward leaves."""
-    tasks = in_double(kit)
-    with block():
-        for key in range(2):
-            step(maml, tasks[key], steps=2)
-    hook = TotalGradient(maml, loss=cross_entropy, progress=False, **options)
-    for task in recording_of(maml).training_tasks():
-        maml.zero_grad()
-        step(maml, tasks[task.key], steps=2)
-        expected = {name: p.grad for name, p in maml.module.named_parameters() if p.requires_grad}
-        found = hook.of(task.id)
-        assert found.keys() == expected.keys()
-        for name, gradient in found.items():
-            wanted = torch.zeros_like(gradient) if expected[name] is None else expected[name]
-            torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
-
-
-def normalised() -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 5)).double()
-    model(3 * torch.randn(50, 4).double() + 1)  # running statistics unlike those of the batches
-    return model
 
 
 @each_way

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import learn2learn as l2l
-import numpy as np
 import pytest
 import torch
 from learn2learn.vision.models import OmniglotCNN, OmniglotFC
@@ -14,45 +12,10 @@ from torch import nn
 
 from l2l_influence.recording import MAML, TaskDataset, recording_of
 
+from .identity import assert_same, everything, random_rows, seed
 from .omniglot_loop import fast_adapt, images, taskset, train
 
 MODELS = {"fc": lambda: OmniglotFC(28 * 28, 5), "cnn": lambda: OmniglotCNN(5)}
-
-
-def everything(run: Any) -> dict[str, Any]:
-    """All that training leaves behind: parameters, buffers, printed numbers, and where the generators stand."""
-    return {
-        "state": {name: value.clone() for name, value in run.maml.state_dict().items()},
-        "printed": run.printed,
-        "modes": [module.training for module in run.maml.modules()],
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),
-        "python": random.getstate(),
-    }
-
-
-def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert list(one["state"]) == list(other["state"])
-    for name, value in one["state"].items():
-        assert torch.equal(value, other["state"][name]), name
-    assert one["printed"] == other["printed"]
-    assert one["modes"] == other["modes"]
-    assert torch.equal(one["torch"], other["torch"])
-    assert one["python"] == other["python"]
-    assert str(one["numpy"]) == str(other["numpy"])
-
-
-def seed() -> None:
-    random.seed(1)
-    np.random.seed(1)
-    torch.manual_seed(1)
-
-
-def random_rows(rows: int) -> tuple[Any, Any]:
-    """A new split at each draw, from each of the three generators."""
-    order = torch.randperm(rows)[torch.from_numpy(np.random.permutation(rows))]
-    cut = rows // 2 + random.choice([-1, 0, 1])
-    return order[:cut], order[cut:]
 
 
 @pytest.mark.parametrize("num_tasks", [8, -1])

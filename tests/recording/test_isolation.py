@@ -22,8 +22,8 @@ from l2l_influence.recording import MAML, TaskDataset, record, recording_of
 from l2l_influence.recording.interception import observe
 from l2l_influence.recording.tasksets import served
 
+from .identity import attributes
 from .omniglot_loop import fast_adapt, images, taskset
-from .test_session import attributes
 
 cross_entropy = nn.CrossEntropyLoss()
 

@@ -20,10 +20,10 @@ from l2l_influence.errors import RecordingError
 from l2l_influence.recording import RecordedTask
 from l2l_influence.recording.interception.listener import listening
 
+from .identity import assert_same, everything, seed
 from .loops import network
+from .manual import told
 from .omniglot_loop import Run, images, taskset
-from .test_identity import assert_same, everything, seed
-from .test_surfaces import told
 
 pl = pytest.importorskip("pytorch_lightning", reason='needs Lightning: pip install "l2l-influence[lightning]"')
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from l2l_influence.errors import RecordingError, TaskDataChangedError
 from l2l_influence.recording import MAML, RecordingOptions, TaskDataset, recording_of
@@ -21,6 +20,7 @@ from l2l_influence.recording.tasksets.served import all_own_batches
 from l2l_influence.recording.tasksets.tasks import info_of
 
 from .omniglot_loop import fast_adapt, images, taskset
+from .tasksets import Augmented
 
 cross_entropy = nn.CrossEntropyLoss()
 
@@ -177,20 +177,6 @@ def test_validation_data_make_room_for_training_data() -> None:
     keys = {task.key: task.id for task in recording.tasks}
     assert {identity[1] for identity in recording._data._values} == {0, 3}
     assert list(keys) == [0, 1, 2, 3]
-
-
-class Augmented(Dataset[tuple[Tensor, int]]):
-    """Adds noise from all three generators whenever a sample is read."""
-
-    def __init__(self) -> None:
-        self.plain = images(shape=(4,))
-
-    def __len__(self) -> int:
-        return len(self.plain)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        x, y = self.plain[index]
-        return x + torch.randn(4) + float(np.random.randn()) + random.random(), int(y)
 
 
 def test_augmented_data_are_kept_or_refused() -> None:

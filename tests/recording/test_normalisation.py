@@ -16,9 +16,8 @@ from l2l_influence.errors import BatchNormError
 from l2l_influence.recording import recording_of
 from l2l_influence.recording.study.merging import merged
 
+from .hazards import Block, cross_entropy, each_way, gradients_agree, in_double, normalised, step
 from .loops import DROP_INS, PLAIN, Kit
-from .test_hazards import Block, cross_entropy, each_way, gradients_agree, in_double, normalised, step
-from .test_processes import parts  # noqa: F401 (a fixture)
 
 SWITCHES: dict[str, Callable[[Any], Any]] = {
     "the learner": lambda maml: maml.eval(),
@@ -200,7 +199,7 @@ def test_a_hook_that_has_answered_notices(tmp_path: Path) -> None:
     assert not torch.allclose(hook.of(0)["0.weight"], before["0.weight"])
 
 
-def test_processes_that_differ_in_it_drew_different_tasks(parts: list[Any]) -> None:  # noqa: F811
+def test_processes_that_differ_in_it_drew_different_tasks(parts: list[Any]) -> None:
     def judged_by(statistics: str) -> Any:
         return replace(parts[0], tasks=[replace(task, batch_norm=statistics) for task in parts[0].tasks])
 

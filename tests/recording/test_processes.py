@@ -19,8 +19,9 @@ from l2l_influence.errors import NothingRecordedError, RanksDisagreeError, Recor
 from l2l_influence.recording.study import storage
 from l2l_influence.recording.study.merging import merged
 
-from ..influence.runs import ListedTasks
+from ..reference_problems.learn2learn import ListedTasks
 from . import ranks
+from .manual import saved
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,22 +83,6 @@ def test_equal_tasks_are_one_and_others_are_kept_apart(finished: Path) -> None:
 
 
 # ---- the pure function ------------------------------------------------------------------------------------------
-
-
-def saved(folder: Path, seed: int = 0) -> storage.Saved:
-    """A process that was told of two episodes."""
-    torch.manual_seed(0)
-    study, learner = Study(), MAML(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), lr=0.1)
-    torch.manual_seed(seed)
-    for _ in range(2):
-        pairs = [(torch.randn(3, 4), torch.arange(3)) for _ in range(2)]
-        study.add_episode(learner=learner, support=pairs[0], query=pairs[1], lr=0.1, steps=1)
-    return storage.load(study.save(folder))
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> list[storage.Saved]:
-    return [saved(tmp_path / "0", seed=1), saved(tmp_path / "1", seed=2)]
 
 
 def about(part: storage.Saved, **changed: Any) -> storage.Saved:

@@ -15,8 +15,8 @@ from l2l_influence.errors import RecordingError
 from l2l_influence.recording.study import saver as module
 from l2l_influence.recording.study.saver import Saver
 
+from .identity import assert_same, everything, seed
 from .loops import DROP_INS, LOOPS, PLAIN, network
-from .test_identity import assert_same, everything, seed
 
 ALWAYS = 1e-9
 

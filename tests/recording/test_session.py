@@ -14,11 +14,9 @@ from typing import Any
 import learn2learn as l2l
 import pytest
 import torch
-from learn2learn.algorithms.base_learner import BaseLearner
 from learn2learn.data.samplers import TasksetSampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 import l2l_influence
 from l2l_influence.errors import NothingRecordedError, RecordingError
@@ -28,13 +26,12 @@ from l2l_influence.recording.interception.listener import listening
 from l2l_influence.recording.tasksets import serving
 from l2l_influence.recording.tasksets.sampling import read_tasks
 
+from .identity import MAML, attributes
 from .loops import PLAIN, network, plus_plus, trained_on
 from .omniglot_loop import fast_adapt, images, taskset
-from .test_memory import Augmented
-from .test_tasks import Scaled, Shuffled, of_class
+from .tasksets import Augmented, Scaled, Shuffled, of_class
 
 cross_entropy = nn.CrossEntropyLoss()
-MAML = l2l.algorithms.MAML
 
 
 def small(num_tasks: int = 6, seed: int = 0) -> l2l.data.Taskset:
@@ -54,16 +51,6 @@ def keys(learner: Any) -> list[int]:
 
 
 # Nothing is left behind
-
-WATCHED = (
-    BaseLearner, MAML, l2l.algorithms.MetaSGD, l2l.algorithms.GBML, l2l.data.Taskset, l2l.data.TaskDataset,
-    l2l_influence.MAML, l2l_influence.TaskDataset, _BaseDataLoaderIter, l2l.optim.DifferentiableSGD,
-    l2l.algorithms.maml, l2l.algorithms.meta_sgd, l2l.algorithms, l2l.utils, l2l,
-)  # fmt: skip
-
-
-def attributes() -> list[dict[str, Any]]:
-    return [{name: value for name, value in vars(owner).items() if name != "__warningregistry__"} for owner in WATCHED]
 
 
 @pytest.fixture(autouse=True)

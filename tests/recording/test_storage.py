@@ -16,7 +16,7 @@ from l2l_influence.recording.study import storage
 from l2l_influence.recording.tasksets.reading import Source
 from l2l_influence.storage import tensor_files as files
 
-from ..influence.test_anil import LOSS, TEST, Loop
+from ..influence.anil import LOSS, TEST, Loop
 
 
 def model(seed: int = 5) -> nn.Module:

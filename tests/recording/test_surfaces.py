@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import pytest
 from torch import nn
 
-from l2l_influence.recording import RecordedTask, record, recording_of
+from l2l_influence.recording import record, recording_of
 
+from .identity import assert_same, everything, seed
 from .loops import DROP_INS, LOOPS, PLAIN, Kit, plus_plus
-from .test_identity import assert_same, everything, seed
+from .manual import told
 
 each_loop = pytest.mark.parametrize("loop", LOOPS)
 
@@ -45,18 +46,6 @@ def facts(learner: Any) -> list[dict[str, Any]]:
     tasks = recording_of(learner).tasks
     first = min((task.taskset for task in tasks), default=0)
     return [{**told(task), "taskset": task.taskset - first} for task in tasks]
-
-
-def told(task: RecordedTask) -> dict[str, Any]:
-    names = ("id", "key", "indices", "classes", "support_rows", "query_rows", "times_seen", "times_trained", "steps",
-             "first_order", "labels", "rule", "batch_norm")  # fmt: skip
-    tensors = (*task.support, *task.query, *(task.adapted or {}).values())
-    return {
-        **{name: getattr(task, name) for name in names},
-        "lr": str(task.lr),
-        "adapted": list(task.adapted or {}),
-        "tensors": [tensor.numpy().tobytes() for tensor in tensors],
-    }
 
 
 @each_loop

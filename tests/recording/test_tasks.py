@@ -16,11 +16,8 @@ from torch import nn
 from l2l_influence.recording import MAML, TaskDataset, recording_of
 from l2l_influence.recording.tasksets.tasks import info_of
 
-from .omniglot_loop import fast_adapt, images, taskset
-
-
-def small(num_tasks: int = 6, seed: int = 0) -> l2l.data.Taskset:
-    return taskset(images(shape=(4,), seed=seed), num_tasks)
+from .omniglot_loop import fast_adapt, images
+from .tasksets import Scaled, Shuffled, of_class, small
 
 
 def recorded(batches: Any) -> Any:
@@ -114,32 +111,6 @@ def test_labels_are_asked_of_the_data_set_without_adding_to_it() -> None:
     known = dict(tasks.dataset.indices_to_labels)
     recorded([tasks[1]]).tasks  # noqa: B018
     assert dict(tasks.dataset.indices_to_labels) == known
-
-
-class Scaled(l2l.data.Taskset):
-    """A user's own taskset."""
-
-    offset = 1.0
-
-    def __getitem__(self, i: int) -> Any:
-        x, y = super().__getitem__(i)
-        return 2 * x, y
-
-    def get_task(self, task_description: Any) -> Any:
-        x, y = super().get_task(task_description)
-        return x + self.offset, y
-
-
-class Shuffled(l2l.data.Taskset):
-    """A user's own way to draw."""
-
-    def sample(self) -> Any:
-        return self[2 * random.randrange(3)]
-
-
-def of_class(kind: type, num_tasks: int = 6) -> Any:
-    inner = small()
-    return kind(inner.dataset, inner.task_transforms, num_tasks=num_tasks)
 
 
 def test_overridden_methods_are_kept_and_recorded() -> None:

@@ -1,1 +1,1 @@
-"""Reference problems that tests share: in closed form, and by plain autograd."""
+"""Reference problems that tests share: in closed form, by plain autograd, and recorded learn2learn loops."""

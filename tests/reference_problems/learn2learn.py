@@ -1,4 +1,4 @@
-"""Small recorded runs: learn2learn loops as users write them, on tasks held in memory."""
+"""The learn2learn reference problem: small recorded runs of loops as users write them, on tasks held in memory."""
 
 from __future__ import annotations
 
