@@ -16,7 +16,7 @@ from ..estimators import worlds as convex_worlds
 from ..estimators.retraining import Retraining, Weights, whitening
 from ..estimators.worlds import Stacked
 from .networks import body_and_head, mlp, omniglot_cnn, omniglot_fc, plain_cnn, smooth_mlp
-from ..reference_problems.learn2learn import followed, looped, told
+from .runs import followed, looped, told
 from .tasks import WAYS, Images, digits, draw, mnist, omniglot
 from .trainers import Again, ToTheMinimum
 from .training import MetaTraining, Schedule
