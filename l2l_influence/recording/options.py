@@ -1,4 +1,4 @@
-"""`RecordingOptions`: what a recording keeps, and within which limits."""
+"""`RecordingOptions`: limits and switches of a recording."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MIB = 2**20
 
 @dataclass
 class RecordingOptions:
-    """What a recording keeps. Change it before training: ``recording_of(maml).options.keep_adapted = False``.
+    """Limits and switches of a recording. Set them before training: ``recording_of(maml).options.max_tasks = 500``.
 
     Attributes:
         keep_adapted: keep the adapted parameters of each task's last episode that trained (on the CPU).

@@ -161,7 +161,7 @@ class Recording(Uncopied):
 
     @property
     def keeps_adapted(self) -> bool:
-        """Whether adapted parameters are to be kept."""
+        """True if adapted parameters are to be kept."""
         return self.options.keep_adapted and self._adapted.open
 
     def begin(self, parent: CloneWatch | None) -> CloneWatch:
@@ -330,7 +330,7 @@ def watch_of(learner: nn.Module) -> CloneWatch | None:
 
 
 def watched(learner: nn.Module) -> bool:
-    """Whether everything that a clone does is recorded."""
+    """True if everything that a clone does is recorded."""
     watch = watch_of(learner)
     return watch is not None and not watch.episode.closed
 

@@ -67,7 +67,7 @@ class Forward:
 
     @property
     def partial(self) -> bool:
-        """Whether the losses used only some of the rows, and it is unknown which."""
+        """True if the losses used only some of the rows, and it is unknown which."""
         rows = self.shape[0] if self.shape else 0
         return any(not call.row_by_row and len(call.labels) < rows for call in self.counted if call.labels.dim())
 
@@ -95,7 +95,7 @@ class Adapted(NamedTuple):
 
 @dataclass
 class LossReading:
-    """What the graph of a loss tells.
+    """The origin of a loss, read from its autograd graph.
 
     Attributes:
         forwards: those that the loss was computed from.

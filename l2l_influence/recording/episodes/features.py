@@ -77,7 +77,7 @@ class Features:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Lookup:
-    """Where the rows that a clone was fed are looked for.
+    """Searches for the origin of rows that a clone was fed.
 
     Attributes:
         batches: what was served to the recorders that listen. What any `TaskDataset` served is looked through too.

@@ -91,7 +91,7 @@ def _only_parent(node: Any) -> Any:
 
 
 def running_backward_passes(nodes: Iterable[Any]) -> bool | None:
-    """Whether the backward under way goes through one of ``nodes`` and beyond; None if torch cannot tell.
+    """True if the backward under way goes through one of ``nodes`` and beyond; None if torch cannot tell.
 
     Asking is nearly free. A hook on each parameter's node would tell the same, and cost as much as all the rest of the
     recorder.

@@ -58,11 +58,11 @@ class Loss:
         return CLASSES[self.function](**values)
 
     def same_but_scale(self, other: Loss) -> bool:
-        """Whether the two differ at most in their scales."""
+        """True if the two differ at most in their scales."""
         return (self.function, self.settings) == (other.function, other.settings)
 
     def agrees(self, other: Loss) -> bool:
-        """Whether the two are the same loss, to the precision of a loop."""
+        """True if the two are the same loss, to the precision of a loop."""
         return self.same_but_scale(other) and abs(self.scale - other.scale) <= _EQUAL * abs(self.scale)
 
     def __str__(self) -> str:

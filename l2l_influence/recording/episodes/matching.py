@@ -138,7 +138,7 @@ def _merged(feeds: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _compare_labels(split: _Split, served: Served) -> Labels:
-    """Whether the losses were called with the labels that were served."""
+    """True if the losses were called with the labels that were served."""
     known = served.content.labels
     if known is None:
         return "unseen"
@@ -147,7 +147,7 @@ def _compare_labels(split: _Split, served: Served) -> Labels:
 
 
 def _agree(seen: Tensor | None, served: Tensor, rows: Sequence[int]) -> bool | None:
-    """Whether the labels seen are those served; None if none were seen, or in another form (one-hot, for example)."""
+    """True if the labels seen are those served; None if none were seen, or in another form (one-hot, for example)."""
     if seen is None or len(seen) != len(rows) or seen.numel() * len(served) != served.numel() * len(seen):
         return None
     # As lists: for the few labels of a task faster than indexing tensors.

@@ -108,7 +108,7 @@ class TaskRecords:
 
     @property
     def sampled(self) -> bool:
-        """Whether tasks that trained were removed, and the recorded ones are a uniform sample."""
+        """True if tasks that trained were removed, and the recorded ones are a uniform sample."""
         return self.surplus > 0 and self.reservoir is not None and self.reservoir.uniform
 
     @property
@@ -118,7 +118,7 @@ class TaskRecords:
         return (recorded + self.surplus) / recorded if self.surplus else 1.0
 
     def gives_back(self, identity: Identity) -> bool:
-        """Whether the taskset can give a task's data again, and has proved often enough that they are the same."""
+        """True if the taskset can give a task's data again, and has proved often enough that they are the same."""
         record = self.records[identity]
         return record.source.readable and self.repeats.get(record.name.taskset, 0) >= ENOUGH_REPEATS
 

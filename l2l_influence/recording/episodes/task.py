@@ -55,13 +55,13 @@ class EpisodeFacts:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TaskName:
-    """Which task it is.
+    """Identifies a task.
 
     Attributes:
         taskset: number of the taskset in this process.
         key: index in a finite taskset; for an infinite taskset the number of the draw; negative for a task that no
             taskset served.
-        indices: the data set's sample index of each served row, or None if the taskset does not tell.
+        indices: the data set's sample index of each served row, or None if unknown.
         classes: the data set's own labels that occur, in the order of the task's labels, or None.
     """
 

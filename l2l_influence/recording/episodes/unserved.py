@@ -34,7 +34,7 @@ def as_served(support: Pair, query: Pair, info: TasksetInfo, key: int | None = N
 
 
 def is_unserved(log: CloneLog) -> bool:
-    """Whether a clone was fed data of which no row is known from a taskset."""
+    """True if a clone was fed data of which no row is known from a taskset."""
     return bool(log.forwards) and not log.candidates
 
 

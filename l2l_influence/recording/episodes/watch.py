@@ -1,6 +1,6 @@
-"""What lives as long as a clone or its graph, and tells the clone's log what they do.
+"""`CloneWatch`: lives as long as a clone or its graph, and writes their events into the clone's log.
 
-When the last watch of an episode is gone, no forward, adapt or backward can come any more, and the episode is over.
+When the last watch of an episode is deleted, no forward, adapt or backward can follow, and the episode is over.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class OutputHook:
 
     @property
     def adapting(self) -> bool:
-        """Whether an adapt call is under way."""
+        """True if an adapt call is under way."""
         return self.watch.activity.adapting > 0
 
     def __call__(self, *_gradients: Any) -> None:

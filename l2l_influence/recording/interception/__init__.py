@@ -1,1 +1,1 @@
-"""Interception: learn2learn's and torch's methods are wrapped, and what they do is told to the recorders."""
+"""Interception: wrappers around learn2learn's and torch's functions, which report the calls to the recorders."""

@@ -38,7 +38,7 @@ class Listener(ABC):
 
     @abstractmethod
     def remark(self, text: str) -> None:
-        """Something happened that no learner's recording can say."""
+        """Count an event that belongs to no learner's recording."""
 
 
 _opened: ContextVar[tuple[Listener, ...]] = ContextVar("opened", default=())
@@ -67,6 +67,6 @@ def close_here(listener: Listener) -> None:
 
 
 def lookup(listeners: Iterable[Listener]) -> Lookup:
-    """Where rows are looked for that a clone was fed while these listened."""
+    """The lookup for rows that a clone was fed while these listened."""
     known = tuple(listeners)
     return Lookup(tuple([each.served for each in known]), tuple([each.features for each in known]))

@@ -89,5 +89,5 @@ class ModuleCalls:
 
 
 def _has_learner(module: nn.Module) -> bool:
-    """Whether a learner is, or is part of, this module. A module that has a learner is the loop itself, and no body."""
+    """True if a learner is, or is part of, this module. A module that has a learner is the loop itself, and no body."""
     return any(isinstance(part, ROOTS) for part in module.modules())

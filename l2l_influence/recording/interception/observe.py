@@ -74,7 +74,7 @@ def _identify(log: weakref.ref[CloneLog], forward: Forward, rows: Tensor, where:
 
 
 def compared(function: str, original: Callable[..., Any], args: Sequence[Any], kwargs: Any, value: Any) -> None:
-    """The loss of torch's with that name was called, with this value."""
+    """The torch loss ``function`` was called and returned ``value``."""
     outputs = args[0] if args else kwargs["input"]
     if value.grad_fn is None or is_transformed(outputs) or LOSS in value.grad_fn.metadata:
         return

@@ -38,7 +38,7 @@ _UPDATING = _ADAPT, _UPDATE = "adapt", "update"
 
 @contextmanager
 def _outermost(call: Any) -> Iterator[bool]:
-    """Whether no such call is under way in this context already."""
+    """True if no such call is under way in this context already."""
     before = _running.get()
     if call in before:
         yield False
@@ -216,4 +216,4 @@ TABLE: tuple[tuple[Any, str, Wrapper], ...] = (
     *((owner, name, _updating(position, argument)) for owner, name, position, argument in _UPDATES),
     *((nn.functional, name, _comparing) for name in CLASSES),
 )
-"""What each recorder wraps while its block is open: owner, name of the attribute, wrapper."""
+"""The functions that each recorder wraps while its block is open: owner, name of the attribute, wrapper."""

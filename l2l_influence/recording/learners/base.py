@@ -43,7 +43,7 @@ class LearnedRule:
 
 
 class LearnerAdapter(ABC):
-    """What the package knows about the learners of one class; an instance is about one learner as it stands.
+    """Describes the learners of one class; an instance describes one learner in its present state.
 
     The defaults describe a learner that copies all parameters of its model and takes gradient steps from there.
 
@@ -78,7 +78,7 @@ class LearnerAdapter(ABC):
         return {name: None for name, _ in self.model.named_parameters()}
 
     def step_rule(self, adapted: Mapping[str, str]) -> LearnedRule | None:
-        """What the learner has learned about its inner steps; None if the rule learns nothing or is unknown.
+        """The learned rule of the inner steps; None if the rule learns nothing or is unknown.
 
         Args:
             adapted: names of the adapted parameters, from their name in λ to their name in the model.
@@ -95,11 +95,11 @@ class LearnerAdapter(ABC):
         return math.nan, cls.rule
 
     def steps_like(self, original: nn.Module | None) -> bool:
-        """Whether this clone takes its steps with the settings of the learner that it was cloned from, if known."""
+        """True if this clone takes its steps with the settings of the learner that it was cloned from, if known."""
         return True
 
     def settings(self) -> dict[str, Any]:
-        """What is saved with a study: class, rule, the settings of its steps, and which own parameters are frozen."""
+        """Settings that are saved with a study: class, rule, settings of the steps, names of frozen own parameters."""
         lr = getattr(self.learner, "lr", None)
         return {
             "learner": type(self.learner).__name__,

@@ -19,7 +19,7 @@ from .base import LearnedRule, LearnerAdapter, names_of
 class GBMLAdapter(LearnerAdapter):
     """learn2learn's ``GBML``: θ ← θ − lr · transform(gradient). The transforms' parameters are meta-parameters too.
 
-    A study needs a learner to be loaded into: no file can tell the classes of the transforms.
+    A saved study must be loaded into a GBML, because the files do not hold the classes of the transforms.
     """
 
     rule = "gbml"

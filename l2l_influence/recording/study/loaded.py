@@ -49,7 +49,7 @@ class LoadedRecording(Recording):
 
     @property
     def unmatched(self) -> int:
-        """As `Recording.unmatched`; 0 if the study does not tell."""
+        """As `Recording.unmatched`; 0 if the file has no count."""
         return int(self._about.get("unmatched", 0))
 
     def training_tasks(self, tasks: Taskset | None = None) -> list[RecordedTask]:

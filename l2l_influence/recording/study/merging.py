@@ -61,7 +61,7 @@ def _named(parts: Sequence[Saved]) -> Iterator[tuple[Hashable, RecordedTask]]:
 
 
 def _use(task: RecordedTask) -> Hashable:
-    """Which task it is, and how it was used."""
+    """Equal for equal tasks that were used in the same way."""
     facts = tuple(_comparable(getattr(task, each.name)) for each in fields(EpisodeFacts))
     return task.key, task.indices, task.fingerprint, facts
 

@@ -41,7 +41,7 @@ class Saver:
 
     @property
     def foreign(self) -> bool:
-        """Whether this is a fork of the loop's process, which must not save what it inherited."""
+        """True if this is a fork of the loop's process, which must not save what it inherited."""
         return os.getpid() != self._process
 
     def step(self) -> None:

@@ -39,7 +39,7 @@ class Content:
         self.nbytes = sum([tensor.nbytes for tensor in self.tensors or ()])
 
     def contains(self, digests: Sequence[bytes]) -> bool:
-        """Whether all these rows are rows of this batch."""
+        """True if all these rows are rows of this batch."""
         return all(map(self.rows.__contains__, digests))
 
     def assign(self, digests: Sequence[bytes], avoid: Sequence[int] = ()) -> tuple[int, ...]:

@@ -47,19 +47,19 @@ class TasksetInfo:
         return self._keys_by_content[fingerprint]
 
 
-def info_of(taskset: Taskset, gone: Callable[[int], object]) -> TasksetInfo:
-    """The info of a taskset without a wrapper; ``gone`` is called with its number when the taskset is deleted."""
+def info_of(taskset: Taskset, deleted: Callable[[int], object]) -> TasksetInfo:
+    """The info of a taskset without a wrapper; ``deleted`` is called with its number when it is."""
     info: TasksetInfo | None = directory.tasksets.get(taskset)
     if info is None:
         with directory.lock:
-            info = _entered(taskset, gone)
+            info = _entered(taskset, deleted)
     return info
 
 
-def _entered(taskset: Taskset, gone: Callable[[int], object]) -> TasksetInfo:
+def _entered(taskset: Taskset, deleted: Callable[[int], object]) -> TasksetInfo:
     info: TasksetInfo | None = directory.tasksets.get(taskset)
     if info is None:
         fresh_keys = itertools.count(max(taskset.num_tasks, 0))
         info = directory.tasksets[taskset] = TasksetInfo.new(fresh_keys, infinite=taskset.num_tasks == -1)
-        weakref.finalize(taskset, gone, info.number).atexit = False
+        weakref.finalize(taskset, deleted, info.number).atexit = False
     return info

@@ -20,7 +20,7 @@ from .serving import drawing
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Source:
-    """Where a task's data can be read again, and the fingerprint that they must have."""
+    """The taskset that can give a task's data again, and the fingerprint that they must have."""
 
     taskset: Any
     key: int
@@ -38,7 +38,7 @@ class Source:
 
     @property
     def readable(self) -> bool:
-        """Whether there is a taskset that can give this very task again."""
+        """True if there is a taskset that can give this very task again."""
         return self.taskset is not None and (self.description is not None or self.by_index)
 
     def read(self) -> tuple[Tensor, ...]:

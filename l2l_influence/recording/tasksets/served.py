@@ -59,7 +59,7 @@ class Served:
         return self.identity[2]
 
     def same_task(self, other: Served) -> bool:
-        """Whether the two are one task, or have the same data."""
+        """True if the two are one task, or have the same data."""
         return self.identity == other.identity or self.content.fingerprint == other.content.fingerprint
 
     def __str__(self) -> str:
@@ -117,7 +117,7 @@ class Posting:
         return self._served
 
     def drop_transforms(self) -> None:
-        """Do not keep the data set of a taskset that is gone."""
+        """Drop the transforms, which keep the data set of a deleted taskset alive."""
         self.description = without_transforms(self.description)
 
 
@@ -176,7 +176,7 @@ class ServedBatches:
             self._remove(name)
 
     def release(self, taskset_number: int) -> None:
-        """Forget what a taskset served, because it is gone: its data set at once, the rest later."""
+        """Release the data set of a deleted taskset."""
         # This may run anywhere, in a finalizer.
         for posting in self.calls.waiting(Posting):
             if posting.info.number == taskset_number:
@@ -251,7 +251,7 @@ def by_age(batches: Iterable[Served]) -> list[Served]:
 
 
 def _gone(taskset_number: int) -> None:
-    """A taskset was deleted: what it served may not keep its data set alive. This may run anywhere."""
+    """A taskset was deleted: its batches must not keep its data set alive, and are forgotten later."""
     for listener in directory.listeners:
         listener.served.release(taskset_number)
         listener.served.calls.append(listener.failures, listener.served.forget, taskset_number)

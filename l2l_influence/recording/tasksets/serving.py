@@ -21,7 +21,7 @@ from .served import Posting, ServedBatches, taskset_info
 
 @dataclass
 class Draw:
-    """What the methods of tasksets were asked for and returned while one of them draws a batch."""
+    """The calls of tasksets' methods, with argument and result, while one of them draws a batch."""
 
     calls: list[tuple[Taskset, str, Any, Any]] = field(default_factory=list)
 
@@ -41,7 +41,7 @@ def under_way() -> Draw | None:
 
 @contextmanager
 def drawing() -> Iterator[Draw]:
-    """What tasksets return inside is collected and not recorded."""
+    """Collect the batches that tasksets return inside, instead of recording them."""
     draw = Draw()
     token = _draw.set(draw)
     try:
@@ -65,7 +65,7 @@ def record_served(
 
 
 def record_drawn(to: Iterable[ServedBatches], taskset: Taskset, batch: Any, draw: Draw) -> None:
-    """Enter what the outermost method of a taskset returned, under what all its methods tell of it."""
+    """Enter the batch that the outermost method of a taskset returned, with what inner methods know of it."""
     key, description = draw.asked(taskset, "__getitem__", batch), draw.asked(taskset, "get_task", batch)
     if taskset.num_tasks == -1:
         record_served(to, batch, taskset, None, description, by_index=False)
