@@ -180,12 +180,12 @@ class Linearised:
 
     def _pulls_of(self, estimator: Estimator, question: str, j: int) -> Tensor:
         """Of item j of each task, ``[N, P]``."""
-        seen = curvature(estimator.kind).seen
-        key = seen.__func__, question, j  # kinds that see the tasks alike share them
+        linearised = curvature(estimator.kind).linearised
+        key = linearised.__func__, question, j  # kinds that linearise the tasks alike share them
         if key not in self._pulls:
             pulls = self.solved_tasks.lam.new_empty(len(self.solved_tasks.tasks), self.solved_tasks.lam.numel())
             for at in self.solved_tasks.microbatches():
-                pulls[at.batch.index] = QUESTIONS[question][1].gradient(seen(at), j)
+                pulls[at.batch.index] = QUESTIONS[question][1].gradient(linearised(at), j)
             self._pulls[key] = pulls
         return self._pulls[key]
 
