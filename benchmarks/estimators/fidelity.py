@@ -38,7 +38,7 @@ QUESTIONS: dict[str, tuple[str, ItemGradient]] = {
     "support, resolved": ("support", REMOVALS["resolve"]),
     "half": ("half", ITEM_GRADIENTS["task"]),
 }
-"""What is asked: which truth it is held against, and where the pull comes from."""
+"""What is asked: which truth it is held against, and where the item gradient comes from."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Linearised:
         for removal in removals:
             without = {task for task, _ in removal.items} if estimator.leave_out else ()
             system = self._system(estimator, tuple(sorted(without)))
-            moves.append(system.solve(self._pull(estimator, question, removal), shift))
+            moves.append(system.solve(self._item_gradient(estimator, question, removal), shift))
         return torch.cat(moves)
 
     def matrix(self, estimator: Estimator) -> Tensor:
@@ -173,12 +173,12 @@ class Linearised:
             self._matrices[estimator.kind] = task_matrices(total_hessian(self.solved_tasks, self._l2, estimator))
         return self._matrices[estimator.kind]
 
-    def _pull(self, estimator: Estimator, question: str, removal: Removal) -> Tensor:
+    def _item_gradient(self, estimator: Estimator, question: str, removal: Removal) -> Tensor:
         """Of all its items together, ``[1, P]``."""
-        pulls = [self._pulls_of(estimator, question, j)[task] for task, j in removal.items]
+        pulls = [self._item_gradients_of(estimator, question, j)[task] for task, j in removal.items]
         return torch.stack(pulls).sum(0, keepdim=True)
 
-    def _pulls_of(self, estimator: Estimator, question: str, j: int) -> Tensor:
+    def _item_gradients_of(self, estimator: Estimator, question: str, j: int) -> Tensor:
         """Of item j of each task, ``[N, P]``."""
         linearised = curvature(estimator.kind).linearised
         key = linearised.__func__, question, j  # kinds that linearise the tasks alike share them

@@ -53,9 +53,9 @@ class Removal(Edit):
     places: Sequence[Place]
 
     def gradient_change(self, run: RunAt, linearise: Linearise = unchanged) -> Tensor:
-        return -self.pull(run, linearise)
+        return -self.gradient_sum(run, linearise)
 
-    def pull(self, run: RunAt, linearise: Linearise = unchanged) -> Tensor:
+    def gradient_sum(self, run: RunAt, linearise: Linearise = unchanged) -> Tensor:
         """The sum of the items' gradients, ``[1, P]``."""
         total, by_task = _zero(run), dict[int, list[int]]()
         for position, j in self.places:
