@@ -1,4 +1,4 @@
-"""How well the estimators foretell what removal does.
+"""How well the estimators predict what removal does.
 
 The matrices are the package's, column by column, so that one decomposition answers every damping and every removal; a
 damped system that has an eigenvalue of zero or less is what its solvers refuse (``NegativeCurvatureError``).
@@ -93,13 +93,13 @@ def figures(predicted: Tensor, moved: Tensor, gradients: Tensor, change: Tensor)
         of the test tasks' loss changes; Spearman's ρ over removals of the mean loss change; and that of each test task
         by itself, on average (LDS).
     """
-    foretold, happened = (predicted @ gradients.T).numpy(), change.numpy()
+    expected, happened = (predicted @ gradients.T).numpy(), change.numpy()
     return {
         "cosine": float(F.cosine_similarity(predicted, moved, dim=1).median()),
         "error": float(((predicted - moved).norm(dim=1) / moved.norm(dim=1)).median()),
-        "pearson": float(np.mean([pearson(a, b) for a, b in zip(foretold, happened, strict=True)])),
-        "spearman": spearman(foretold.mean(1), happened.mean(1)),
-        "lds": lds(foretold, happened),
+        "pearson": float(np.mean([pearson(a, b) for a, b in zip(expected, happened, strict=True)])),
+        "spearman": spearman(expected.mean(1), happened.mean(1)),
+        "lds": lds(expected, happened),
     }
 
 
@@ -124,7 +124,7 @@ class System:
 
 
 class Linearised:
-    """A world at λ* (``lam``): what its estimators foretell, with what they share computed once.
+    """A world at λ* (``lam``): what its estimators predict, with what they share computed once.
 
     Attributes:
         local: the training tasks there.

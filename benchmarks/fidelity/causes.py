@@ -1,4 +1,4 @@
-"""What keeps the figures of two learners down: one thing at a time is taken away, and halves are foretold anew.
+"""What keeps the figures of two learners down: one thing at a time is taken away, and halves are predicted anew.
 
 Each line is a learner or a removal that differs from the first of its network in what it says, scored by the default.
 """

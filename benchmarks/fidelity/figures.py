@@ -1,4 +1,4 @@
-"""How well scores foretell what retraining did."""
+"""How well scores predict what retraining did."""
 
 from __future__ import annotations
 

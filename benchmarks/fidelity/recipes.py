@@ -163,7 +163,7 @@ OMNIGLOT = Recipe(
     shots=1,
     queries=10,
     fit=Schedule(0.005, 400, weight_decay=1e-2),
-    again=Schedule(0.0005, 100, weight_decay=1e-2),  # 60 steps of 0.0001 were foretold better, but end half-way
+    again=Schedule(0.0005, 100, weight_decay=1e-2),  # 60 steps of 0.0001 were predicted better, but end half-way
     large=True,
     scratch=False,
 )

@@ -155,7 +155,7 @@ def test_a_perfect_prediction_has_perfect_figures() -> None:
 
 
 def test_figures_by_hand() -> None:
-    """The first removal foretold in the wrong direction, the second half as large, the third at a right angle."""
+    """The first removal predicted in the wrong direction, the second half as large, the third at a right angle."""
     predicted = torch.tensor([[-1.0, 0.0], [0.0, 1.0], [-4.0, 3.0]], dtype=torch.float64)
     # Foretold loss changes: (−1, 0, −1), (0, 1, −1), (−4, 3, −7).
     change = torch.tensor([[1.0, 0.0, 1.0], [0.0, 3.0, -3.0], [2.0, 1.0, 0.0]], dtype=torch.float64)

@@ -281,7 +281,7 @@ def test_the_true_ranking_is_the_fall_of_the_mean_loss() -> None:
 
 
 def test_moves_are_those_of_the_hooks_edits(world: World) -> None:
-    """A truth made of the hook's own edits is foretold exactly; of half of them, with an error of one."""
+    """A truth made of the hook's own edits is predicted exactly; of half of them, with an error of one."""
     hook = ESTIMATORS[0].on(world, "task")
     names, _ = hook.score_matrix(world.tests)
     before = parameters_to_vector(world.study.learner.module.parameters()).detach()
@@ -405,7 +405,7 @@ def _less_costs(rows):
     return [{key: value for key, value in row.items() if key not in ("seconds", "mebibytes")} for row in rows]
 
 
-def test_a_cause_says_how_well_halves_are_foretold_without_it(tmp_path: Path, world: World) -> None:
+def test_a_cause_says_how_well_halves_are_predicted_without_it(tmp_path: Path, world: World) -> None:
     found = row_of(Cause("small", RECIPE, "support", 0.1), replace(TINY, halves=8), tmp_path)
     table = page_tables({"rows": [describe(world), found], "command": "this", "versions": VERSIONS})["causes"]
     own = found["lds"]["1.0"]
