@@ -136,7 +136,7 @@ def test_processes_that_do_not_agree_are_refused(parts: list[storage.Saved]) -> 
         merged([first, weights(other, "model.0.weight", 1 * first.weights["model.0.weight"].abs().max())])
     with pytest.raises(RanksDisagreeError, match="processes 0 and 1 differ"):
         merged([first, weights(other, "model.0.weight", float("nan"))])
-    with pytest.raises(RanksDisagreeError, match=r"process 1 has lr=0.2, that of process 0 0.1"):
+    with pytest.raises(RanksDisagreeError, match=r"process 1 has lr=0.2, but that of process 0 has lr=0.1"):
         merged([first, about(other, lr=0.2)])
     with pytest.raises(RanksDisagreeError, match="different"):
         merged([first, replace(other, weights={})])

@@ -120,7 +120,7 @@ def _require_same(first: Saved, other: Saved, rank: int) -> None:
             )
     if _shapes(first.weights) != _shapes(other.weights):
         raise RanksDisagreeError(
-            f"the models of processes 0 and {rank} differ in their parameters: these are not studies of the same run. "
+            f"the models of processes 0 and {rank} have different parameters: these are not studies of the same run. "
             "Pass the folders of one run"
         )
     distance, name = _furthest(first, other, first.weights.keys() - set(first.about["buffers"]))
