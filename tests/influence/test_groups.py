@@ -47,7 +47,7 @@ def members_of(level, rows):
     return found
 
 
-@pytest.mark.parametrize("estimator", ["implicit", "gradient-similarity", "cosine-similarity", "loss", "ascent"])
+@pytest.mark.parametrize("estimator", ["implicit", "gradient-similarity", "cosine-similarity", "loss"])
 @pytest.mark.parametrize("level", list(HOOKS))
 def test_a_groups_score_is_the_sum_of_its_members(run, level, estimator):
     options = {"l2": 0.3, "estimator": estimator}

@@ -120,7 +120,8 @@ class Groups(Items):
     def places(self, run: RunAt, items: Hashable | Iterable[Hashable]) -> list[Place]:
         groups, places = self._grouped(run), self._all_places(run)
         names = names_of(items)
-        refs = [names] if isinstance(names, str) or (isinstance(names, Hashable) and names in groups) else list(names)
+        single = isinstance(names, str) or not isinstance(names, Iterable)
+        refs = [names] if single or (isinstance(names, Hashable) and names in groups) else list(names)
         found = [place for ref in refs for place in self._located(groups, places, ref)]
         if not found or len(set(refs)) < len(refs):
             raise ItemsError(f"name at least one {self.what}, each once, got {refs}")
