@@ -59,7 +59,7 @@ def test_nothing_of_the_users_changes(rule: str, kinds: list[Any]) -> None:
         *(partial(hook.scores, test) for hook in hooks),
         partial(hooks[0].remove, [0]),
         partial(hooks[0].add, test),
-        partial(hooks[0].scores, test, exact=False, leave_one_out=True),
+        partial(TaskInfluence.like(hooks[0], leave_one_out=True).scores, test, test_gradient="partial"),
         TotalGradient(study, loss=LOSS).total,
     ]
     for ask in questions:
@@ -189,7 +189,7 @@ def deep() -> nn.Module:
 def test_what_does_not_fit_a_saved_learner_is_refused(tmp_path: Path) -> None:
     folder = recorded(make("kronecker"), batches(1, seed=1), 2).save(tmp_path / "study")
     bare = Study.load(folder, network().double())
-    with pytest.raises(UncoveredParameterError, match=r"those of a GBML.*Study.load\(path, GBML\(model"):
+    with pytest.raises(UncoveredParameterError, match=r"inner steps of GBML.*Study.load\(path, GBML\(model"):
         TaskInfluence(bare, loss=LOSS).scores([])
     assert "0.weight" in TotalGradient(bare, loss=LOSS, inner="proximal", proximal=1.0, inner_tolerance=1.0).of(0)
     with pytest.raises(RecordingError, match="the learner that was passed is not like"):
@@ -219,7 +219,7 @@ def with_own_names(model: nn.Module) -> Any:
 
 
 STRANGE: dict[str, tuple[Maker, str]] = {
-    "registered twice": (lambda model: meta_sgd(Twice()), "several places of the model"),
+    "registered twice": (lambda model: meta_sgd(Twice()), "registers a parameter .or a module. twice"),
     "a plain list": (lambda model: meta_sgd(model, lrs=[torch.ones(1)] * 6), "must be an nn.ParameterList"),
     "too few rates": (
         lambda model: meta_sgd(model, lrs=nn.ParameterList([nn.Parameter(torch.ones(1))])),

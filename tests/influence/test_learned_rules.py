@@ -123,7 +123,7 @@ def test_scores_are_derivatives_of_the_test_loss_of_retrained_meta_parameters(ru
     more, less = (retraining(what, item, sign * 1e-4) for sign in (1, -1))
     slope = (retraining.test_loss(more) - retraining.test_loss(less)) / 2e-4
     assert scores.values[item] == pytest.approx(slope, rel=1e-5)
-    moved, sign = flat(hook.influence(item).values()), kind._level.sign
+    moved, sign = flat(hook.influence(item).values()), kind._items.gradient.sign
     expected = -sign * (more - less) / 2e-4
     assert relative(moved[:3], expected[:3]) < 1e-5 and relative(moved[3:], expected[3:]) < 1e-5
     edited, other = hook.remove(item), make(rule, nn.Linear(3, 1, bias=False))
