@@ -27,7 +27,7 @@ STEPS = {
         ("bilevel.memory", "allocated_bytes"),
         ("parallel.ranks", "_digest"),
         ("bilevel.solvers.gram", "_shifted_factor"),
-        ("analysis.run", "Run.at"),
+        ("analysis.run", "Run.present"),
         ("analysis.inner_notes", "_inner_notes"),
         ("analysis.run", "RunAt.test_tasks"),
     ],

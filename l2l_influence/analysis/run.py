@@ -24,7 +24,7 @@ from .problem.choice import InnerChoice, recorded_statistics, require_separable
 from .problem.data import RecordedTasks, Split, read_test_tasks
 from .problem.losses import Losses
 from .problem.options import ProblemOptions
-from .problem.state import State, same, state_of
+from .problem.state import State, state_of
 from .resources import Resources
 
 StateDict = Mapping[str, Tensor]
@@ -53,23 +53,27 @@ class Run:
         self.source, self.tasks = source, tasks
         self.options, self.resources = options or ProblemOptions(), resources or Resources()
         self.view = LearnerView(source, self.options.body)
-        self._present: Latest[State, RunAt] = Latest(same)
 
     def at(self, lam: StateDict | None = None) -> RunAt:
         """The run's bilevel problem at λ.
 
         Args:
             lam: a state_dict of the learner, such as a checkpoint (with a body, of ``nn.ModuleDict({"body": body,
-                **dict(maml.named_children())})``). None for the learner's present parameters: that problem is kept
-                until these, or the recording, change.
+                **dict(maml.named_children())})``). None for the learner's present parameters.
 
         Raises:
             InfluenceError: ``lam`` is not a state_dict of this learner.
         """
-        recorded = self.view.recording.training_tasks(self.tasks)
-        if lam is not None:
-            return RunAt(self, recorded, lam)
-        return self._present.get(state_of(self.view.owner, recorded), lambda: RunAt(self, recorded))
+        return RunAt(self, self._recorded, lam)
+
+    def present(self, kept: Latest[State, RunAt]) -> RunAt:
+        """As :meth:`at` for the learner's present parameters, kept there until these, or the recording, change."""
+        recorded = self._recorded
+        return kept.get(state_of(self.view.owner, recorded), lambda: RunAt(self, recorded))
+
+    @property
+    def _recorded(self) -> list[RecordedTask]:
+        return self.view.recording.training_tasks(self.tasks)
 
     def changed(self, **options: Any) -> Run:
         """The same recording under other problem options."""

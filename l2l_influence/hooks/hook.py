@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..analysis.estimators import Estimator, FittedEstimator, Implicit
 from ..analysis.latest import Latest
+from ..analysis.problem.state import State, same
 from ..analysis.resources import Resources
 from ..analysis.run import Run, RunAt
 from ..bilevel.stationarity import Stationarity, stationarity
@@ -34,14 +35,15 @@ class Hook:
     """
 
     _run: Run
+    _present: Latest[State, RunAt]
     _stationarity: Latest[RunAt, Stationarity]
 
     def _begin(self, run: Run) -> None:
-        self._run, self._stationarity = run, Latest(is_)
+        self._run, self._present, self._stationarity = run, Latest(same), Latest(is_)
 
     def run_at(self) -> RunAt:
         """The recorded run as a bilevel problem at the learner's present parameters."""
-        return self._run.at()
+        return self._run.present(self._present)
 
     def stationarity(self) -> Stationarity:
         """How close λ* is to a minimum of L_Total, at which influence functions hold; printed, it says so in words."""
@@ -127,7 +129,7 @@ class EstimatorHook(Hook):
         if (mine.problem, mine.resources) != (other.problem, other.resources):
             self._begin(Run(hook._run.source, hook._run.tasks, mine.problem, mine.resources))
             return
-        self._run, self._stationarity = hook._run, hook._stationarity
+        self._run, self._present, self._stationarity = hook._run, hook._present, hook._stationarity
         if mine.estimator.computation == other.estimator.computation:
             self._fits = hook._fits
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -38,13 +39,24 @@ def elsewhere(found) -> dict[str, torch.Tensor]:
 
 def test_the_present_is_kept_until_it_changes(study):
     found, run = study
-    now = run.at()
-    assert run.at() is now and torch.equal(now.solved_tasks.lam, found.lam)
+    hook = TaskInfluence(found.maml, found.tasks, nn.CrossEntropyLoss())
+    now = hook.run_at()
+    assert hook.run_at() is now and torch.equal(now.solved_tasks.lam, found.lam)
     try:
         vector_to_parameters(found.lam + 1, found.maml.module.parameters())
-        assert run.at() is not now and torch.equal(run.at().solved_tasks.lam, found.lam + 1)
+        assert hook.run_at() is not now and torch.equal(run.at().solved_tasks.lam, found.lam + 1)
     finally:
         vector_to_parameters(found.lam, found.maml.module.parameters())
+
+
+def test_a_hook_that_is_dropped_frees_what_it_computed():
+    """At once, and not when Python next looks for cycles: solutions and Hessians are large."""
+    found = optimal_run("unrolled")
+    hook = found.hook(TaskInfluence, hessian="sketch")
+    hook.scores(found.test.tasks)
+    kept = [weakref.ref(thing) for thing in (hook.run_at(), hook.fitted(), hook.fitted().system)]
+    del hook
+    assert [thing() for thing in kept] == [None] * 3
 
 
 def test_a_checkpoint_is_a_lambda_of_its_own(study):

@@ -50,7 +50,9 @@ class Groups(Items):
 
     single: SingleItems
     by: By
-    _last: Latest[RunAt, Grouped] = field(default_factory=lambda: Latest(is_), init=False, repr=False, compare=False)
+    _last: Latest[list[RecordedTask], Grouped] = field(
+        default_factory=lambda: Latest(is_), init=False, repr=False, compare=False
+    )
 
     what = "group"
 
@@ -104,7 +106,7 @@ class Groups(Items):
                 yield task, None if single else j
 
     def _grouped(self, run: RunAt) -> Grouped:
-        return self._last.get(run, lambda: self._group(run))
+        return self._last.get(run.recorded, lambda: self._group(run))
 
     def _group(self, run: RunAt) -> Grouped:
         groups: dict[Hashable, list[int]] = {}
