@@ -53,8 +53,6 @@ class Groups(Items):
     _last: Latest[list[RecordedTask], Grouped] = field(
         default_factory=lambda: Latest(is_), init=False, repr=False, compare=False
     )
-        default_factory=lambda: Latest(is_), init=False, repr=False, compare=False
-    )
 
     what = "group"
 
