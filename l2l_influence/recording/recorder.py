@@ -70,7 +70,7 @@ class Recorder(Listener):
         self.study.meet(learner).concerned_by(self.failures)
 
     def remark(self, text: str) -> None:
-        """Have the study remember what no learner's recording can say."""
+        """Add a remark to the study, about something that belongs to no single learner."""
         self.study.remarks[text] += 1
 
     def _hears(self) -> bool:

@@ -161,7 +161,7 @@ class Recording(Uncopied):
 
     @property
     def keeps_adapted(self) -> bool:
-        """True if adapted parameters are to be kept."""
+        """True while adapted parameters are kept: they are wanted, and all of them fit into ``adapted_bytes``."""
         return self.options.keep_adapted and self._adapted.open
 
     def begin(self, parent: CloneWatch | None) -> CloneWatch:

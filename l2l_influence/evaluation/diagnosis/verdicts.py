@@ -71,7 +71,8 @@ class Diagnosis:
 
 
 def graded(figure: float, fine: float, care: float) -> Verdict:
-    """A verdict by size: fine up to the first bound, to be read with care up to the second. NaN is not trusted."""
+    """Grade a figure: ``"fine"`` up to the first bound, ``"read with care"`` up to the second, else (and for NaN)
+    ``"do not trust"``."""
     return "fine" if figure <= fine else "read with care" if figure <= care else "do not trust"
 
 

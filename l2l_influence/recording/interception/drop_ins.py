@@ -15,7 +15,7 @@ class Recorded:
     """Base class that goes before one of learn2learn's learners, and tells the recorder of each call."""
 
     def clone(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """As learn2learn's; the clone is of the class of this learner."""
+        """Clone the learner as learn2learn does, and record the clone. It has the class of this learner."""
         learner: Any = super()
         clone = learner.clone(*args, **kwargs)
         clone.__class__ = type(self)
@@ -24,14 +24,14 @@ class Recorded:
         return clone
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """As learn2learn's."""
+        """Compute the outputs as learn2learn does, and record the call."""
         learner: Any = super()
         output = learner.forward(*args, **kwargs)
         observe.fed(self, args, kwargs, output)
         return output
 
     def adapt(self: Any, loss: Any, first_order: bool | None = None, *args: Any, **kwargs: Any) -> None:
-        """As learn2learn's."""
+        """Take one inner step as learn2learn does, and record it."""
         learner: Any = super()
         known = self.first_order if first_order is None else first_order
         with observe.adapting(self, loss, getattr(self, "lr", None), known, rule_of(self)):

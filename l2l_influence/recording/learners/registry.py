@@ -49,7 +49,7 @@ def require_learner(learner: object) -> None:
     """Raise a `RecordingError` that says what can be recorded, unless ``learner`` is a learner of this kind."""
     if not isinstance(learner, ROOTS):
         raise RecordingError(
-            f"{type(learner).__name__} is no learner that can be recorded. Pass learn2learn's MAML, MetaSGD and GBML, "
+            f"{type(learner).__name__} cannot be recorded as a learner. Pass learn2learn's MAML, MetaSGD and GBML, "
             "or an object of a class derived from them: they are cloned for each task and adapted by gradient steps. "
             "For a LightningMAML pass its .model, for a LightningANIL its .classifier, for a Study its .learner. Not "
             "supported: Reptile (it has no outer loss), prototypical networks (they adapt no parameters) and "
