@@ -137,7 +137,7 @@ ROWS = torch.zeros(3, 4), torch.zeros(3, dtype=torch.long)
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"learner": nn.Linear(4, 5)}, RecordingError, "is no learner"),
+        ({"learner": nn.Linear(4, 5)}, RecordingError, "cannot be recorded as a learner"),
         ({"lr": 0.0}, ValueError, "lr"),
         ({"lr": float("nan")}, ValueError, "lr"),
         ({"steps": 0}, ValueError, "steps"),
