@@ -35,7 +35,7 @@ class Objective:
     """L(λ, θ) for one per-sample loss.
 
     Args:
-        loss: ℓ.
+        loss: ℓ, which returns one value per sample.
         lam_layout, theta_layout: layouts of λ and θ.
 
     Attributes:
@@ -50,7 +50,7 @@ class Objective:
 
     @property
     def loss(self) -> PerSampleLoss:
-        """The per-sample loss ℓ."""
+        """The loss ℓ(z_j; λ, θ) of single samples z_j, without their weights w_j."""
         return self._loss
 
     # ---- values -----------------------------------------------------------------------------------------------

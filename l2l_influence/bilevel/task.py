@@ -61,7 +61,7 @@ class Samples(NamedTuple):
     w: Tensor
 
     def select(self, span: slice) -> Samples:
-        """The samples of the tasks in ``span``."""
+        """The samples of a part of the batch: of the tasks at the batch positions ``span``."""
         return Samples(self.x[span], self.y[span], self.w[span])
 
 
@@ -81,7 +81,7 @@ class TaskBatch:
     weight: Tensor
 
     def select(self, span: slice) -> TaskBatch:
-        """The tasks in ``span``."""
+        """A part of the batch: the tasks at the batch positions ``span``."""
         return TaskBatch(self.index[span], self.support.select(span), self.query.select(span), self.weight[span])
 
 

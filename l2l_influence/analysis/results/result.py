@@ -222,7 +222,10 @@ class SampleScores(Scores[SampleScore]):
         sums: defaultdict[int, float] = defaultdict(float)
         for row in self:
             if row.index is None:
-                raise RecordingError("the taskset does not say which samples of its data set it served")
+                raise RecordingError(
+                    "scores cannot be summed by index: the taskset does not say which samples of its data set it "
+                    "served. Use .values, which has the scores by (task, sample)"
+                )
             sums[row.index] += row.score
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
 

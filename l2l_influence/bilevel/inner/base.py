@@ -50,7 +50,7 @@ class InnerProblem:
         return self.layout.size + self.theta_layout.size - self.theta_layout.from_lam
 
     def select(self, span: slice) -> InnerProblem:
-        """The problems of the tasks in ``span``."""
+        """The inner problems of a part of the batch: of the tasks at the batch positions ``span``."""
         return replace(self, samples=self.samples.select(span), start=self.start[span])
 
 
@@ -63,6 +63,8 @@ SecondDerivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 class InnerMap(ABC):
     """θ_i of ``B`` tasks as a function of λ and of the support samples' weights w, with its derivatives.
+
+    Shapes: B is the number of tasks, P the size of λ, Q the size of θ, n the number of support samples of a task.
 
     Attributes:
         problem: the inner problems.
@@ -86,11 +88,14 @@ class InnerMap(ABC):
 
     @abstractmethod
     def jvp(self, v: Tensor) -> Tensor:
-        """(dθ/dλ) v: ``[B, P] -> [B, Q]`` (Thm 4.1 for the proximal kind)."""
+        """Multiply the Jacobian dθ/dλ of each task by its row of v: ``[B, P] -> [B, Q]``.
+
+        For the proximal kind this is the paper's formula (Thm 4.1).
+        """
 
     @abstractmethod
     def vjp(self, u: Tensor) -> Tensor:
-        """(dθ/dλ)ᵀ u: ``[B, Q] -> [B, P]``."""
+        """Multiply the transpose of the Jacobian dθ/dλ of each task by its row of u: ``[B, Q] -> [B, P]``."""
 
     @abstractmethod
     def jvp_weights(self, e: Tensor) -> Tensor:

@@ -112,10 +112,13 @@ class ProximalMap(InnerMap):
         return self._theta
 
     def inverse(self, v: Tensor) -> Tensor:
-        """H_in⁻¹ v, ``[B, Q] -> [B, Q]``.
+        """Solve H_in x = v for each task: ``[B, Q] -> [B, Q]``, for B tasks with Q entries of θ each.
+
+        H_in = ∂_θθ L_I is the second derivative of a task's inner loss.
 
         Raises:
-            NegativeCurvatureError, NotConvergedError: see :class:`~l2l_influence.bilevel.solvers.Policy`.
+            NegativeCurvatureError: H_in is not positive definite, and the policy did not resolve it.
+            NotConvergedError: the tolerance was missed, and ``on_unconverged`` is ``"raise"``.
         """
         operator = self._operator.for_many_products()
         solution = self._policy.solve(operator, self._solver, v, "the inner system H_in x = v")

@@ -12,7 +12,7 @@ from . import observe
 
 
 class Recorded:
-    """Base class that goes before one of learn2learn's learners, and tells the recorder of each call."""
+    """Base class to place before a learn2learn learner class; it reports each call to the recorder."""
 
     def clone(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Clone the learner as learn2learn does, and record the clone. It has the class of this learner."""

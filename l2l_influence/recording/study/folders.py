@@ -22,11 +22,20 @@ def folders(study: Study, folder: Path) -> list[tuple[Path, Study]]:
 
 
 def save_each(study: Study, folder: Path, save: Callable[[Study, Path], object], name: str = "") -> None:
-    """Save the study of each learner in its folder, as ``name``, and delete other studies that the folder holds.
+    """Save one study per learner that trained, and delete studies of an earlier save that this one does not replace.
+
+    A single learner is saved to ``folder/name``; several to ``folder/learner-1/name``, ``folder/learner-2/name``, ….
+    Only studies at such paths are deleted. If no learner trained, the studies are those of all recorded learners.
+
+    Args:
+        study: the recording of all learners.
+        folder: folder for the studies.
+        save: ``save(study, path)`` writes one study.
+        name: subfolder of each study; empty to use the folder itself.
 
     Raises:
-        RecordingError: there is no learner.
-        Exception: the first error of ``save``, raised after all others are saved.
+        RecordingError: no learner was recorded.
+        Exception: the first error of ``save``, raised after all other studies are saved.
     """
     found = {each / name: part for each, part in folders(study, folder)} or {folder / name: study}
     for each in (folder, *folder.glob("learner-*")):
