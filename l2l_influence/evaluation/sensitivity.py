@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Tunable(Protocol):
-    """What is asked of a hook: scores, what it has computed, and hooks like it with other settings."""
+    """Interface of a hook that can be varied: scores, what it has computed, and hooks like it with other settings."""
 
     def score_matrix(
         self,
@@ -95,12 +95,12 @@ def sensitivity_of(
         test_tasks, num_tasks, split, seed: as for its ``scores``.
         setting: what is varied. δ is 1/(lr·K) for a mean loss and n/(lr·K) for a sum unless the hook was given one;
             a hook with the unrolled inner kind is compared with proximal ones.
-        scales: values, in units of the hook's own.
+        scales: the values to try, as multiples of the hook's own value.
         truth: retrainings without some of the hook's items, its columns in the order of ``hook.score_matrix``.
 
     Raises:
         ValueError: a scale is not positive, or the truth is about another number of items or test tasks.
-        EstimatorError: the damping is varied, and the hook's estimator has none.
+        EstimatorError: the damping is varied, and the hook's estimator has no damping.
         InfluenceError: the hook's own scores are refused already.
     """
     if not all(scale > 0 for scale in scales):
@@ -149,7 +149,7 @@ def proximal(hook: Hooked, delta: float) -> Hooked:
 
 
 def damping_of(hook: Tunable) -> float:
-    """What the hook adds to l2 when it solves."""
+    """The damping: the number that the hook adds to l2 when it solves."""
     fit = hook.fitted()
     if not isinstance(fit, ImplicitFit):
         raise EstimatorError(

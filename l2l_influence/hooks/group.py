@@ -24,7 +24,7 @@ Of = Literal["task", "query", "support"]
 
 
 class GroupInfluence(Influence[Hashable, GroupScores]):
-    """Which groups of tasks or samples made the meta-parameters what they are, and which of them hurt.
+    """The influence of groups of tasks or samples on the meta-parameters: scores, edits and a diagnosis.
 
     A group's score is the sum of its members' scores, and its removal removes all of them.
 
@@ -37,7 +37,7 @@ class GroupInfluence(Influence[Hashable, GroupScores]):
         settings: see :class:`~l2l_influence.hooks.hook.EstimatorHook`.
 
     Raises:
-        ValueError: ``by`` or ``of`` is none of these.
+        ValueError: ``by`` or ``of`` has another value.
 
     >>> import learn2learn as l2l
     >>> import torch

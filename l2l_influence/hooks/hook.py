@@ -1,4 +1,4 @@
-"""What all hooks are: questions about a recorded run, answered for the learner's present meta-parameters."""
+"""Base classes of hooks, which answer questions about a recorded run at the learner's present meta-parameters."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Hook:
         return self._run.present(self._present)
 
     def stationarity(self) -> Stationarity:
-        """How close λ* is to a minimum of L_Total, at which influence functions hold; printed, it says so in words."""
+        """Measure how close λ* is to a minimum of L_Total, where influence functions hold; ``print`` explains it."""
         return self._stationarity_at(self.run_at())
 
     def _stationarity_at(self, run: RunAt) -> Stationarity:

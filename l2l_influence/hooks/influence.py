@@ -146,7 +146,7 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         """Each item's score on its own loss, the most negative first.
 
         Items with wrong labels tend to stand at the top: nothing else in the data explains them. A group's score is the
-        sum of its members' own. The implicit estimator takes one outer solve per item.
+        sum of its members' scores. The implicit estimator takes one outer solve per item.
 
         Raises:
             EstimatorError: the estimator does not answer this question.
@@ -237,7 +237,7 @@ class Influence(EstimatorHook, Generic[Ref, Result]):
         spot_checks: int = 8,
         seed: int = 0,
     ) -> Diagnosis:
-        """What the numbers of this hook can be trusted for; printed, it says so in words, and what to do.
+        """Check how far the numbers of this hook can be trusted. ``print`` shows verdicts, and what to do.
 
         It checks the coverage of the recording, stationarity, inner residuals, the curvature at λ*, and how much of it
         the damping covers. Given test tasks it also checks how much of the scores is error of the solver or noise of

@@ -11,8 +11,8 @@ Sample = tuple[int, int]
 
 
 class QueryInfluence(Influence[Sample, SampleScores]):
-    """Which query samples of the training tasks made the meta-parameters what they are, and which of them hurt: the
-    paper's instance-IF for validation data (Thm 4.5).
+    """The influence of single query samples of the training tasks on the meta-parameters: the paper's instance-IF for
+    validation data (Thm 4.5).
 
     Samples are named ``(task, sample)``: the task's id, and the position in its query set. Removing a sample takes its
     term out of the loss; in a mean the other samples keep their weights, and in batch statistics the sample stays. See
@@ -23,11 +23,11 @@ class QueryInfluence(Influence[Sample, SampleScores]):
 
 
 class SupportInfluence(Influence[Sample, SampleScores]):
-    """Which support samples of the training tasks made the meta-parameters what they are, and which of them hurt: the
-    paper's instance-IF for training data (Thm 4.6–4.8), with all of D_λ P.
+    """The influence of single support samples of the training tasks on the meta-parameters: the paper's instance-IF for
+    training data (Thm 4.6–4.8), with all of D_λ P.
 
-    Samples are named ``(task, sample)``: the task's id, and the position in its support set. What is said of removal in
-    :class:`QueryInfluence` holds here too. ``removal="resolve"`` takes the difference that adapting the task anew
+    Samples are named ``(task, sample)``: the task's id, and the position in its support set. Removal is as in
+    :class:`QueryInfluence`. ``removal="resolve"`` takes the difference that adapting the task anew
     without the sample makes, in place of the paper's derivative by its weight: closer to removal on small support sets,
     at the cost of one inner solve per sample. See :class:`~l2l_influence.hooks.hook.EstimatorHook` for the arguments.
     """

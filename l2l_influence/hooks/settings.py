@@ -80,7 +80,7 @@ class Settings:
         given: Mapping[str, Any],
         default: Estimator,
     ) -> Settings:
-        """From the arguments of a hook.
+        """Make the settings from the arguments of a hook.
 
         Args:
             loss, estimator, resources: as given to the hook.
@@ -96,7 +96,7 @@ class Settings:
         return base.changed({**{name: value for name, value in objects.items() if value is not None}, **given})
 
     def changed(self, given: Mapping[str, Any]) -> Settings:
-        """These settings with others in the place of some, given as to a hook.
+        """A copy with some settings replaced; the arguments are those of a hook.
 
         Raises:
             TypeError, ValueError: as for :meth:`of`.

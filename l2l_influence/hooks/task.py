@@ -9,7 +9,7 @@ from .influence import Influence
 
 
 class TaskInfluence(Influence[int, TaskScores]):
-    """Which training tasks made the meta-parameters what they are, and which of them hurt (the paper's task-IF).
+    """The influence of training tasks on the meta-parameters: scores, edits and a diagnosis (the paper's task-IF).
 
     Tasks are named by their ids. See :class:`~l2l_influence.hooks.hook.EstimatorHook` for the arguments.
 

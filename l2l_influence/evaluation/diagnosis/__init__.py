@@ -1,4 +1,4 @@
-"""Diagnosis: for what the numbers of a hook can be trusted, as far as that can be seen, and a spot check."""
+"""Diagnosis of a hook: checks that show how far its numbers can be trusted, and a spot check."""
 
 from __future__ import annotations
 

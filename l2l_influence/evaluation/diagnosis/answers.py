@@ -39,7 +39,7 @@ class Answers:
 
     @cached_property
     def gradient(self) -> Tensor:
-        """Of the mean test loss, ``[1, P]``."""
+        """The gradient of the mean test loss, ``[1, P]``."""
         return self.targets.at(self.fit.run).gradients()[0]
 
     @cached_property

@@ -28,7 +28,7 @@ truth."""
 
 
 def coverage(run: RunAt) -> Check:
-    """Whether everything that trained λ* is in L_Total: a term left out pulls λ, and no score accounts for it."""
+    """Check that everything that trained λ* is in L_Total: a missing term moves λ*, and no score accounts for it."""
     view = run.run.view
     recording = view.recording
     trained = sum(task.times_trained for task in run.recorded)

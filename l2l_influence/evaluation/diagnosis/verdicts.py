@@ -46,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """For what the numbers of a hook can be trusted; printed, it says so in words.
+    """How far the numbers of a hook can be trusted. ``print`` shows the verdict, the checks and advice.
 
     Attributes:
         checks: in the order in which an analysis can go wrong.
