@@ -134,7 +134,7 @@ class RunAt:
         """Test tasks at λ, under the same losses and inner kind; see :meth:`~l2l_influence.TaskInfluence.scores`."""
         tasks = read_test_tasks(source, num_tasks, split, self.recorded, self.losses, self._like, seed)
         if not len(tasks):
-            raise InfluenceError("there are no test tasks to score against")
+            raise InfluenceError("there are no test tasks to score against: pass at least one")
         self.problem.ranks.require_same("test tasks", (x for task in tasks for x in (*task.support, *task.query)))
         return self.with_tasks(tasks)
 

@@ -113,7 +113,8 @@ class _AtWork(ParameterWatch):
         if self._taps is not None:
             if name in self.inputs:
                 raise LossStructureError(
-                    f"the loss uses {name} twice, which it did not where its layers were looked for"
+                    f"the loss uses {name} twice in this call, but did not when its layers were searched: a loss must "
+                    "make the same calls each time"
                 )
             update = update - self._taps[name]
         self.inputs[name] = rows

@@ -34,7 +34,7 @@ def found_curve(scores: ArrayLike, positive: ArrayLike) -> Floats:
     """
     flags = _ranked(scores, positive)
     if not flags.any():
-        raise ValueError("there are no positives to find")
+        raise ValueError("there are no positives to find: at least one flag must be True")
     found: Floats = np.cumsum(flags) / flags.sum()
     return found
 
@@ -180,7 +180,7 @@ def _ranked(scores: ArrayLike, positive: ArrayLike) -> Flags:
     """The flags by decreasing score."""
     values, flags = _vector(scores), np.asarray(positive, dtype=bool)
     if values.shape != flags.shape:
-        raise ValueError(f"one flag a score is needed; got {values.shape} scores and {flags.shape} flags")
+        raise ValueError(f"each score needs one flag; got {values.shape} scores and {flags.shape} flags")
     flagged: Flags = flags[descending(values)]
     return flagged
 

@@ -90,7 +90,7 @@ def test_what_is_no_vector_of_numbers_is_refused(broken: list[float]) -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="equally long"):
         pearson([1, 2, 3], [1, 2])
-    with pytest.raises(ValueError, match="one flag a score"):
+    with pytest.raises(ValueError, match="each score needs one flag"):
         precision_at_k([1, 2, 3], [True, False], 1)
     with pytest.raises(ValueError, match="equal-sized"):
         lds(np.zeros((3, 2)), np.zeros((2, 3)))

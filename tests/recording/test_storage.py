@@ -112,13 +112,13 @@ def test_data_that_cannot_be_read_are_left_out_and_named(
     tell(told, told.learner)
     monkeypatch.setattr(told.recording._data, "_values", dict(list(told.recording._data._values.items())[-1:]))
     monkeypatch.setattr(Source, "read", lambda _self: 1 / 0)
-    with pytest.raises(PartlySavedError, match=r"of 5 of 6 tasks not the data. division by zero"):
+    with pytest.raises(PartlySavedError, match=r"without the data of 5 of 6 tasks. division by zero"):
         told.save(tmp_path / "study")
     *lost, kept = Study.load(tmp_path / "study", model()).tasks
     assert torch.equal(kept.support[0], told.tasks[-1].support[0])
     for task in lost:
         assert task.times_trained == 1
-        with pytest.raises(TaskDataChangedError, match="could not be had"):
+        with pytest.raises(TaskDataChangedError, match="could not be read when"):
             task.query  # noqa: B018
 
 

@@ -84,6 +84,6 @@ class AscentSteps(Estimator):
 
     def reading(self, what: str, test_loss: float) -> str:
         return (
-            "score = loss of the test tasks now − their loss after a few gradient steps up the item's own; positive = "
-            "harmful; unit: the loss"
+            "score = loss of the test tasks now − their loss after a few gradient steps up the item's part of the "
+            "training loss; positive = harmful; unit: the loss"
         )

@@ -81,7 +81,7 @@ class Items(ABC):
 
     @abstractmethod
     def columns(self, run: RunAt) -> list[dict[str, Any]]:
-        """What a row says of each item beside its rank, loss and score, in the order of :meth:`names`."""
+        """The columns of a row besides rank, loss and score, for each item in the order of :meth:`names`."""
 
     @abstractmethod
     def result(self, run: RunAt, ranked: Ranked) -> Scores[Any]:
@@ -155,7 +155,7 @@ class SingleItems(Items):
         position = run.position(task)
         count = self.count(run.recorded[position])
         if not 0 <= j < count:
-            raise InfluenceError(f"task {task} has {count} {self.what}s, 0 to {count - 1}: there is no {j}")
+            raise InfluenceError(f"task {task} has {count} {self.what}s, 0 to {count - 1}: {j} is out of range")
         return position, j
 
     def places(self, run: RunAt, items: Ref | Iterable[Ref]) -> list[Place]:
@@ -166,7 +166,7 @@ class SingleItems(Items):
         return found
 
     def require_labels(self, labels: Mapping[Any, Any]) -> None:
-        """Raise an `ItemsError` if there are none."""
+        """Raise an `ItemsError` if there are no labels."""
         if not labels:
             raise ItemsError(f"name at least one {self.what}, with its new label")
 

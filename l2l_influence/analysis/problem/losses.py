@@ -20,7 +20,7 @@ class Losses:
     Attributes:
         inner: of a support set.
         outer: of a query set.
-        notes: where they come from, if nobody said what they are.
+        notes: where the losses come from, if the user did not pass one.
     """
 
     inner: Parts
@@ -61,7 +61,8 @@ def _require_labels(tasks: Sequence[RecordedTask]) -> None:
     if unseen:
         raise LossStructureError(
             f"the losses of {len(unseen)} task(s), for example of task {unseen[0]}, were called with labels of another "
-            "form than those served, or with none that could be seen: pass loss=, which takes the labels as served"
+            "form than those served, or with labels that could not be seen: pass loss=, which takes the labels as "
+            "served"
         )
 
 

@@ -53,5 +53,5 @@ def require_learner(learner: object) -> None:
             "or an object of a class derived from them: they are cloned for each task and adapted by gradient steps. "
             "For a LightningMAML pass its .model, for a LightningANIL its .classifier, for a Study its .learner. Not "
             "supported: Reptile (it has no outer loss), prototypical networks (they adapt no parameters) and "
-            "MetaOptNet (its head solves a problem of its own)."
+            "MetaOptNet (its head solves a separate problem)."
         )

@@ -31,7 +31,7 @@ def gather(study: Study) -> Study:
     dist.all_gather_object(found, _files(study))
     for rank, files in enumerate(found):
         if isinstance(files, str):
-            raise RecordingError(f"the study of process {rank} could not be saved, so that none was gathered: {files}")
+            raise RecordingError(f"the study of process {rank} could not be saved, so no study was gathered: {files}")
     place = Path(tempfile.mkdtemp(prefix="l2l-influence-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)  # until then tasks are read from there
     folders = [_write(place / f"rank-{rank}", files) for rank, files in enumerate(found)]

@@ -72,7 +72,8 @@ def save(
     files.remove(folder, but={weights_file, *data.values(), *states.values()})
     if missing:
         raise PartlySavedError(
-            f"the study was saved in {folder}, but of {len(missing)} of {len(entries)} tasks not the data. {missing[0]}"
+            f"the study was saved in {folder}, but without the data of {len(missing)} of {len(entries)} tasks. "
+            f"{missing[0]}"
         )
     return folder
 
@@ -170,7 +171,7 @@ def _read(path: Path, fingerprint: str) -> tuple[Tensor, ...]:
 
 def _unread(name: str) -> tuple[Tensor, ...]:
     raise TaskDataChangedError(
-        f"The data of {name} could not be had when the study was saved. Set data_bytes higher in "
+        f"The data of {name} could not be read when the study was saved. Set data_bytes higher in "
         "recording_of(learner).options before training, so that they are kept."
     )
 
