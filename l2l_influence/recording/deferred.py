@@ -2,7 +2,7 @@
 
 Between two steps of a training loop the recorder's code and data are in no cache of the processor, and everything it
 does takes about ten times as long as the second time in a row. So the loop waits only for a copy and an entry in a
-queue. The queues are emptied, many calls at once, when one has enough calls or memory, or when somebody asks.
+queue. The queues are emptied, many calls at once, when one has enough calls or memory, or when a result is read.
 """
 
 from __future__ import annotations

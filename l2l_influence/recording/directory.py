@@ -1,4 +1,4 @@
-"""The directory: finds what the recorder has made for an object of the user's, on which nothing may be stored.
+"""The directory: finds the recorder's data about a user's object, on which nothing may be stored.
 
 ``pickle``, ``deepcopy`` and ``state_dict`` of a learner, clone or taskset must not see the recorder, so what belongs to
 one of them is found here, by weak reference. The directory is an index. It holds no recording state: everything that it

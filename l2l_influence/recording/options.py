@@ -14,7 +14,7 @@ class RecordingOptions:
 
     Attributes:
         keep_adapted: keep the adapted parameters of each task's last episode that trained (on the CPU).
-        adapted_bytes: memory limit for adapted parameters. If they do not all fit, none are kept.
+        adapted_bytes: memory limit for adapted parameters. If they do not all fit, all are dropped.
         data_bytes: memory limit for the data of the tasks. The latest are kept; others are read again from the taskset
             when asked for, and so are all data of a taskset that has proved to serve the same data again.
         max_tasks: largest number of different tasks (every draw from an infinite taskset is a new task). Tasks that did

@@ -66,7 +66,7 @@ class Recorder(Listener):
             self.features.clear()
 
     def meet(self, learner: nn.Module) -> None:
-        """Tell the study of a learner of which a clone is about to be made."""
+        """Add a learner to the study, before a clone of it is made."""
         self.study.meet(learner).concerned_by(self.failures)
 
     def remark(self, text: str) -> None:

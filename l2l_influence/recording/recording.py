@@ -156,7 +156,7 @@ class Recording(Uncopied):
 
     @cached_property
     def own_info(self) -> TasksetInfo:
-        """For tasks that no taskset served; keys that are given by content are negative."""
+        """The info for tasks that no taskset served; keys that are given by content are negative."""
         return TasksetInfo.new(itertools.count(-1, -1))
 
     @property
@@ -324,7 +324,7 @@ def prepare(learner: nn.Module, options: RecordingOptions) -> None:
 
 
 def watch_of(learner: nn.Module) -> CloneWatch | None:
-    """The watch of a clone; None for a learner that is no clone, or a clone that nobody watches."""
+    """The watch of a clone; None for a learner that is no clone, or a clone that is not recorded."""
     recording: Recording | None = directory.recordings.get(learner)
     return None if recording is None else recording.watches.get(learner)
 

@@ -1,4 +1,4 @@
-"""`CloneLog`: the evidence about one clone, that is what it was fed, and what became of its outputs.
+"""`CloneLog`: records the rows that one clone was fed, and how its outputs were used.
 
 A log holds no autograd graph. What lives as long as a clone or its graph is the `CloneWatch` (``watch.py``).
 """

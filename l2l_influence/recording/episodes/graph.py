@@ -1,4 +1,4 @@
-"""Reading the autograd graph of a loss: which forwards it was computed from, and which labels they were compared with.
+"""Reads the autograd graph of a loss, to find the forwards it was computed from and the labels they were compared with.
 
 Nothing here keeps a graph alive: a mark is an object in the metadata of a node, and holds no node of that graph.
 """
@@ -93,8 +93,8 @@ def _only_parent(node: Any) -> Any:
 def running_backward_passes(nodes: Iterable[Any]) -> bool | None:
     """True if the backward under way goes through one of ``nodes`` and beyond; None if torch cannot tell.
 
-    Asking is nearly free. A hook on each parameter's node would tell the same, and cost as much as all the rest of the
-    recorder.
+    Asking is nearly free. A hook on each parameter's node would give the same answer, and cost as much as the rest of
+    the recorder.
     """
     return None if _will_execute is None else any(_passes(node) for node in nodes)
 
@@ -153,7 +153,7 @@ class _Search:
             reading.forwards |= found
             parents = [] if found or node in stop else [parent for parent, _ in node.next_functions]
             if not compared and not any(parents):
-                reading.whole = False  # an output that reached no loss of torch's, or no output at all
+                reading.whole = False  # an output that reached no torch loss, or no output at all
             stack.extend(parents)
         return reading
 

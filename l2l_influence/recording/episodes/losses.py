@@ -1,4 +1,4 @@
-"""The losses that a loop calls: which of torch's losses, with which settings, on the output of which forward."""
+"""Describes the torch losses that a loop calls: function, settings, and the forward whose output they are called on."""
 
 from __future__ import annotations
 

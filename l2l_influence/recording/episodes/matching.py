@@ -1,4 +1,4 @@
-"""Matching: which task a clone worked on, with which rows as support and which as query set."""
+"""Matching: finds the task that a clone worked on, and the rows of its support set and of its query set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Match:
 
     Attributes:
         served: the batch that the clone was fed.
-        facts: what the log tells of the episode.
+        facts: facts about the episode, read from the log.
         bodies: the modules that the rows went through on their way to the learner.
     """
 

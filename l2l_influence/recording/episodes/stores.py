@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 
 @dataclass
 class CompleteStore(Generic[Name, Value]):
-    """Keeps all values as long as they fit within the limit, and none once they do not."""
+    """Keeps all values as long as they fit within the limit, and drops all of them once they do not."""
 
     bytes: int = 0
     open: bool = True

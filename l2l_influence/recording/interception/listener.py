@@ -1,4 +1,4 @@
-"""`Listener`: the side of a recorder that the wrappers of learn2learn's methods talk to, and who listens where."""
+"""`Listener`: the part of a recorder that the wrappers of learn2learn's methods call, and its list per context."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def open_here(listener: Listener) -> None:
 
 
 def close_here(listener: Listener) -> None:
-    """End this. The block may end in another context than it began in."""
+    """Stop reporting to a recorder. The block may end in another context than it began in."""
     directory.remove_listener(listener)
     _opened.set(tuple(known for known in _opened.get() if known is not listener))
 

@@ -29,7 +29,7 @@ class _Nesting(threading.local):
 
 
 class ModuleCalls:
-    """Tells ``called`` of the modules that the loop calls, while it is on. No module is changed."""
+    """Calls ``called`` for each module that the loop calls, while it is on. No module is changed."""
 
     def __init__(self, called: Called) -> None:
         self._called = called

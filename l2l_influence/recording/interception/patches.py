@@ -22,8 +22,8 @@ class Patches:
     replaced too, also in classes that are defined later.
 
     Several `Patches` may be applied at once: each wraps what it finds. They may be undone in any order. A replacement
-    that is still wrapped by another, or that somebody has kept, calls the original once its patches are undone, and is
-    removed with the last replacement around it.
+    that is still wrapped by another, or that other code refers to, calls the original once its patches are undone, and
+    is removed with the last replacement around it.
 
     Args:
         table: the replacements.
@@ -47,7 +47,7 @@ class Patches:
             self._set(root, "__init_subclass__", self._follow(root))
 
     def undo(self) -> None:
-        """Restore what was replaced, except where somebody else has replaced it again."""
+        """Restore what was replaced, except where other code has replaced it again."""
         self.active = False
         for (owner, name), replacement in self._done.items():
             if vars(owner).get(name) is replacement:

@@ -1,7 +1,8 @@
 """The table of learn2learn's and torch's methods that are wrapped while a loop is recorded, and their wrappers.
 
-A wrapper calls the original, and tells the recorders that listen. Where the wrappers of several recorders are nested,
-or a method calls another of the table, either the outermost or the innermost one tells; each says which.
+A wrapper calls the original and reports the call to the listening recorders. Where the wrappers of several recorders
+are nested, or a method calls another of the table, only one wrapper reports: the outermost or the innermost, as the
+code of the wrapper says.
 """
 
 from __future__ import annotations

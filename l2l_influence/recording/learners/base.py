@@ -73,7 +73,7 @@ class LearnerAdapter(ABC):
     def adapted(self) -> dict[str, Tensor | None]:
         """The parameters that a task adapts, by name in the model, and where they start.
 
-        None: at their entry of λ. A tensor: there, for every task; such a parameter is no entry of λ.
+        None stands for the parameter's entry of λ. A tensor is the start in every task; its parameter is no entry of λ.
         """
         return {name: None for name, _ in self.model.named_parameters()}
 
@@ -132,7 +132,7 @@ class LearnerAdapter(ABC):
             )
 
     def _require_apart(self, names: Iterable[str]) -> None:
-        """The rule's parameters must be none of the model's, and must not share a name with one."""
+        """The rule's parameters must not belong to the model, or share a name with a parameter of it."""
         known = dict(self.learner.module.named_parameters())
         shared = [name for name in names if _is_model(name) or name in known]
         if shared:
@@ -144,7 +144,7 @@ class LearnerAdapter(ABC):
 
 
 class UnknownAdapter(LearnerAdapter):
-    """For a user's learner that derives from none of learn2learn's: its inner steps are unknown."""
+    """Describes a user's learner that derives from no class of learn2learn: its inner steps are unknown."""
 
     rule = OTHER
 

@@ -53,7 +53,7 @@ class GBMLAdapter(LearnerAdapter):
         return original is None or settings == (original.adapt_transform, original.lr)
 
     def settings(self) -> dict[str, Any]:
-        """With ``adapt_transform``."""
+        """The settings of any learner, and ``adapt_transform``."""
         return {**super().settings(), "adapt_transform": bool(self.learner.adapt_transform)}
 
     def _require_known(self, update: Any, count: int) -> None:
@@ -84,7 +84,7 @@ class FlatTransforms(nn.Module):
         self.transforms, self._indices, self._layout = transforms, indices, Layout(theta)
 
     def forward(self, gradient: Tensor) -> Tensor:
-        """``[Q] -> [Q]``."""
+        """The update for a flat gradient of θ: ``[Q] -> [Q]``."""
         parts = self._layout.unravel(gradient)
         return self._layout.ravel({name: self._update(name, part) for name, part in parts.items()})
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ParameterPaths:
-    """The module paths of a model's parameters. Learned from the first clone; other clones have the same.
+    """The module paths of a model's parameters. Learned from the first clone; other clones have the same paths.
 
     Attributes:
         names: name of each parameter as in ``named_parameters``, in order; None for a shared one that was named before.

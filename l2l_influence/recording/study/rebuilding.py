@@ -1,4 +1,4 @@
-"""The learner of a saved study: which weights are saved, and how a learner is rebuilt from them."""
+"""Selects the weights of a learner that a study saves, and rebuilds the learner from them."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class TasksetInfo:
 
     @classmethod
     def new(cls, fresh_keys: itertools.count[int], infinite: bool = False) -> TasksetInfo:
-        """One with a number of its own."""
+        """An info with a new number."""
         return cls(next(directory.numbers), fresh_keys, infinite)
 
     def fresh_key(self, fingerprint: bytes) -> int:

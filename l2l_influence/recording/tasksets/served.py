@@ -1,4 +1,4 @@
-"""Served batches: which batches a recorder or a `TaskDataset` has seen lately, found by the rows in them."""
+"""Served batches: a memory of the batches that a recorder or a `TaskDataset` saw last, searched by their rows."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Served:
 
     @property
     def indices(self) -> tuple[int, ...] | None:
-        """The data set's sample index of each row, where the taskset tells."""
+        """The data set's sample index of each row; None if the taskset does not give it."""
         return self.identity[2]
 
     def same_task(self, other: Served) -> bool:
@@ -122,7 +122,7 @@ class Posting:
 
 
 class ServedBatches:
-    """A bounded memory of served batches, the newest last. Each owner (a recorder, a taskset) has its own.
+    """A bounded memory of served batches, the newest last. Each owner (a recorder, a taskset) has a separate one.
 
     A task that is served again with the same data replaces its former entry, so that a finite taskset cannot fill the
     memory with copies. When the tensors grow too large the oldest are released; their digests stay.
