@@ -46,7 +46,7 @@ class Removal(Edit):
 
     Attributes:
         gradient: of the items.
-        places: where they are.
+        places: of each item, the position of its task and the item's number in the task.
     """
 
     gradient: ItemGradient

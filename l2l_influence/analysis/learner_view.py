@@ -54,7 +54,7 @@ class LearnerView:
 
     @property
     def recording(self) -> Recording:
-        """What was recorded of it."""
+        """The recording of the learner."""
         return recording_of(self.learner)
 
     @property
@@ -112,7 +112,7 @@ class LearnerView:
         return {name: inside for name, inside in own.items() if inside in known}
 
     def starts(self, adapted: Mapping[str, str]) -> dict[str, Tensor]:
-        """Of :meth:`adapted_names`, those that each task starts anew and that are no entries of λ: where they start."""
+        """Start values of the adapted parameters that are not in λ, by name: each task starts them anew."""
         known = adapter_of(self.learner).adapted()
         return {name: start for name, inside in adapted.items() if (start := known[inside]) is not None}
 

@@ -39,7 +39,7 @@ class FunctionalModule:
 
     Raises:
         UncoveredParameterError: the module is an adapted clone of a learner.
-        ValueError: ``batch_norm`` is neither.
+        ValueError: ``batch_norm`` has another value.
     """
 
     def __init__(self, module: nn.Module, batch_norm: BatchNormMode = "batch") -> None:
@@ -58,7 +58,7 @@ class FunctionalModule:
         self._buffers = dict(self._module.named_buffers())
 
     def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Outputs, shape ``(n, ...)``, of the copy with ``parameters`` in place of its own."""
+        """Outputs, shape ``(n, ...)``, of the module with ``parameters`` in place of the copied ones."""
         placed = {name: buffer.clone() for name, buffer in self._buffers.items()}
         placed |= {site: value for name, value in parameters.items() for site in self._names[name]}
         # Tied weights are placed at each of their sites above. With tie_weights=True torch would visit a submodule that

@@ -201,7 +201,7 @@ class BilevelProblem:
         return HessianOperator(self.at(lam, tasks, weights), self.l2, kind, self.policy)
 
     def stationarity(self, lam: Named, tasks: Sequence[Task], weights: Weights = None) -> Stationarity:
-        """How close ``lam`` is to a minimum of L_Total: the norm of D_λ L_Total, absolute and relative to its terms."""
+        """Measure how close ``lam`` is to a minimum: the norm of D_λ L_Total, absolute and relative to its terms."""
         return stationarity(self.at(lam, tasks, weights), self.l2)
 
     # ---- influences -------------------------------------------------------------------------------------------

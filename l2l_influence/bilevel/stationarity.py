@@ -1,4 +1,4 @@
-"""How close λ* is to a minimum of L_Total. Influence functions linearise there."""
+"""Measures how close λ* is to a minimum of L_Total, the point at which influence functions linearise."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Ranks(ABC):
 
     @abstractmethod
     def first(self, say: Callable[[], Value]) -> Value:
-        """The value of ``say()``, which only rank 0 calls, on all ranks; the value has to be picklable."""
+        """Call ``say()`` on rank 0 only, and return its value on all ranks; the value has to be picklable."""
 
     @abstractmethod
     def joined(self, part: Tensor, width: int) -> Tensor:

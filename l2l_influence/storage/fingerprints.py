@@ -2,7 +2,7 @@
 
 A row is read as 32-bit words x_i; its digest is two sums Σ k_i x_i mod 2^64 with random keys k_i (multilinear hashing).
 Over the choice of keys, two different rows collide with probability at most 2^-66. This is several times faster than a
-cryptographic hash, and as nobody forges rows it is enough. Files and nested values are hashed with SHA-256.
+cryptographic hash, and sufficient because rows are not forged. Files and nested values are hashed with SHA-256.
 """
 
 from __future__ import annotations

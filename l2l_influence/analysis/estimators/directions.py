@@ -100,7 +100,7 @@ class GradientFit(DirectionalFit[EstimatorType]):
         return -items.gradient.gradients_along(self.linearised(solved), vectors)
 
     def features(self, gradients: Tensor) -> Tensor:
-        """What of an item's or a target's gradient the score depends on, ``[B, P] -> [B, K]``."""
+        """φ: the features of gradients, of items as of targets, ``[B, P] -> [B, K]``."""
         return gradients
 
     def self_scores(self, items: Items) -> Pass:

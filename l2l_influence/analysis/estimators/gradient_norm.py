@@ -22,7 +22,7 @@ class GradientNormFit(OwnValueFit["GradientNorm"]):
 
 @dataclass(frozen=True)
 class GradientNorm(Estimator):
-    """‖g_item‖: how strongly the item pulls at λ*, in whatever direction. For a task it is c_i ‖g_i‖.
+    """‖g_item‖, the length of the item's gradient at λ*, whatever its direction. For a task it is c_i ‖g_i‖.
 
     It does not depend on the test tasks. Unit: the loss per unit of λ.
     """

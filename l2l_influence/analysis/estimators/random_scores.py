@@ -12,7 +12,7 @@ from .base import Estimator, FittedEstimator
 
 
 class RandomFit(FittedEstimator["RandomScores"]):
-    """Draws numbers."""
+    """Draws a random score for each item and target."""
 
     def scores(self, items: Items, targets: Targets) -> Pass:
         own = walk(self.run, items.gradient, items.gradient.losses, total_gradients=False)

@@ -45,7 +45,7 @@ class Groups(Items):
             ``"taskset"``, a column of the members' rows, or a function ``(task, sample) -> group``.
 
     Raises:
-        ValueError: ``by`` is none of these.
+        ValueError: ``by`` has another value.
     """
 
     single: SingleItems

@@ -31,7 +31,7 @@ class PassAccumulator:
         self.residual = max(self.residual, float(solved.solution.residual.max()))
 
     def stationarity(self) -> Stationarity:
-        """Of all batches added."""
+        """The stationarity over all batches added."""
         return self._balance.result()
 
     def tensors(self) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ TestGradient = Literal["total", "partial"]
 
 @dataclass(frozen=True)
 class Targets:
-    """What items are scored on: each of some test tasks, or the mean of their losses.
+    """The losses that items are scored on: that of each test task, or their mean.
 
     Attributes:
         run: at whose λ the test tasks are solved.

@@ -83,7 +83,7 @@ def read_test_tasks(
 
     Raises:
         RecordingError: batches have to be split into support and query, and the recorded tasks do not say how.
-        TaskShapeError: an item of the sequence is none of these.
+        TaskShapeError: an item of the sequence has another form.
     """
     if num_tasks is not None and num_tasks < 1:
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")

@@ -1,4 +1,4 @@
-"""How a recorded run is read as a bilevel problem: the settings, checked when they are given."""
+"""Settings of the bilevel problem that a recorded run is analysed as, checked when they are given."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ REDUCTIONS = ("mean", "sum")
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """How to score the tasks of a script.
+    """Settings for scoring the tasks of a script.
 
     Attributes:
         loss: one of :data:`LOSSES`; None = the loss that the script called.

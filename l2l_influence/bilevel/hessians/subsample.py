@@ -56,9 +56,9 @@ class Drawn(NamedTuple):
 class Subsample(Curvature):
     """``Σ_i c_i H_i`` estimated from ``tasks`` draws; all tasks with their weights c_i if there are no more than that.
 
-    Drawing by a score takes one pass over all tasks, to compute the scores; drawing at random takes none. A score can
-    pay off with few draws if it reflects the size of H_i (or the weights c_i do). Random draws are distinct, and had
-    the smallest error among tasks of equal weight from half of the tasks on.
+    Drawing by a score takes one pass over all tasks, to compute the scores; drawing at random takes no pass. A score
+    can pay off with few draws if it reflects the size of H_i (or the weights c_i do). Random draws are distinct, and
+    had the smallest error among tasks of equal weight from half of the tasks on.
 
     Args:
         kind: the Hessian to estimate.

@@ -40,8 +40,7 @@ class InnerProblem:
 
     @property
     def initial(self) -> Tensor:
-        """θ_0(λ), where unrolled steps begin, and to which the proximal term draws θ: ``[Q]``, the same for all
-        tasks."""
+        """θ_0(λ), the start of unrolled steps and the centre of the proximal term: ``[Q]``, shared by all tasks."""
         return self.theta_layout.start(self.lam)
 
     @property

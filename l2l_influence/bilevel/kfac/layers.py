@@ -142,7 +142,7 @@ class ParameterWatch(TorchFunctionMode):
         return self.meet(used, call) if used else call.made()
 
     def meet(self, used: list[str], call: FunctionCall) -> Any:
-        """What the model receives as the result of the call."""
+        """The tensor that the model receives as the result of the call."""
         raise NotImplementedError
 
 

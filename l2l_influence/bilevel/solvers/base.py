@@ -85,7 +85,7 @@ class Shifted(LinearOperator):
 
 @dataclass(frozen=True)
 class SolveReport:
-    """How a solve went, row by row.
+    """The report of a solve, row by row.
 
     Attributes:
         solver: name of the solver.

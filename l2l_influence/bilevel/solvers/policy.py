@@ -28,7 +28,7 @@ TRIES = 20
 
 @dataclass(frozen=True)
 class Policy:
-    """What to do if a solve cannot be trusted.
+    """Decides what happens if a solve cannot be trusted.
 
     Only the rows that cannot be trusted are solved again, each on its own: a row is a separate system (the inner
     problem of one task), and its answer must not depend on the other rows of the batch.

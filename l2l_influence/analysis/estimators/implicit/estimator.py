@@ -47,7 +47,7 @@ class ImplicitFit(GradientFit[ImplicitType]):
 
     @property
     def damping(self) -> float:
-        """What is added to δ_o when the outer system is solved."""
+        """The number that is added to δ_o when the outer system is solved."""
         return self.system.damping
 
     @property

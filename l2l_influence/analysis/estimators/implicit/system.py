@@ -45,7 +45,7 @@ class OuterSystem:
 
     @cached_property
     def damping(self) -> float:
-        """What is added to δ_o."""
+        """The number that is added to δ_o when the system is solved."""
         if self.settings.damping != "auto":
             return float(self.settings.damping)
         return RELATIVE_DAMPING * self.hessian.largest_eigenvalue(8)
@@ -77,7 +77,7 @@ class OuterSystem:
         return self.hessian.solve_rows(rows, how.solver, damping=self.damping, tolerance=how.tolerance, without=without)
 
     def note(self, report: SolveReport | None = None) -> str:
-        """What was solved, and how well."""
+        """A note that names the system and says how well it was solved."""
         kind = self.hessian.operator.note or self.settings.hessian
         solved = f"; {report}" if report is not None else ""
         return f"outer: {kind} Hessian, l2 {self.run.problem.l2:.3g} + damping {self.damping:.3g}{solved}"

@@ -38,7 +38,7 @@ class OneModel:
         )
 
     def outputs(self, x: Tensor, y: Tensor, parameters: Named) -> Tensor:
-        """Of one batch, ``[n, …]``, with these parameters."""
+        """The model outputs for one batch, ``[n, …]``, with these parameters."""
         return outputs_of(self.objective.loss, parameters, parameters, x, y)
 
     def losses_along(self, solved: SolvedBatch, v: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def shared_blocks(model: OneModel, tasks: Chosen) -> list[Block]:
 
 
 def pseudo_gradients(model: OneModel, tasks: Chosen) -> list[PseudoGradients]:
-    """Those of each task at λ."""
+    """The pseudo-gradients of each task at λ."""
     samples, lam = tasks.weighted, model.layout.unravel(model.lam)
     theta = model.lam.repeat(len(tasks.weights), 1)
     roots = model.objective.output_curvature_root(model.lam, theta, samples).permute(0, 3, 1, 2)

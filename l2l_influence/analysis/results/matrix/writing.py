@@ -60,7 +60,7 @@ class Writer:
 
     @property
     def stationarity(self) -> Stationarity | None:
-        """Of λ, if scoring finds it."""
+        """The stationarity of λ; None if scoring does not compute it."""
         return self._accumulated.stationarity() if self._fit.finds_stationarity else None
 
     def begin(self, fingerprint: MatrixFingerprint) -> None:
