@@ -173,7 +173,7 @@ class Reptile(nn.Module):
 
 
 @pytest.mark.parametrize("thing", [nn.Linear(2, 2), Reptile(), PrototypicalClassifier(), 3, None], ids=repr)
-def test_what_is_no_learner_is_told_so(thing: Any) -> None:
+def test_an_object_that_is_no_learner_is_refused(thing: Any) -> None:
     text = r"cannot be recorded as a learner.*MAML, MetaSGD and GBML.*Reptile.*prototypical.*MetaOptNet"
     with pytest.raises(RecordingError, match=text):
         recording_of(thing)
