@@ -1,11 +1,10 @@
-"""Run by torchrun: the same questions asked by one process, and by several that share the tasks.
+"""The same questions asked by one process, and by several that share the tasks.
 
 Process 0 leaves in the folder given what each group answered; each process leaves what it was told of mistakes.
 """
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -144,11 +143,13 @@ def mistakes(ranks: Ranks) -> dict[str, str]:
     }
 
 
-def main(folder: Path) -> None:
+def answer(folder: Path, rank: int, size: int) -> None:
+    """Called in each of ``size`` processes, which find each other by a file in the folder."""
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=(folder / "meeting").as_uri(), rank=rank, world_size=size)
     two = dist.new_group([0, 2])
-    everyone, rank = dist.group.WORLD, dist.get_rank()
+    everyone = dist.group.WORLD
     answers = {"3 ranks": core(ranks_of(everyone), TASKS), "no task for one": core(ranks_of(everyone), 2)}
     if rank != 1:
         answers["small batches"] = core(ranks_of(two), TASKS, memory=1)
@@ -168,7 +169,3 @@ def alone() -> dict[str, Answers]:
         "small batches": small,
         "hooks, 2 ranks": by_hook,
     }
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

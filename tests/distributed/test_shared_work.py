@@ -1,33 +1,24 @@
-"""Three real processes, started by torchrun, answer as one does, and tell each other of mistakes."""
+"""Three real processes answer as one does, and tell each other of mistakes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from .questions import alone
+from ..processes import ended, started
+from .questions import alone, answer
 
-ROOT = Path(__file__).parents[2]
 RANKS = range(3)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(RANKS))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [*launch, "-m", "tests.distributed.questions", str(folder)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    processes = [started(answer, folder, rank, len(RANKS)) for rank in RANKS]
+    assert [ended(process) for process in processes] == [0] * len(RANKS)
     return [torch.load(folder / f"found-{rank}", weights_only=False) for rank in RANKS]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +12,10 @@ import torch
 
 from l2l_influence.errors import RetrainingError
 from l2l_influence.evaluation import GroundTruth, Outcome, along_path, leave_one_out, measure
+from l2l_influence.evaluation.ground_truth import retraining
 from l2l_influence.evaluation.ground_truth.retraining import one_thread
 
+from ..processes import context, ended, started
 from .weighted_mean import POINTS, TARGETS, Mean
 
 REMOVALS = np.array([[False, False, False, True, False, False], [True, True, False, False, False, False]])
@@ -97,28 +97,31 @@ def test_a_file_that_is_not_whole_is_made_again(mean: Mean, tmp_path: Path) -> N
     assert mean.count == 5 and same(first, again)
 
 
+def measure_all(retrain: Mean, kept: Path) -> None:
+    measure(retrain, leave_one_out(6), cache=kept, name="a", progress=False)
+
+
 def test_a_measurement_that_was_killed_goes_on_where_it_was(mean: Mean, tmp_path: Path) -> None:
-    calls, kept = tmp_path / "calls", tmp_path / "kept"
-    code = (
-        "from pathlib import Path; from tests.evaluation.weighted_mean import Mean\n"
-        "from l2l_influence.evaluation import *\n"
-        f"retrain = Mean(Path({str(calls)!r}), 0.1, deadly=frozenset([4]))\n"
-        f"measure(retrain, leave_one_out(6), cache={str(kept)!r}, name='a', progress=False)"
-    )
-    killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
-    assert killed.returncode == 1 and mean.count == 6, "all items, then five removals, of which the last was deadly"
+    kept = tmp_path / "kept"
+    killed = started(measure_all, Mean(mean.calls, mean.noise, deadly=frozenset([4])), kept)
+    assert ended(killed) == 1 and mean.count == 6, "all items, then five removals, of which the last was deadly"
     resumed = measure(mean, leave_one_out(6), cache=kept, name="a", progress=False)
     assert mean.count == 6 + 2
     assert same(resumed, measure(Mean(tmp_path / "more", 0.1), leave_one_out(6), progress=False))
 
 
-def test_processes_change_nothing_and_one_that_dies_is_named(mean: Mean, tmp_path: Path) -> None:
+def test_processes_change_nothing_and_one_that_dies_is_named(
+    mean: Mean, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The pool breaks with the process; finished outcomes stay in the cache and equal those of a single process."""
+    asked: list[str] = []
+    monkeypatch.setattr(retraining, "get_context", lambda method: (asked.append(method), context())[1])
     removals, kept = leave_one_out(6), tmp_path / "kept"
     deadly = Mean(mean.calls, mean.noise, deadly=frozenset([5]))
     with pytest.raises(RetrainingError, match="(?s)seed 1.*terminated abruptly") as caught:
         measure(deadly, removals[[0, 1, 2, 3, 5]], [1], processes=2, cache=kept, name="a", progress=False)
     done = len(list(kept.iterdir()))
+    assert asked == ["spawn"], "a fork would share the parent's threads and locks; the test's own server has none"
     assert (1, 4) in caught.value.failures
     assert done >= 4, "at most two were under way, and one was deadly"
     assert f"-{os.getpid()}" not in "".join(call.name for call in mean.calls.iterdir())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +11,8 @@ import pytest
 
 from l2l_influence.storage import atomic
 from l2l_influence.storage.atomic import TEMPORARY, replacing, write_text
+
+from ..processes import ended, started
 
 
 @pytest.fixture
@@ -41,13 +41,14 @@ def test_a_block_that_fails_leaves_the_old_file_alone(path: Path) -> None:
     assert path.read_text() == "old" and names(path.parent) == ["notes.txt"]
 
 
+def killed_while_writing(path: Path) -> None:
+    with replacing(path) as new:
+        new.write_text("half")
+        os._exit(9)
+
+
 def test_a_writer_that_is_killed_leaves_the_old_file_and_one_temporary_file(path: Path) -> None:
-    code = (
-        "import os; from l2l_influence.storage.atomic import replacing\n"
-        f"with replacing({str(path)!r}) as new: new.write_text('half'); os._exit(9)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 9
+    assert ended(started(killed_while_writing, path)) == 9
     assert path.read_text() == "old"
     (temporary,) = set(names(path.parent)) - {"notes.txt"}
     assert re.fullmatch(rf"notes\.txt{TEMPORARY}", temporary)
