@@ -56,16 +56,13 @@ def ended(process: BaseProcess, timeout: float = 120) -> int:
     return code
 
 
-def run_code(code: str, printed: Path) -> None:
-    """Run code as ``python -c`` does; to be called in another process. Its stdout goes to the file."""
-    _redirect(printed, None)
-    exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
-
-
 def run_python(arguments: list[str], environment: Mapping[str, str], printed: Path, said: Path) -> None:
     """Run ``script.py ...`` or ``-m module ...`` as ``python -u`` does; to be called in another process."""
     os.environ.update(environment)
-    _redirect(printed, said)
+    for number, path in ((1, printed), (2, said)):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), number)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
@@ -73,12 +70,3 @@ def run_python(arguments: list[str], environment: Mapping[str, str], printed: Pa
         sys.argv = arguments
         sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
         runpy.run_path(arguments[0], run_name="__main__")
-
-
-def _redirect(printed: Path, said: Path | None) -> None:
-    for number, path in ((1, printed), (2, said)):
-        if path is not None:
-            with path.open("wb") as file:
-                os.dup2(file.fileno(), number)
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from textwrap import dedent
 
@@ -15,6 +13,7 @@ from torch import nn
 
 from l2l_influence import Study, TaskInfluence
 
+from ..processes import ended, run_python, started
 from .scripts import SET_UP, TRAINING, VALIDATION, in_tmp_path, loaded, page, run, scores, write
 
 __all__ = ["in_tmp_path"]
@@ -34,21 +33,18 @@ class Scripts:
     """Scripts that run under the recorder at the same time, each in a folder with its name."""
 
     def __init__(self) -> None:
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, BaseProcess] = {}
 
     def start(self, name: str, options: list[str], *parts: str) -> None:
         Path(f"{name}.py").write_text("".join(dedent(part) for part in parts))
-        self.processes[name] = subprocess.Popen(
-            [sys.executable, "-u", "-m", "l2l_influence", "run", "--quiet", "--out", name, *options, f"{name}.py"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        command = ["-m", "l2l_influence", "run", "--quiet", "--out", name, *options, f"{name}.py"]
+        printed, said = Path(f"{name}.printed"), Path(f"{name}.said")
+        self.processes[name] = started(run_python, command, {}, printed, said)
 
     def end(self, name: str) -> tuple[int, bytes, bytes]:
         """Return code, stdout and stderr."""
-        printed, said = self.processes[name].communicate(timeout=120)
-        return self.processes[name].returncode, printed, said
+        status = ended(self.processes[name])
+        return status, Path(f"{name}.printed").read_bytes(), Path(f"{name}.said").read_bytes()
 
 
 FOREVER = "while True:\n    time.sleep(1)\n"

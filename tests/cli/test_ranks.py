@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from l2l_influence import Study
 from l2l_influence.app.script_run.ranks import TorchrunJob
 
+from ..processes import ended, run_python, started
 from .scripts import FILES, SET_UP, TRAINING, VALIDATION, in_tmp_path, loaded, page, run, scores, write
 
 __all__ = ["in_tmp_path"]
@@ -39,19 +41,34 @@ dist.destroy_process_group()
 """
 
 
-def lines(*command: str) -> list[str]:
-    """Lines that two processes print, sorted."""
+def lines(printed: bytes) -> list[str]:
+    """What two processes printed, sorted."""
+    return sorted(line for line in printed.decode().splitlines() if line.startswith("error"))
+
+
+def recorded_by_torchrun(*command: str) -> bytes:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     torchrun = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ended = subprocess.run([sys.executable, *torchrun, *command], env=environment, capture_output=True, timeout=240)
-    assert ended.returncode == 0, ended.stderr.decode()
-    return sorted(line for line in ended.stdout.decode().splitlines() if line.startswith("error"))
+    job = subprocess.run([sys.executable, *torchrun, *command], env=environment, capture_output=True, timeout=240)
+    assert job.returncode == 0, job.stderr.decode()
+    return job.stdout
+
+
+def plain(script: str) -> bytes:
+    """The stdout of two processes that find each other as those of torchrun do."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    out = [(Path(f"printed-{rank}"), Path(f"said-{rank}")) for rank in range(2)]
+    processes = [started(run_python, [script], {**common, "RANK": str(rank)}, *out[rank]) for rank in range(2)]
+    assert [ended(process) for process in processes] == [0, 0], [said.read_text() for _, said in out]
+    return b"".join(printed.read_bytes() for printed, _ in out)
 
 
 def test_two_processes_of_torchrun_leave_one_scored_study() -> None:
     write(SET_UP, DISTRIBUTED)
-    printed = lines("-m", "l2l_influence", "run", "--quiet", "--out", "both", "script.py")
-    assert len(printed) == 8 and printed == lines("script.py")
+    printed = lines(recorded_by_torchrun("-m", "l2l_influence", "run", "--quiet", "--out", "both", "script.py"))
+    assert len(printed) == 8 and printed == lines(plain("script.py"))
     assert {path.name for path in Path("both").iterdir()} == FILES | {"rank-0", "rank-1", "merged-by"}
     study = loaded("both")
     assert [(task.rank, task.times_trained) for task in study.training_tasks()] == 4 * [(0, 1)] + 4 * [(1, 1)]
