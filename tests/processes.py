@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -56,15 +56,25 @@ def ended(process: BaseProcess, timeout: float = 120) -> int:
     return code
 
 
-def run_python(arguments: list[str], environment: Mapping[str, str], printed: Path, said: Path) -> None:
-    """Run ``script.py ...`` or ``-m module ...`` as ``python -u`` does; to be called in another process."""
+def run_python(
+    arguments: list[str], environment: Mapping[str, str], printed: Path, said: Path, paths: Sequence[str] = ()
+) -> None:
+    """Run ``script.py ...`` or ``-m module ...`` as ``python -u`` does; to be called in another process.
+
+    Args:
+        environment: variables to set.
+        printed, said: files for stdout and stderr.
+        paths: folders to import from before all others.
+    """
     os.environ.update(environment)
     for number, path in ((1, printed), (2, said)):
         with path.open("wb") as file:
             os.dup2(file.fileno(), number)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
+    sys.path[:0] = paths
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
+        sys.path.insert(0, str(Path.cwd()))
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import cache
 
 import numpy as np
 import pytest
@@ -42,7 +43,12 @@ def keys(run: Run) -> list[int]:
 
 
 def reoptimised(run: Run, weights: np.ndarray) -> torch.Tensor:
-    """λ* with these weights of the tasks, by the reference's own Newton steps."""
+    """λ* with these weights of the tasks, by the reference's own Newton steps. Found once: the run is shared."""
+    return _reoptimised(run, tuple(weights))
+
+
+@cache
+def _reoptimised(run: Run, weights: tuple[float, ...]) -> torch.Tensor:
     task = run.reference.weights.task.clone()
     task[keys(run)] *= torch.tensor(weights)
     return run.reference.optimum(run.lam, run.reference.weights._replace(task=task))

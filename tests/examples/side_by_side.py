@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from ..processes import ended, run_python, started
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -13,17 +12,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 def run_both(home: Path, *commands: list[str]) -> list[str]:
     """Output of commands run at the same time, with learn2learn's examples on the path and ``home`` as home folder."""
     original = str(EXAMPLES / "learn2learn")
-    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join([original, *sys.path])}
+    files = [(home / f"printed-{number}", home / f"said-{number}") for number in range(len(commands))]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", *command],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for command in commands
+        started(run_python, command, {"HOME": str(home)}, *both, [original])
+        for command, both in zip(commands, files, strict=True)
     ]
-    ended = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(commands), ended
-    return [out for out, _ in ended]
+    status = [ended(process, timeout=300) for process in processes]
+    assert status == [0] * len(commands), [said.read_text() for _, said in files]
+    return [printed.read_text() for printed, _ in files]

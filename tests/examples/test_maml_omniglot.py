@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import difflib
 import math
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from .side_by_side import EXAMPLES
+from .side_by_side import EXAMPLES, run_both
 
 PORT = EXAMPLES / "maml_omniglot.py"
 ORIGINAL = EXAMPLES / "learn2learn" / "maml_omniglot.py"
@@ -46,7 +44,9 @@ def test_without_data_it_says_what_is_missing_and_exits_with_2(
 def test_it_ranks_real_tasks_and_trains_as_without_recording(omniglot_root: Path, tmp_path: Path) -> None:
     without = tmp_path / "without.py"
     without.write_text(plain_script())
-    recorded, plain = run(PORT, tmp_path), run(without, tmp_path)
+    recorded, plain = run_both(
+        tmp_path, *([str(script), *SETTINGS, "--out", str(tmp_path)] for script in (PORT, without))
+    )
     assert plain.count("Meta Train Error") == 2 and plain.count("Meta Test Error") == 1
     assert recorded.startswith(plain)
     table = recorded.removeprefix(plain)
@@ -74,15 +74,3 @@ def difference() -> str:
     lines = (path.read_text().splitlines(keepends=True) for path in (ORIGINAL, PORT))
     names = "learn2learn/examples/vision/maml_omniglot.py", "examples/maml_omniglot.py"
     return "".join(difflib.unified_diff(*lines, *names, n=1))
-
-
-def run(script: Path, out: Path) -> str:
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), *SETTINGS, "--out", str(out)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout

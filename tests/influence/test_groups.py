@@ -67,7 +67,7 @@ def test_a_groups_score_is_the_sum_of_its_members(run, level, estimator):
 
 @pytest.mark.parametrize("level", list(HOOKS))
 def test_removing_a_group_removes_its_members(run, level):
-    single = run.hook(HOOKS[level])
+    single = run.hook(HOOKS[level], hessian="sketch")
     groups = GroupInfluence.like(single, by=parity, of=level)
     members = members_of(level, single.scores(run.test.tasks))
     for group, rows in members.items():
@@ -82,7 +82,7 @@ def test_removing_a_group_removes_its_members(run, level):
 @pytest.mark.parametrize(("level", "changed"), [("task", "leave_one_out"), ("support", "removal")])
 def test_groups_are_removed_as_the_estimator_says(run, level, changed):
     options = {changed: True if changed == "leave_one_out" else "resolve"}
-    single = run.hook(HOOKS[level], **options)
+    single = run.hook(HOOKS[level], hessian="sketch", **options)
     groups = GroupInfluence.like(single, by=parity, of=level)
     members = members_of(level, single.scores(run.test.tasks))
     for row in groups.scores(run.test.tasks):
@@ -92,7 +92,7 @@ def test_groups_are_removed_as_the_estimator_says(run, level, changed):
 
 
 def test_self_influence_of_a_group_is_the_sum_of_its_members(run):
-    single = run.hook(QueryInfluence)
+    single = run.hook(QueryInfluence, hessian="sketch")
     members = members_of("query", single.self_influence())
     rows = GroupInfluence.like(single, by=parity).self_influence()
     assert [row.score for row in rows] == sorted(rows.values.values())
