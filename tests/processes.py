@@ -46,7 +46,7 @@ def started(function: Callable[..., object], *args: Any) -> BaseProcess:
     return process  # type: ignore[no-any-return]
 
 
-def ended(process: BaseProcess, timeout: float = 120) -> int:
+def ended(process: BaseProcess, timeout: float = 300) -> int:
     """The exit code, negative for a signal; a process that takes longer is killed."""
     process.join(timeout)
     code = process.exitcode
