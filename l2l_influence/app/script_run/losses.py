@@ -41,15 +41,19 @@ LOSSES: Mapping[str, type[nn.Module]] = dict(sorted(_torch_losses()))
 """Torch's losses of outputs and one target that are a mean or a sum over samples, by name on the command line."""
 
 
+class UnknownLossError(ValueError):
+    """The loss that ``--loss`` names does not exist."""
+
+
 @dataclass(frozen=True)
 class ChosenLoss:
     """A loss that the user named, as hooks take it.
 
     Attributes:
-        loss: a torch loss, or a function of outputs and labels.
+        loss: a torch loss, or a function of outputs and labels; None for the loss that the script called.
         reduction: of a function that returns one value per sample; None if the loss itself says it.
         imports: lines of Python that ``code`` needs.
-        code: the arguments of a hook.
+        code: the arguments of a hook; empty for the loss that the script called.
     """
 
     loss: Callable[..., Tensor] | None = None
@@ -68,7 +72,7 @@ class NamedLoss(ABC):
             A warning, or an empty string.
 
         Raises:
-            ValueError: there is no such loss.
+            UnknownLossError: there is no such loss.
         """
         return ""
 
@@ -81,7 +85,7 @@ class NamedLoss(ABC):
             like: a tensor with the dtype and device of the model.
 
         Raises:
-            ValueError: there is no such loss.
+            UnknownLossError: there is no such loss.
         """
 
 
@@ -158,17 +162,19 @@ class ImportedLoss(NamedLoss):
     def check(self, script: str) -> str:
         source = Path(script) if self._is_script(script) else find_source(self.module, search_path(script))
         if source is None:
-            return f"Warning: there is no module {self.module} yet. --loss looks for it again when the script has ended."
+            return (
+                f"Warning: there is no module {self.module} yet. --loss looks for it again when the script has ended."
+            )
         names = top_level_names(source)
         if names is not None and self._first not in names:
-            raise ValueError(f"{source} defines no {self._first}, which {self} names")
+            raise UnknownLossError(f"{source} defines no {self._first}, which {self} names")
         return ""
 
     def load(self, script: str, like: Tensor) -> ChosenLoss:
         found = self._found(script)
         loss = self._called(found) if inspect.isclass(found) else found
         if not callable(loss):
-            raise ValueError(f"{self} is no loss: {type(loss).__name__} objects cannot be called")
+            raise UnknownLossError(f"{self} is no loss: {type(loss).__name__} objects cannot be called")
         reduction = self.reduction or (None if _says_reduction(loss) else "mean")
         code = f"loss={self.name}{'()' if inspect.isclass(found) else ''}"
         imports = f"from {self.module} import {self._first}"
@@ -181,13 +187,13 @@ class ImportedLoss(NamedLoss):
             module = sys.modules["__main__"] if self._is_script(script) else importlib.import_module(self.module)
             return _attribute(module, self.name)
         except (Exception, SystemExit) as error:  # the module is the user's, and may raise anything
-            raise ValueError(f"{self} could not be imported: {type(error).__name__}: {error}") from error
+            raise UnknownLossError(f"{self} could not be imported: {type(error).__name__}: {error}") from error
 
     def _called(self, kind: type) -> Any:
         try:
             return kind()
         except Exception as error:
-            raise ValueError(f"{self} is a class, and {kind.__name__}() failed: {error}") from error
+            raise UnknownLossError(f"{self} is a class, and {kind.__name__}() failed: {error}") from error
 
     def _is_script(self, script: str) -> bool:
         return self.module in ("__main__", Path(script).stem)
@@ -235,7 +241,7 @@ def _literals(name: str, text: str) -> Iterator[tuple[str, Any]]:
         found = [(each.arg, ast.literal_eval(each.value)) for each in call.keywords]
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise ValueError(
-            f'settings of a loss are names and plain values, as in "{name}(reduction=\'sum\')"; got {text!r}'
+            f"settings of a loss are names and plain values, as in \"{name}(reduction='sum')\"; got {text!r}"
         ) from None
     for setting, value in found:
         if setting is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ...bilevel.hessians import Curvature, Sketch, Subsample
 
@@ -147,7 +148,8 @@ def _largest(plan: WorkPlan, field: str, least: int, largest: int, most: float) 
 
 
 def _with(plan: WorkPlan, field: str, number: int) -> WorkPlan:
-    return replace(plan, **{field: number})
+    changed: dict[str, Any] = {field: number}
+    return replace(plan, **changed)
 
 
 def _fewest_tasks(plan: WorkPlan) -> int:
