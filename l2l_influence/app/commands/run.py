@@ -14,7 +14,12 @@ LOSS_NAMES = (
     "bce", "bce-with-logits", "cross-entropy", "hinge-embedding", "huber", "kl-div", "l1", "mse", "multi-label-margin",
     "multi-label-soft-margin", "multi-margin", "nll", "poisson-nll", "smooth-l1", "soft-margin",
 )  # fmt: skip
-"""Written out here, because reading them from torch.nn takes seconds. Later versions of torch may have more."""
+"""Written out here, because importing torch takes seconds. Later versions of torch may have more."""
+
+LOSS_HELP = (
+    "Loss of the script, if it cannot be detected: the name of a torch loss, with settings as in "
+    "\"cross-entropy(label_smoothing=0.1, reduction='sum')\", or module:function. Names: " + ", ".join(LOSS_NAMES) + "."
+)
 
 
 # Everything after the path of the script is passed to the script, even if it looks like an option.
@@ -31,9 +36,7 @@ def run(
         str | None,
         typer.Option(
             metavar="LOSS",
-            help="Loss of the script, if it cannot be detected: the name of a torch loss, with settings as in "
-            "\"cross-entropy(label_smoothing=0.1, reduction='sum')\", or module:function. "
-            f"Names: {', '.join(LOSS_NAMES)}.",
+            help=LOSS_HELP,
             show_default=False,
         ),
     ] = None,

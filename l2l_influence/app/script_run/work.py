@@ -21,10 +21,10 @@ SAMPLES = Sketch.samples
 PRODUCTS = 20
 """Products of the Hessian with a vector that a solve by conjugate gradients is assumed to take, one pass each."""
 
-FEWEST_TESTS, TEST_SHARE = 10, 0.1
+FEWEST_TESTS, TEST_SHARE = 20, 0.1
 """Test tasks are not reduced below this many, nor below this share of the number of training tasks."""
 
-FEWEST_TASKS, HESSIAN_SHARE = 16, 0.25
+FEWEST_TASKS, HESSIAN_SHARE = 32, 0.5
 """The Hessian is not reduced below this many tasks, nor its passes below this share of the number of training tasks."""
 
 MOST_BLOCKS, BLOCK_SHARE = 4, 0.25
