@@ -81,9 +81,19 @@ def page(folder: str = "l2l-influence-run") -> str:
     return " ".join(html.unescape(text).split())
 
 
-def scores(folder: str = "l2l-influence-run") -> dict[int, float]:
+def code_on_the_page(folder: str = "l2l-influence-run") -> str:
+    """The Python code with which the report says to continue."""
+    whole = (Path(folder) / "report.html").read_text()
+    return html.unescape(re.findall(r"<pre><code>([^<]*Study[.]load.*?)</code>", whole, re.DOTALL)[0])
+
+
+def rows(folder: str = "l2l-influence-run") -> list[dict[str, str]]:
     with (Path(folder) / "scores.csv").open(newline="") as file:
-        return {int(row["task"]): float(row["score"]) for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
+
+
+def scores(folder: str = "l2l-influence-run") -> dict[int, float]:
+    return {int(row["task"]): float(row["score"]) for row in rows(folder)}
 
 
 def loaded(folder: str = "l2l-influence-run") -> Study:

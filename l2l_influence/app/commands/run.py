@@ -10,6 +10,17 @@ import typer
 from ..requirements import require
 from .application import application
 
+LOSS_NAMES = (
+    "bce", "bce-with-logits", "cross-entropy", "hinge-embedding", "huber", "kl-div", "l1", "mse", "multi-label-margin",
+    "multi-label-soft-margin", "multi-margin", "nll", "poisson-nll", "smooth-l1", "soft-margin",
+)  # fmt: skip
+"""Written out here, because importing torch takes seconds. Later versions of torch may have more."""
+
+LOSS_HELP = (
+    "Loss of the script, if it cannot be detected: the name of a torch loss, with settings as in "
+    "\"cross-entropy(label_smoothing=0.1, reduction='sum')\", or module:function. Names: " + ", ".join(LOSS_NAMES) + "."
+)
+
 
 # Everything after the path of the script is passed to the script, even if it looks like an option.
 @application.command(context_settings={"allow_interspersed_args": False})
@@ -23,15 +34,33 @@ def run(
     ),
     loss: Annotated[
         str | None,
-        typer.Option(help="Loss of the script, if it cannot be detected: cross-entropy or mse.", show_default=False),
+        typer.Option(
+            metavar="LOSS",
+            help=LOSS_HELP,
+            show_default=False,
+        ),
     ] = None,
-    reduction: Annotated[str, typer.Option(help="Reduction of the loss given by --loss: mean or sum.")] = "mean",
+    reduction: Annotated[
+        str | None,
+        typer.Option(
+            help="Reduction of the loss given by --loss, mean or sum; by default that of the loss, or mean.",
+            show_default=False,
+        ),
+    ] = None,
     hessian: Annotated[
         str | None,
         typer.Option(help="Kind of total Hessian, such as sketch, gauss-newton or exact.", show_default=False),
     ] = None,
     test_tasks: Annotated[int, typer.Option(help="Maximum number of tasks to score on.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed for drawing these tasks, if there are more.")] = 0,
+    work: Annotated[
+        str,
+        typer.Option(
+            metavar="FACTOR",
+            help="Largest work of scoring, relative to that of the training, counted in passes over episodes: fewer "
+            "samples and test tasks are used to stay near it. 0 or all = no bound.",
+        ),
+    ] = "1",
     save_every: Annotated[
         float, typer.Option(min=0, help="Seconds between saves of the study while the script runs; 0 = never.")
     ] = 60.0,
@@ -44,7 +73,19 @@ def run(
     if not Path(script).is_file():
         raise typer.BadParameter(f"there is no file {script}", param_hint="SCRIPT")
     try:
-        settings = ScoringSettings(loss, reduction, hessian, test_tasks, seed, progress=False if quiet else None)
+        settings = ScoringSettings(
+            loss, reduction, hessian, test_tasks, seed, progress=False if quiet else None, work=_factor(work)
+        )
+        warning = settings.check(script)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if warning:
+        typer.echo(warning, err=True)
     raise SystemExit(run_script(script, arguments or [], out, settings, quiet=quiet, save_every=save_every))
+
+
+def _factor(work: str) -> float:
+    try:
+        return 0.0 if work == "all" else float(work)
+    except ValueError:
+        raise ValueError(f"--work must be a number or 'all'; got {work!r}") from None

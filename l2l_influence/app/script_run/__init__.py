@@ -6,6 +6,7 @@ Needs the extra ``report``.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,22 @@ from ...errors import RecordingError
 from ...recording import Study, record
 from ...recording.study.folders import copies, folders, save_each
 from ...recording.study.saver import Saver
-from .analysis import ScoredRun, ScoringSettings, analyse
-from .page import PAGE, RANKING, SCORES, STUDY, FinishedScript, SaveResult, clear_results, save_study, write_files
+from .analysis import ScoredRun, Scoring, ScoringSettings, prepare
+from .page import (
+    NOT_FINISHED,
+    PAGE,
+    RANKING,
+    SCORES,
+    STUDY,
+    FinishedScript,
+    SaveResult,
+    clear_results,
+    save_study,
+    write_files,
+)
 from .preemption import before_sigterm
 from .ranks import TorchrunJob
-from .script import Ending, as_main, execute
+from .script import INTERRUPTED, Ending, as_main, execute
 
 __all__ = ["ScoringSettings", "run_script"]
 
@@ -35,7 +47,8 @@ def run_script(
 ) -> int | str | None:
     """Run a script as ``python script …`` does, and write its study and scores to ``folder``, however it ends.
 
-    All messages go to stderr, because stdout belongs to the script.
+    All messages go to stderr, because stdout belongs to the script. The study and a page are written before scoring
+    begins, and stay if scoring is interrupted.
 
     Args:
         script: path of the script.
@@ -48,7 +61,7 @@ def run_script(
         save_every: seconds between saves of the study while the script runs; 0 = never.
 
     Returns:
-        The script's exit status, as ``sys.exit`` takes it.
+        The script's exit status, as ``sys.exit`` takes it; 130 if it ended well and Ctrl-C interrupted the scoring.
     """
     job = TorchrunJob.of_environment(folder.resolve())  # resolved now: the script may change the working directory
     job.begin()
@@ -57,10 +70,13 @@ def run_script(
             saver = Saver(partial(_save_so_far, study, job.own_folder), save_every)
             study.between_steps = saver.step
             with before_sigterm(partial(_save_before_end, saver, job.own_folder)):
+                begun = time.monotonic()
                 ending = execute(module)
-        if not saver.foreign:  # a child process that the script forked reports nothing
-            _finish(job, study, _Reporter([script, *arguments], ending, settings, quiet))
-    return ending.status
+                seconds = time.monotonic() - begun
+        if saver.foreign:  # a child process that the script forked reports nothing
+            return ending.status
+        complete = _finish(job, study, _Reporter([script, *arguments], ending, seconds, settings, quiet))
+    return ending.status if complete or ending.status else INTERRUPTED
 
 
 def _save_so_far(study: Study, folder: Path) -> None:
@@ -73,7 +89,8 @@ def _save_before_end(saver: Saver, folder: Path) -> None:
     _say(f"Received SIGTERM. {saver.trouble or f'The study until now is in {folder}.'}")
 
 
-def _finish(job: TorchrunJob, study: Study, reporter: _Reporter) -> None:
+def _finish(job: TorchrunJob, study: Study, reporter: _Reporter) -> bool:
+    """Save and score the study; returns False if scoring was interrupted."""
     saved: dict[Path, SaveResult] = {}
     if study.learners:
         save_each(study, job.own_folder, lambda part, path: saved.update({path.parent: save_study(part, path)}), STUDY)
@@ -82,13 +99,11 @@ def _finish(job: TorchrunJob, study: Study, reporter: _Reporter) -> None:
         _say(f"There is nothing to write: the recorder found no learn2learn learner. {study.describe()}")
     last = job.end()
     if job.size == 1:
-        for folder, part in folders(study, job.own_folder):
-            reporter.report(part, folder, saved[folder])
-    elif not last and saved:
+        return reporter.report([(folder, part, saved[folder]) for folder, part in folders(study, job.own_folder)])
+    if not last and saved:
         _say(f"Written to {job.own_folder}: {STUDY}. The process that ends last merges the studies of all processes.")
-    elif last:
-        for folder, whole in _merged(job, study):
-            reporter.report(whole, folder, save_study(whole, folder / STUDY))
+    merged = _merged(job, study) if last else ()
+    return reporter.report([(folder, whole, save_study(whole, folder / STUDY)) for folder, whole in merged])
 
 
 def _merged(job: TorchrunJob, study: Study) -> Iterator[tuple[Path, Study]]:
@@ -104,19 +119,78 @@ def _merged(job: TorchrunJob, study: Study) -> Iterator[tuple[Path, Study]]:
 
 @dataclass(frozen=True)
 class _Reporter:
-    """Scores the tasks of a study, writes the files, and prints a summary."""
+    """Scores the tasks of studies, writes the files, and prints a summary of each."""
 
     argv: Sequence[str]
     ending: Ending
+    seconds: float
     settings: ScoringSettings
     quiet: bool
 
-    def report(self, study: Study, folder: Path, saved: SaveResult) -> None:
+    def report(self, studies: Sequence[tuple[Path, Study, SaveResult]]) -> bool:
+        """Write a page for each study, and then score them; returns False if that was interrupted."""
+        reports: list[_Report] = []
+        try:
+            for each in studies:
+                reports.append(self._begun(*each))
+            for report in reports:
+                self._score(report)
+        except KeyboardInterrupt:
+            _say("\n".join(["", *(line for report in reports for line in report.interrupted())]))
+            return False
+        return True
+
+    def _begun(self, folder: Path, study: Study, saved: SaveResult) -> _Report:
         if not self.quiet:
             _say(f"The script ended {self.ending.how}. {study.describe()}")
-        scored = analyse(study, self.settings, self.ending.early)
-        page = write_files(FinishedScript(self.argv, self.ending, study), scored, saved, folder)
-        _say("\n".join(_summary(scored, saved, self.quiet) + _file_lines(page)))
+        scoring = prepare(study, self.settings, self.argv[0], self.ending.early)
+        report = _Report(folder, FinishedScript(self.argv, self.ending, study), scoring, saved)
+        report.write(scoring if isinstance(scoring, str) else NOT_FINISHED)
+        return report
+
+    def _score(self, report: _Report) -> None:
+        scored: ScoredRun | str = ""
+        if isinstance(report.scoring, str):
+            scored = report.scoring
+        else:
+            if not self.quiet:
+                _say(_estimate(report.scoring, self.seconds))
+            with before_sigterm(lambda: _say("\n".join(["Received SIGTERM.", *report.interrupted()]))):
+                for scored in report.scoring.results():
+                    report.write(scored)
+        _say("\n".join(_summary(scored, report.saved, self.quiet) + _file_lines(report.folder)))
+
+
+@dataclass(frozen=True)
+class _Report:
+    """The files of one study."""
+
+    folder: Path
+    script: FinishedScript
+    scoring: Scoring | str
+    saved: SaveResult
+
+    def write(self, scored: ScoredRun | str) -> None:
+        """Write the files with the scores until now, or with the reason why there are none."""
+        write_files(self.script, self.scoring, scored, self.saved, self.folder)
+
+    def interrupted(self) -> list[str]:
+        """Lines for the user when scoring is interrupted; empty if the scores are complete."""
+        if isinstance(self.scoring, str) or (self.folder / RANKING).exists():
+            return []
+        page = (self.folder / PAGE).as_uri()
+        missing = "incomplete" if (self.folder / SCORES).exists() else "missing"
+        return [f"The scores in {self.folder} are {missing}. Code that computes them from the study is in {page}"]
+
+
+def _estimate(scoring: Scoring, seconds: float) -> str:
+    """The work of scoring before it begins, and how long it may take."""
+    plan = scoring.plan
+    took = f" (the script took {seconds:.0f} s)" if seconds >= 1 else ""
+    return (
+        f"Scoring {plan.size.tasks} training tasks takes {plan.passes} passes over episodes, "
+        f"about {plan.work:.1f} times the work of the training{took}."
+    )
 
 
 def _summary(scored: ScoredRun | str, saved: SaveResult, quiet: bool) -> list[str]:
@@ -128,12 +202,12 @@ def _summary(scored: ScoredRun | str, saved: SaveResult, quiet: bool) -> list[st
             "Warning: the learner was fed no tasks besides those it was trained on, so these were used as test tasks. "
             "The scores are scores of fit, not generalisation."
         )
-    return lines if quiet else [*lines, scored.tests.note, "", scored.scores.table(5), ""]
+    return lines if quiet else [*lines, scored.tests.note, str(scored.plan), "", scored.scores.table(5), ""]
 
 
-def _file_lines(page: Path) -> list[str]:
-    files = [name for name in (STUDY, SCORES, RANKING, PAGE) if (page.parent / name).exists()]
-    return [f"Written to {page.parent}: {', '.join(files)}", f"Open this in a browser: {page.as_uri()}"]
+def _file_lines(folder: Path) -> list[str]:
+    files = [name for name in (STUDY, SCORES, RANKING, PAGE) if (folder / name).exists()]
+    return [f"Written to {folder}: {', '.join(files)}", f"Open this in a browser: {(folder / PAGE).as_uri()}"]
 
 
 def _say(text: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,19 @@ from ...recording.learners.base import model_of
 from ...recording.learners.registry import adapter_of
 from ...recording.study import storage
 from ...report.html import versions, write_page
-from .analysis import ScoredRun
+from ...storage.atomic import replacing
+from .analysis import ScoredRun, Scoring
+from .next_steps import next_steps
 from .script import Ending
 
 STUDY, SCORES, RANKING, PAGE = "study", "scores.csv", "ranking.png", "report.html"
-_COLUMNS = ("rank", "task", "key", "classes", "times trained", "query loss", "score")
+NOT_FINISHED = (
+    "Scoring has not finished. If its process has ended, it was interrupted; the code below then computes the scores "
+    "from the study."
+)
+"""The reason for missing scores on the page that is written before scoring begins."""
+
+_COLUMNS = ("rank", "task", "taskset", "key", "classes", "times trained", "query loss", "score")
 
 
 @dataclass(frozen=True)
@@ -104,23 +113,39 @@ def clear_results(folder: Path) -> None:
             place.rmdir()
 
 
-def write_files(script: FinishedScript, scored: ScoredRun | str, saved: SaveResult, folder: Path) -> Path:
-    """Write scores.csv, ranking.png and report.html; without scores, only a page with the reason.
+def write_files(
+    script: FinishedScript, scoring: Scoring | str, scored: ScoredRun | str, saved: SaveResult, folder: Path
+) -> Path:
+    """Write scores.csv, report.html, and, if the scores are complete, ranking.png.
+
+    Without scores, write only a page with the reason.
 
     Args:
         script: the script that was run.
-        scored: the scores, or the reason why there are none.
+        scoring: how its tasks are scored, or the reason why they cannot be.
+        scored: the scores until now, or the reason why there are none.
         saved: the result of saving the study.
         folder: folder for the files.
 
     Returns:
         The path of the page.
     """
-    scores = None if isinstance(scored, str) else scored.scores
+    result = None if isinstance(scored, str) else scored
     figure = None
-    if scores is not None:
-        scores.to_csv(folder / SCORES)
-        figure = scores.plot(folder / RANKING)
+    if result is None:
+        (folder / SCORES).unlink(missing_ok=True)
+    else:
+        _write_scores(result, script.study, folder / SCORES)
+        figure = result.scores.plot(folder / RANKING) if result.complete else None
+    worst = [row.task for row in result.scores.top(3)] if result and result.complete else []
+    code = next_steps(
+        folder / STUDY,
+        "learner" if script.needs_learner else "model",
+        script.has_body,
+        None if isinstance(scoring, str) else scoring,
+        result is None or not result.complete,
+        worst,
+    )
     return write_page(
         folder / PAGE,
         "run.html.j2",
@@ -128,17 +153,42 @@ def write_files(script: FinishedScript, scored: ScoredRun | str, saved: SaveResu
         scored=scored,
         saved=saved,
         figure=figure,
-        **(_tables(scores) if scores else {}),
-        worst=[row.task for row in scores.top(3)] if scores else [],
+        **(_tables(result.scores, _tasksets(script.study)) if result else {}),
+        code=code,
         study_path=str(folder / STUDY),
         versions=versions(),
     )
 
 
-def _tables(scores: TaskScores) -> dict[str, list[Any]]:
+def _write_scores(scored: ScoredRun, study: Study, path: Path) -> None:
+    """The rows of the scores, with two more columns: each task's taskset, and the number of test tasks covered."""
+    tasksets = _tasksets(study)
+    with replacing(path) as new, new.open("w", newline="", encoding="utf-8") as file:
+        writer: csv.DictWriter[str] | None = None
+        for row in scored.scores:
+            before, after = _split(vars(row), "key")
+            cells = {**before, "taskset": tasksets[row.task], **after, "test_tasks": scored.covered}
+            if writer is None:
+                writer = csv.DictWriter(file, list(cells))
+                writer.writeheader()
+            writer.writerow({**cells, "classes": " ".join(map(str, row.classes or ()))})
+
+
+def _split(values: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values before ``name``, and the others."""
+    place = list(values).index(name)
+    return dict(list(values.items())[:place]), dict(list(values.items())[place:])
+
+
+def _tasksets(study: Study) -> dict[int, int]:
+    """Number of each task's taskset, by the task's id."""
+    return {task.id: task.taskset for task in study.tasks}
+
+
+def _tables(scores: TaskScores, tasksets: Mapping[int, int]) -> dict[str, list[Any]]:
     """Both ends of the ranking, with the columns that are not empty in both."""
-    harmful = [_cells(row) for row in scores.top() if row.score > 0]
-    helpful = [_cells(row) for row in scores.bottom() if row.score < 0]
+    harmful = [_cells(row, tasksets[row.task]) for row in scores.top() if row.score > 0]
+    helpful = [_cells(row, tasksets[row.task]) for row in scores.bottom() if row.score < 0]
     columns = [name for name in _COLUMNS if any(row[name] for row in harmful + helpful)]
     ends = {"harmful": harmful, "helpful": helpful}
     return {
@@ -147,8 +197,8 @@ def _tables(scores: TaskScores) -> dict[str, list[Any]]:
     }
 
 
-def _cells(row: TaskScore) -> dict[str, str]:
+def _cells(row: TaskScore, taskset: int) -> dict[str, str]:
     classes = " ".join(map(str, row.classes or ()))
     numbers = [f"{row.loss:.3f}", f"{row.score:+.2e}"]
-    cells = [str(row.rank), str(row.task), str(row.key), classes, str(row.times_trained), *numbers]
+    cells = [str(row.rank), str(row.task), str(taskset), str(row.key), classes, str(row.times_trained), *numbers]
     return dict(zip(_COLUMNS, cells, strict=True))

@@ -38,12 +38,18 @@ def as_main(script: str, arguments: Sequence[str]) -> Iterator[ModuleType]:
     module = _main_module(script)
     argv, path, main = sys.argv, list(sys.path), sys.modules["__main__"]
     sys.argv, sys.modules["__main__"] = [script, *arguments], module
-    if not getattr(sys.flags, "safe_path", False):  # otherwise python adds no folder of the script
-        sys.path[0] = os.path.dirname(os.path.realpath(script))
+    sys.path[:] = search_path(script)
     try:
         yield module
     finally:
         sys.argv, sys.path[:], sys.modules["__main__"] = argv, path, main
+
+
+def search_path(script: str) -> list[str]:
+    """The folders in which python looks for modules that a script imports."""
+    if getattr(sys.flags, "safe_path", False):  # python then adds no folder of the script
+        return list(sys.path)
+    return [os.path.dirname(os.path.realpath(script)), *sys.path[1:]]
 
 
 def execute(module: ModuleType) -> Ending:
