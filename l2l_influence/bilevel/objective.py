@@ -1,5 +1,7 @@
 """The weighted sum of per-sample losses, L(λ, θ) = Σ_j w_j ℓ(z_j; λ, θ), and its derivatives, batched over tasks.
 
+The sum is over the n samples, and over r terms that belong to no sample if the loss returns such terms.
+
 λ is one flat vector ``[P]`` shared by all tasks. θ is ``[B, Q]``, or in low-rank factors where the type says so.
 Samples are :class:`Samples` of ``B`` tasks, and vectors that multiply derivatives have a leading ``B`` as well. Each
 derivative is written for one task and mapped over the batch.
@@ -19,12 +21,12 @@ from ..errors import LossStructureError, TaskShapeError
 from .elementary import ElementaryNorms
 from .factored import FactoredParameters, Theta
 from .layout import Layout, Named, ThetaLayout, Vector
-from .loss import ModelLoss, PerSampleLoss, criterion_of, outputs_of
-from .task import Samples
+from .loss import PerSampleLoss, SteppedLoss, criterion_of, outputs_of, reads_lam, steps_differ
+from .task import Inputs, Samples
 
 
 class Joint(NamedTuple):
-    """A vector in the joint space of λ ``[B, P]``, θ ``[B, Q]`` and the sample weights w ``[B, n]``."""
+    """A vector in the joint space of λ ``[B, P]``, θ ``[B, Q]`` and the weights w ``[B, n + r]``."""
 
     lam: Tensor
     theta: Tensor
@@ -40,18 +42,25 @@ class Objective:
 
     Attributes:
         direct: whether L may depend on λ other than through θ. False only if that is certain.
+        steps_differ: whether the loss is another function in each inner step.
     """
 
     def __init__(self, loss: PerSampleLoss, lam_layout: Layout, theta_layout: ThetaLayout) -> None:
         self._loss = loss
         self._lam_layout, self._theta_layout = lam_layout, theta_layout
-        others = set(lam_layout.shapes) - set(theta_layout.shapes)
-        self.direct = not isinstance(loss, ModelLoss) or any(map(loss.reads, others))
+        self.direct = reads_lam(loss, lam_layout.shapes, theta_layout.shapes)
+        self.steps_differ = steps_differ(loss)
 
     @property
     def loss(self) -> PerSampleLoss:
         """The loss ℓ(z_j; λ, θ) of single samples z_j, without their weights w_j."""
         return self._loss
+
+    def at_step(self, k: int) -> Objective:
+        """The objective of inner step k = 0, 1, …: this one, unless the loss differs from step to step."""
+        if not (self.steps_differ and isinstance(self._loss, SteppedLoss)):
+            return self
+        return Objective(self._loss.at_step(k), self._lam_layout, self._theta_layout)
 
     # ---- values -----------------------------------------------------------------------------------------------
 
@@ -60,7 +69,7 @@ class Objective:
         return self._map(self._value)(lam, theta, *z)
 
     def losses(self, lam: Tensor, theta: Theta, z: Samples) -> Tensor:
-        """ℓ_j of each sample, without its weight: ``[B, n]``."""
+        """ℓ_j of each sample, without its weight, and the terms that belong to no sample: ``[B, n + r]``."""
         return self._map(self._losses)(lam, theta, *z)
 
     # Methods named ..._of_one take one task, all arguments without the leading ``B``; the caller maps them over tasks.
@@ -70,7 +79,7 @@ class Objective:
         return self._value(lam, theta, *z)
 
     def weighted_losses_of_one(self, lam: Vector, theta: Theta, z: Samples) -> Tensor:
-        """w_j ℓ_j of each sample of one task, ``[n]``."""
+        """w_j ℓ_j of each sample of one task, and the weighted terms that belong to no sample: ``[n + r]``."""
         return z.w * self._losses(lam, theta, *z)
 
     def outputs_of_one(self, lam: Vector, theta: Theta, z: Samples) -> Tensor:
@@ -118,7 +127,7 @@ class Objective:
         return FactoredParameters(by_dense, by_outputs, inputs)
 
     def losses_along(self, lam: Tensor, theta: Tensor, z: Samples, v_theta: Tensor) -> Tensor:
-        """⟨∂_θ w_j ℓ_j, v_θ⟩ of each sample, ``[B, n]``."""
+        """⟨∂_θ w_j ℓ_j, v_θ⟩ of each sample, and of each term that belongs to no sample: ``[B, n + r]``."""
         return self._map(self._losses_along, 1)(lam, theta, *z, v_theta)
 
     # ---- second derivatives -----------------------------------------------------------------------------------
@@ -206,35 +215,35 @@ class Objective:
             with theta.at_work(self._theta_layout.start_by_name(by_name)) as (named, _):
                 yield by_name, named
 
-    def _losses(self, lam: Vector, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    def _losses(self, lam: Vector, theta: Theta, x: Inputs, y: Tensor, w: Tensor) -> Tensor:
         with self._named(lam, theta) as named:
             return _one_each(self._loss(*named, x, y), w)
 
-    def _value(self, lam: Vector, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    def _value(self, lam: Vector, theta: Theta, x: Inputs, y: Tensor, w: Tensor) -> Tensor:
         return (w * self._losses(lam, theta, x, y, w)).sum()
 
-    def _outputs(self, lam: Vector, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    def _outputs(self, lam: Vector, theta: Theta, x: Inputs, y: Tensor, w: Tensor) -> Tensor:
         with self._named(lam, theta) as named:
             return outputs_of(self._loss, *named, x, y)
 
-    def _output_loss(self, lam: Tensor, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Callable[[Tensor], Tensor]:
+    def _output_loss(self, lam: Tensor, theta: Theta, x: Inputs, y: Tensor, w: Tensor) -> Callable[[Tensor], Tensor]:
         def weighted(outputs: Tensor) -> Tensor:
             with self._named(lam, theta) as named:
                 return (w * criterion_of(self._loss, *named, x, y)(outputs)).sum()
 
         return weighted
 
-    def _losses_along(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, v_theta: Tensor) -> Tensor:
+    def _losses_along(self, lam: Tensor, theta: Tensor, x: Inputs, y: Tensor, w: Tensor, v_theta: Tensor) -> Tensor:
         along: Tensor = jvp(lambda theta: w * self._losses(lam, theta, x, y, w), (theta,), (v_theta,))[1]
         return along
 
     def _curve(
-        self, lam: Tensor, theta: Theta, x: Tensor, y: Tensor, w: Tensor, outputs: Tensor, along: Tensor
+        self, lam: Tensor, theta: Theta, x: Inputs, y: Tensor, w: Tensor, outputs: Tensor, along: Tensor
     ) -> Tensor:
         curved: Tensor = jvp(grad(self._output_loss(lam, theta, x, y, w)), (outputs,), (along,))[1]
         return curved
 
-    def _output_curvature(self, lam: Tensor, theta: Theta, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    def _output_curvature(self, lam: Tensor, theta: Theta, x: Inputs, y: Tensor, w: Tensor) -> Tensor:
         """The Hessian of the criterion by the outputs of each sample, ``[n, C, C]``; it has no terms between
         samples."""
         outputs = self._outputs(lam, theta, x, y, w)
@@ -248,8 +257,8 @@ class Objective:
 def _one_each(losses: Tensor, w: Tensor) -> Tensor:
     if losses.shape != w.shape:
         raise TaskShapeError(
-            f"the loss must return one value per sample, shape {tuple(w.shape)}, but returned shape "
-            f"{tuple(losses.shape)}: use reduction='none'"
+            f"the loss must return one value per sample, and one for each further weight, shape {tuple(w.shape)}, but "
+            f"returned shape {tuple(losses.shape)}: use reduction='none'"
         )
     return losses
 

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -137,11 +138,12 @@ class SolvedBatch:
 
     def query_losses(self) -> Tensor:
         """ℓ_j of each query sample after adaptation, ``[B, n_q]``, without its weight."""
-        return self.outer.losses(self.lam, self.solution.point, self.batch.query)
+        return self.outer.losses(self.lam, self.solution.point, self.batch.query)[:, : self.batch.query.rows]
 
     def support_losses(self) -> Tensor:
         """ℓ_j of each support sample after adaptation, ``[B, n_s]``, without its weight."""
-        return self.solution.problem.objective.losses(self.lam, self.solution.point, self.batch.support)
+        losses = self.solution.problem.objective.losses(self.lam, self.solution.point, self.batch.support)
+        return losses[:, : self.batch.support.rows]
 
     def expanded(self, v: Tensor) -> Tensor:
         """One vector as a row for each task: ``[P] -> [B, P]``."""
@@ -168,24 +170,27 @@ class SolvedBatch:
         return self.pull_back(curved.lam, curved.theta)
 
     def query_slopes(self, v: Tensor) -> Tensor:
-        """⟨D_λ w_j ℓ_j, v⟩ (Thm 4.5) of each query sample: ``[P] -> [B, n_q]``. Their sum over j is ⟨g_i, v⟩."""
-        return self.solution.along(self.outer.weighted_losses_of_one, v, self.batch.query)[1]
+        """⟨D_λ w_j ℓ_j, v⟩ (Thm 4.5) of each query sample: ``[P] -> [B, n_q]``. Their sum over j is ⟨g_i, v⟩, except
+        for terms that belong to no sample."""
+        query = self.batch.query
+        return self.solution.along(self.outer.weighted_losses_of_one, v, query)[1][:, : query.rows]
 
     def support_slopes(self, v: Tensor) -> Tensor:
         """w_j ∂⟨g_i, v⟩/∂w_j (Thm 4.6–4.8) of each support sample: ``[B, P] -> [B, n_s]``."""
         weight = self.batch.support.w
-        return weight * self.second(v, torch.zeros_like(weight))[1]
+        return (weight * self.second(v, torch.zeros_like(weight))[1])[:, : self.batch.support.rows]
 
     def gradient_by_support(self, e: Tensor) -> Tensor:
         """Σ_j e_j w_j ∂g_i/∂w_j (Thm 4.6–4.8): ``[B, n_s] -> [B, P]``."""
-        return self.second(torch.zeros(len(e), len(self.lam)).to(e), e * self.batch.support.w)[0]
+        weight = self.batch.support.w
+        along = F.pad(e, (0, weight.shape[1] - e.shape[1])) * weight
+        return self.second(torch.zeros(len(e), len(self.lam)).to(e), along)[0]
 
     @property
     def nbytes(self) -> int:
         """Bytes that caching this batch takes."""
-        parts = (*self.batch.support, *self.batch.query)
         derivatives = DERIVATIVES * len(self.batch.index) * self.lam.nbytes
-        return self.solution.nbytes + derivatives + sum(part.nbytes for part in parts)
+        return self.solution.nbytes + derivatives + self.batch.support.nbytes + self.batch.query.nbytes
 
 
 class SolvedTasks:
@@ -278,7 +283,7 @@ class SolvedTasks:
             for objective, samples in ((settings.inner, batch.support), (settings.outer, batch.query))
         ]
         total, largest = (max(sizes) for sizes in zip(*forwards, strict=True))
-        rows = len(task.support[0]) + len(task.query[0])
+        rows = len(task.support[1]) + len(task.query[1])
 
         def fitting(vector: int) -> int:
             size = min(len(self.tasks), settings.batch_bytes // settings.kind.work(total, vector, rows))
@@ -309,7 +314,7 @@ class SolvedTasks:
 
     def _problem(self, index: list[int], tasks: list[Task]) -> tuple[InnerProblem, TaskBatch]:
         settings, batch = self.settings, stack(tasks, index, self.weights, self.lam)
-        first = Samples(*(part[0] for part in batch.query))
+        first = batch.query.of_task(0)
         outer = partial(_losses_at, settings.outer, self.lam, first)
         part, layout = settings.theta_layout, settings.layout
         problem = InnerProblem(settings.inner, self.lam, batch.support, self._start(tasks), layout, part, outer)

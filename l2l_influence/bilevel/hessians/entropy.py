@@ -9,6 +9,7 @@ from torch.func import vmap
 from ...errors import LossStructureError
 from ..loss import criterion_of, outputs_of
 from ..solved_tasks import SolvedBatch
+from ..task import Inputs
 
 
 def predictive_entropy(solved: SolvedBatch) -> Tensor:
@@ -18,7 +19,7 @@ def predictive_entropy(solved: SolvedBatch) -> Tensor:
         LossStructureError: the outputs are not class scores.
     """
     entropy = torch.special.entr(_class_scores(solved).softmax(-1)).sum(-1)
-    return (solved.batch.query.w * entropy).sum(-1)
+    return (solved.batch.query.w[:, : solved.batch.query.rows] * entropy).sum(-1)
 
 
 def _class_scores(solved: SolvedBatch) -> Tensor:
@@ -26,7 +27,7 @@ def _class_scores(solved: SolvedBatch) -> Tensor:
     loss, problem, query = solved.outer.loss, solved.solution.problem, solved.batch.query
     lam = problem.layout.unravel(solved.lam)
 
-    def shifted(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def shifted(theta: Tensor, x: Inputs, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         task = (loss, lam, problem.theta_layout.unravel(theta), x, y)
         outputs, criterion = outputs_of(*task), criterion_of(*task)
         return outputs, criterion(outputs), criterion(outputs + 1)

@@ -57,13 +57,14 @@ OfOne = Callable[..., Tensor]
 """A function of one task's λ ``[P]``, its θ (in either form), and further arguments; scalar unless said otherwise."""
 
 SecondDerivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``(v, e) -> (by_lam, by_w)``: the Hessian of a function of (λ, w) times ``v`` ``[B, P]`` and ``e`` ``[B, n]``."""
+"""``(v, e) -> (by_lam, by_w)``: the Hessian of a function of (λ, w) times ``v`` ``[B, P]`` and ``e`` ``[B, n + r]``."""
 
 
 class InnerMap(ABC):
-    """θ_i of ``B`` tasks as a function of λ and of the support samples' weights w, with its derivatives.
+    """θ_i of ``B`` tasks as a function of λ and of the weights w of the inner loss, with its derivatives.
 
-    Shapes: B is the number of tasks, P the size of λ, Q the size of θ, n the number of support samples of a task.
+    Shapes: B is the number of tasks, P the size of λ, Q the size of θ, n the number of support samples of a task, r the
+    number of terms of the inner loss that belong to no sample.
 
     Attributes:
         problem: the inner problems.
@@ -98,12 +99,12 @@ class InnerMap(ABC):
 
     @abstractmethod
     def jvp_weights(self, e: Tensor) -> Tensor:
-        """(dθ/dw) e: ``[B, n] -> [B, Q]``. With e = −w_j at sample j, the change of θ when the sample is removed (Thm
-        4.6)."""
+        """(dθ/dw) e: ``[B, n + r] -> [B, Q]``. With e = −w_j at sample j, the change of θ when the sample is removed
+        (Thm 4.6)."""
 
     @abstractmethod
     def vjp_weights(self, u: Tensor) -> Tensor:
-        """(dθ/dw)ᵀ u: ``[B, Q] -> [B, n]``."""
+        """(dθ/dw)ᵀ u: ``[B, Q] -> [B, n + r]``."""
 
     def total(self, value: OfOne, *given: Any) -> tuple[Tensor, Tensor]:
         """D_λ ``value(λ, θ(λ), *given)`` of each task (Thm 4.1), ``[B, P]``, and the values, ``[B]``.

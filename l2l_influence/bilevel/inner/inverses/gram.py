@@ -20,6 +20,7 @@ from ...kfac import Model, apart, linear_layers, pull_back
 from ...layout import Named
 from ...loss import PerSampleLoss, outputs_of
 from ...solvers import LowRank, LowRankOperator, OuterProducts, SideBySide
+from ...task import Inputs
 from ..base import InnerProblem
 
 
@@ -43,7 +44,7 @@ def gauss_newton_rows(problem: InnerProblem, theta: Tensor) -> LowRankOperator:
 def rows_nbytes(problem: InnerProblem, count: int) -> int:
     """Bytes that ``count`` rows of one task take."""
     theta = problem.theta_layout.unravel(problem.start[0])
-    layers = linear_layers(_models(problem)[0], theta, problem.samples.w.shape[1], _pays)
+    layers = linear_layers(_models(problem)[0], theta, problem.samples.rows, _pays)
     factors = sum(count * layer.shape.numel() + layer.inputs.numel() for layer in layers.values())
     written = sum(tensor.numel() for name, tensor in theta.items() if name not in layers)
     return (factors + count * written) * problem.start.element_size()
@@ -63,10 +64,10 @@ def _stack(columns: Sequence[_Columns]) -> LowRankOperator:
 def _models(problem: InnerProblem) -> list[Model]:
     """The outputs of each task as a function of its named θ."""
     loss, lam = problem.objective.loss, problem.layout.unravel(problem.lam)
-    return [partial(_outputs, loss, lam, x, y) for x, y, _ in zip(*problem.samples, strict=True)]
+    return [partial(_outputs, loss, lam, x, y) for x, y, _ in problem.samples.by_task()]
 
 
-def _outputs(loss: PerSampleLoss, lam: Named, x: Tensor, y: Tensor, theta: Named) -> Tensor:
+def _outputs(loss: PerSampleLoss, lam: Named, x: Inputs, y: Tensor, theta: Named) -> Tensor:
     return outputs_of(loss, lam, theta, x, y)
 
 

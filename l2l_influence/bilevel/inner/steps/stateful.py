@@ -108,9 +108,9 @@ class StatefulMap(StepsMap):
             leaf = theta.detach().requires_grad_()
             optimizer = higher.get_diff_optim(self._kind.optimizer([leaf]), [leaf], track_higher_grads=tracked)
             theta = theta if tracked else leaf
-            for _ in range(self._kind.steps):
+            for k in range(self._kind.steps):
                 with torch.enable_grad():
-                    loss = problem.objective.value_of_one(lam, theta, samples._replace(w=w))
+                    loss = problem.objective.at_step(k).value_of_one(lam, theta, samples._replace(w=w))
                     with _FlatRoots():
                         (theta,) = optimizer.step(loss, params=[theta])
             return theta
@@ -150,7 +150,7 @@ class StatefulMap(StepsMap):
 
 
 def _rows(batched: Samples | Tensor) -> Iterable[Samples | Tensor]:
-    return map(Samples, *batched) if isinstance(batched, Samples) else batched
+    return batched.by_task() if isinstance(batched, Samples) else batched
 
 
 class _FlatRoots(TorchFunctionMode):
