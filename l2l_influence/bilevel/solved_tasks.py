@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..parallel.ranks import ALONE, Ranks
+from .execution import ExecutionChoice, Found
 from .factored import Theta
-from .inner import InnerKind, InnerMap, InnerProblem, SecondDerivative
+from .inner import InnerKind, InnerMap, InnerProblem, NoInner, SecondDerivative
 from .layout import Layout, ThetaLayout
 from .memory import DEFAULT, RECYCLED, allocated_bytes
 from .objective import Joint, Objective
+from .probe import Case, probe
 from .task import Samples, Task, TaskBatch, equal_shape_batches, stack
 
 VECTORS = 8
@@ -40,6 +42,7 @@ class ProblemSettings:
             the work on one batch.
         progress: whether a pass over the tasks shows a progress bar; None means only on a terminal.
         ranks: the processes that share the tasks.
+        execution: how derivatives of tasks are computed; the choice that ``inner`` and ``outer`` share.
     """
 
     inner: Objective
@@ -50,6 +53,7 @@ class ProblemSettings:
     memory: int = DEFAULT
     progress: bool | None = False
     ranks: Ranks = ALONE
+    execution: ExecutionChoice = field(default_factory=ExecutionChoice)
 
     @property
     def batch_bytes(self) -> int:
@@ -212,6 +216,11 @@ class SolvedTasks:
         self._cached_bytes = 0
         self._plan: list[list[int]] | None = None
 
+    @property
+    def execution_note(self) -> str:
+        """Why tasks are computed one by one, once a task was solved; empty if they are mapped, or if that was set."""
+        return self.settings.execution.note
+
     def microbatches(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
         """The tasks of this rank, solved, in batches small enough to compute vectors of λ's size for each task.
 
@@ -318,7 +327,17 @@ class SolvedTasks:
         outer = partial(_losses_at, settings.outer, self.lam, first)
         part, layout = settings.theta_layout, settings.layout
         problem = InnerProblem(settings.inner, self.lam, batch.support, self._start(tasks), layout, part, outer)
+        settings.execution.settle(partial(self._probe, problem, batch))
         return problem, batch
+
+    def _probe(self, problem: InnerProblem, batch: TaskBatch) -> Found | None:
+        """How the first task of this batch can be computed. Both losses use the same model: it is enough to try second
+        derivatives of one of them."""
+        point, support, query = (self.lam, problem.initial), batch.support.of_task(0), batch.query.of_task(0)
+        adapts = not isinstance(self.settings.kind, NoInner)
+        inner = Case(self.settings.inner.at_step(0), *point, support, second=True)
+        outer = Case(self.settings.outer, *point, query, second=not adapts)
+        return probe([inner, outer] if adapts else [outer])
 
     def _start(self, tasks: list[Task]) -> Tensor:
         layout = self.settings.theta_layout

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
-from torch.func import grad_and_value, jvp, vmap
 
+from ..execution import Execution
 from ..factored import Theta
 from ..layout import Layout, ThetaLayout
 from ..objective import Objective
@@ -42,6 +42,11 @@ class InnerProblem:
     def initial(self) -> Tensor:
         """θ_0(λ), the start of unrolled steps and the centre of the proximal term: ``[Q]``, shared by all tasks."""
         return self.theta_layout.start(self.lam)
+
+    @property
+    def execution(self) -> Execution:
+        """How functions of one task are evaluated for the batch."""
+        return self.objective.execution
 
     @property
     def entries(self) -> int:
@@ -111,7 +116,8 @@ class InnerMap(ABC):
 
         Further arguments have a leading ``B``.
         """
-        mapped = vmap(grad_and_value(value, argnums=(0, 1)), in_dims=(None, 0) + (0,) * len(given))
+        execution = self.problem.execution
+        mapped = execution.over(execution.gradient_and_value(value, (0, 1)), shared=1)
         (by_lam, by_theta), values = mapped(self.problem.lam, self.theta, *given)
         return by_lam + self.vjp(by_theta), values
 
@@ -122,11 +128,12 @@ class InnerMap(ABC):
     def along(self, function: OfOne, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
         """``function(λ, θ(λ), *given)`` of each task, a tensor of any shape, and its derivative along v, ``[P]``."""
 
-        def one(theta: Tensor, theta_v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-            value, along, *_ = jvp(lambda *point: function(*point, *given), (self.problem.lam, theta), (v, theta_v))
-            return value, along
+        execution, lam = self.problem.execution, self.problem.lam
 
-        value, along = vmap(one)(self.theta, self.jvp(v.expand(len(self.theta), -1)), *given)
+        def one(theta: Tensor, theta_v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+            return execution.jvp(lambda *point: function(*point, *given), (lam, theta), (v, theta_v))
+
+        value, along = execution.over(one)(self.theta, self.jvp(v.expand(len(self.theta), -1)), *given)
         return value, along
 
     @abstractmethod

@@ -9,13 +9,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves
 
 from ....errors import LossStructureError
 from ...kfac import Block, PseudoGradients, task_blocks
 from ...layout import Named
-from ...loss import criterion_of, is_coupled, outputs_of
+from ...loss import is_coupled
 from ...solvers import ClosedForm, Invertible, LinearOperator, LinearSolver
 from ...task import Inputs, Samples
 from ..base import InnerProblem
@@ -146,10 +145,13 @@ def _blocks(problem: InnerProblem, positions: Named, theta: Tensor, samples: Sam
     lam = problem.layout.unravel(problem.lam)
 
     def model(named: Named) -> Tensor:
-        return outputs_of(problem.objective.loss, lam, named, samples.x, samples.y)
+        return problem.objective.outputs_by_name(lam, named, samples.x, samples.y)
 
-    weights = samples.w[: len(samples.y)]
-    return task_blocks(PseudoGradients(model, problem.theta_layout.unravel(theta), residuals), weights, positions)
+    # The weights of a coupled loss are not those of rows.
+    coupled = is_coupled(problem.objective.loss)
+    weights = torch.ones_like(samples.w[: len(samples.y)]) if coupled else samples.w[: len(samples.y)]
+    gradients = PseudoGradients(model, problem.theta_layout.unravel(theta), residuals, problem.execution)
+    return task_blocks(gradients, weights, positions)
 
 
 def _loss_gradients(problem: InnerProblem, theta: Tensor) -> Tensor:
@@ -161,12 +163,12 @@ def _loss_gradients(problem: InnerProblem, theta: Tensor) -> Tensor:
             "the empirical Fisher matrix needs a loss that is a sum over samples, but this one has terms that belong "
             "to no sample, or couples its samples: use EKFAC(fisher='true')"
         )
-    loss, lam = problem.objective.loss, problem.layout.unravel(problem.lam)
+    objective, execution, lam = problem.objective, problem.execution, problem.layout.unravel(problem.lam)
 
     def of_one(theta: Tensor, x: Inputs, y: Tensor, w: Tensor) -> Tensor:
-        named = problem.theta_layout.unravel(theta)
-        criterion = criterion_of(loss, lam, named, x, y)
-        by_outputs = grad(lambda outputs: criterion(outputs).sum())(outputs_of(loss, lam, named, x, y))
-        return w.sqrt().unsqueeze(-1) * by_outputs.reshape(len(w), -1)
+        task = (lam, problem.theta_layout.unravel(theta), x, y)
+        by_outputs = execution.gradient(lambda outputs: objective.from_outputs_by_name(*task, outputs).sum(), 0)
+        return w.sqrt().unsqueeze(-1) * by_outputs(objective.outputs_by_name(*task)).reshape(len(w), -1)
 
-    return vmap(of_one)(theta, *problem.samples)
+    rows: Tensor = execution.over(of_one)(theta, *problem.samples)
+    return rows

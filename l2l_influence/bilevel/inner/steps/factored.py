@@ -12,16 +12,17 @@ from torch.func import grad, grad_and_value, jvp, vmap
 
 from ....errors import LossStructureError
 from ...elementary import ElementaryNorms
+from ...execution import Mapped
 from ...factored import FactoredParameters
 from ...kfac.layers import linear_layers
 from ...layout import Named, Vector
 from ...task import Samples
 from ..base import InnerProblem, OfOne
 from .rules import PlainSteps
-from .steps import MappedSteps, OfBoth, Pair
+from .steps import OfBoth, Pair, StepsMap
 
 
-class FactoredSteps(MappedSteps):
+class FactoredSteps(StepsMap):
     """K steps along the gradient, with θ as :class:`~l2l_influence.bilevel.factored.FactoredParameters`.
 
     Args:
@@ -101,9 +102,9 @@ additional products."""
 def wide_layers(problem: InnerProblem, steps: int) -> dict[str, int]:
     """The weights of linear layers with few rows compared with their size, and how many rows pass through each layer.
 
-    There are none if the loss differs from step to step, and with it the rows.
+    There are none if the loss differs from step to step, and with it the rows; or if tasks are not mapped.
     """
-    if problem.objective.steps_differ:
+    if problem.objective.steps_differ or not isinstance(problem.execution, Mapped):
         return {}
     lam, theta = problem.layout.unravel(problem.lam), problem.theta_layout.unravel(problem.initial)
     x, y, _ = problem.samples.of_task(0)
@@ -111,7 +112,7 @@ def wide_layers(problem: InnerProblem, steps: int) -> dict[str, int]:
     def narrow(rows: int, weight: Tensor) -> bool:
         return NARROW * steps * rows * sum(weight.shape) <= weight.numel()
 
-    layers = linear_layers(lambda theta: problem.objective.loss(lam, theta, x, y), theta, len(y), narrow)
+    layers = linear_layers(lambda theta: problem.objective.losses_by_name(lam, theta, x, y), theta, len(y), narrow)
     if not layers or not _sees_all(problem, FactoredParameters.start(theta, layers)):
         return {}
     return {name: layer.rows for name, layer in layers.items()}

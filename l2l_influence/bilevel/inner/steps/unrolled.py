@@ -14,7 +14,7 @@ from ..base import InnerKind, InnerMap, InnerProblem
 from ..direct import IdentityJacobian
 from .factored import FactoredSteps, wide_layers
 from .rules import PlainSteps, StepRule
-from .steps import MappedSteps
+from .steps import StepsMap
 
 Slope = Callable[[int, Tensor], Tensor]
 """The gradient of one task in step k at its θ: ``k, [Q] -> [Q]``."""
@@ -89,8 +89,8 @@ class Unrolled(InnerKind):
         return IdentityJacobian(plain) if self.first_order else plain
 
 
-class UnrolledMap(MappedSteps):
-    """Steps along the gradient, for all tasks at once."""
+class UnrolledMap(StepsMap):
+    """Steps along the gradient, without further storage than θ."""
 
     def __init__(self, problem: InnerProblem, kind: Unrolled) -> None:
         self._kind = kind
