@@ -86,11 +86,15 @@ def missing_derivatives() -> Iterator[None]:
     except RuntimeError as error:
         if not any(part in str(error) for part in NO_DERIVATIVE):
             raise
-        raise LossStructureError(
-            "the loss has no derivative of the order that is needed here "
-            f"({str(error).splitlines()[0]}): answers that need first derivatives only still work, such as the Hessian "
-            "kind 'identity' with Unrolled(lr, steps, first_order=True)"
-        ) from error
+        raise no_derivative(str(error).splitlines()[0]) from error
+
+
+def no_derivative(reason: str) -> LossStructureError:
+    """The error for a loss that cannot be differentiated as often as needed."""
+    return LossStructureError(
+        f"the loss has no derivative of the order that is needed here ({reason}): answers that need first derivatives "
+        "only still work, such as the Hessian kind 'identity' with Unrolled(lr, steps, first_order=True)"
+    )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..elementary import ElementaryNorms
-from .base import Argnums, Execution, Function, differentiable_attention, missing_derivatives
+from .base import Argnums, Execution, Function, differentiable_attention, missing_derivatives, no_derivative
 
 SEED = 0
 """Seed of the random numbers that a model draws in its forward pass."""
@@ -50,6 +50,8 @@ class OneByOne(Execution):
                     given[place] = _variables(given[place])
                 value = function(*given)
             found = _slopes(value, tuple(given[place] for place in places), create_graph=nested)
+            if nested and _undifferentiable(found, value):
+                raise no_derivative("it calls a function whose backward pass is marked with @once_differentiable")
             return found[0] if isinstance(argnums, int) else found, value if nested else value.detach()
 
         return both
@@ -57,7 +59,8 @@ class OneByOne(Execution):
     def jvp(self, function: Function, point: tuple[Any, ...], along: tuple[Any, ...]) -> tuple[Any, Any]:
         """By two backward passes: ``⟨Jᵀ u, along⟩`` is linear in u, and its gradient by u is ``J along``.
 
-        These differentiate a backward pass, which torch's own normalisation does not support at higher orders.
+        These differentiate a backward pass, which torch's own normalisation does not support at higher orders. If the
+        backward pass cannot be differentiated, there is one pass for each entry of the value.
         """
         nested = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -66,6 +69,9 @@ class OneByOne(Execution):
                 value = function(*variables)
             u = torch.zeros_like(value).requires_grad_()
             pulled = _slopes(value, variables, u, create_graph=True)
+            if _undifferentiable(pulled, value):
+                entries = [_dot(_slopes(e, variables, retain_graph=True), along) for e in value.flatten()]
+                return value.detach(), torch.stack(entries).view(value.shape)
             product = _slopes(_dot(pulled, along), u, create_graph=nested)
         return value if nested else value.detach(), product
 
@@ -143,6 +149,27 @@ def _slopes(value: Tensor, variables: Any, along: Tensor | None = None, **graph:
     with missing_derivatives():
         found = iter(torch.autograd.grad(value, leaves, along, allow_unused=True, materialize_grads=True, **graph))
     return tree_map(lambda leaf: next(found), variables)
+
+
+def _undifferentiable(slopes: Any, value: Tensor) -> bool:
+    """Whether the backward pass that led from ``value`` to ``slopes`` holds a step that has no derivative.
+
+    torch marks such a step by a node that would raise, but never visits it when it looks for the derivative by given
+    tensors: the term would silently be missing.
+    """
+    if value.grad_fn is None:
+        return False
+    forward, waiting = value.grad_fn._sequence_nr(), [slope.grad_fn for slope in tree_leaves(slopes)]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen or node._sequence_nr() <= forward:
+            continue
+        if node.name() == "torch::autograd::Error":
+            return True
+        seen.add(node)
+        waiting += [further for further, _ in node.next_functions]
+    return False
 
 
 def _dot(left: Any, right: Any) -> Tensor:
