@@ -160,7 +160,8 @@ class _Replacements(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in self.DROPOUT and kwargs.get("training"):
-            _warn_of_randomness(func.__name__, stacklevel=3)
+            if kwargs.get("p", args[1] if len(args) > 1 else None) != 0:
+                _warn_of_randomness(func.__name__, stacklevel=3)
             kwargs["training"] = False
         return (_weight_norm if func is torch._weight_norm else func)(*args, **kwargs)
 

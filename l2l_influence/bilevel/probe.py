@@ -69,24 +69,20 @@ def probe(cases: list[Case]) -> Found | None:
 
 def _judged(case: Case) -> Found | None:
     plain, mapped = _attempts(case, *((_second_in_reverse, _second_forward) if case.second else (_first, _first)))
-    if plain.error is not None:
+    if plain.error:
         return _without_second_derivative(case, plain.error)
-    if mapped.error is not None:
-        return _one_by_one(f"the loss cannot be mapped over tasks ({_first_line(mapped.error)})", case)
+    if mapped.error:
+        return _one_by_one(f"the loss cannot be mapped over tasks ({mapped.error})", case)
     if not _agree(mapped.values, plain.values):
         return _one_by_one("derivatives that are mapped over tasks differ from those of plain autograd", case)
     return Found(Mapped())
 
 
-def _without_second_derivative(case: Case, error: Exception) -> Found | None:
+def _without_second_derivative(case: Case, error: str) -> Found | None:
     """One by one, if only the second derivative is missing: mapped ones could then be wrong, without an error."""
-    if not case.second or _attempt(_first, case.computed("one-by-one"), 1).error is not None:
+    if not case.second or _attempt(_first, case.computed("one-by-one"), 1).error:
         return None
-    return _one_by_one(f"the loss has no second derivative ({_first_line(error)})", case)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    return _one_by_one(f"the loss has no second derivative ({error})", case)
 
 
 def _one_by_one(reason: str, case: Case) -> Found:
@@ -95,8 +91,10 @@ def _one_by_one(reason: str, case: Case) -> Found:
 
 
 class _Attempt(NamedTuple):
+    """Results, or the first line of the error that was raised; the error itself would keep its tensors in memory."""
+
     values: list[Tensor]
-    error: Exception | None = None
+    error: str = ""
 
 
 Derivatives = Callable[[Case, int], list[Tensor]]
@@ -111,7 +109,7 @@ def _attempt(derivatives: Derivatives, case: Case, copies: int) -> _Attempt:
     try:
         return _Attempt(derivatives(case, copies))
     except Exception as error:  # whatever a user's loss, or torch, may raise
-        return _Attempt([], error)
+        return _Attempt([], f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
 
 
 def _over(case: Case, function: Callable[..., tuple[Tensor, ...]], copies: int) -> list[Tensor]:

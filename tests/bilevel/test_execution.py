@@ -548,16 +548,40 @@ def test_the_proximal_kind_solves_unmapped_models(inverse: str) -> None:
 # ---- derivatives that do not exist, and random numbers ---------------------------------------------------------------
 
 
-def once_problem(first_order: bool) -> tuple[BilevelProblem, Named, Task, Loop]:
+class MappableOnce(torch.autograd.Function):
+    """The same in a form that ``torch.func`` maps, and whose second derivative it gets wrong without an error."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.tanh()
+
+    @staticmethod
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g * (1 - x.tanh().square())
+
+
+ONCE = pytest.mark.parametrize("function", [Once, MappableOnce])
+
+
+def once_problem(function: type, first_order: bool) -> tuple[BilevelProblem, Named, Task, Loop]:
     torch.manual_seed(0)
-    module = net(Call(Once.apply)).double()
+    module = net(Call(function.apply)).double()
     loss = ModelLoss(FunctionalModel(module), cross_entropy)
     kind = Unrolled(LR, STEPS, first_order=first_order)
     return BilevelProblem(loss, loss, kind, 0.5), loss.model.parameters, mean_tasks(4)[0], Loop(module)
 
 
-def test_first_order_answers_need_no_second_derivative() -> None:
-    problem, lam, task, loop = once_problem(first_order=True)
+@ONCE
+def test_first_order_answers_need_no_second_derivative(function: type) -> None:
+    problem, lam, task, loop = once_problem(function, first_order=True)
     theta = torch.cat([value.flatten() for value in lam.values()])
     for _ in range(STEPS):
         theta = theta.detach().requires_grad_()
@@ -572,11 +596,12 @@ def test_first_order_answers_need_no_second_derivative() -> None:
     assert problem.execution_note.startswith("the loss has no second derivative (LossStructureError: ")
 
 
-def test_second_order_answers_say_that_there_is_no_second_derivative() -> None:
-    problem, lam, task, _ = once_problem(first_order=False)
+@ONCE
+def test_second_order_answers_say_that_there_is_no_second_derivative(function: type) -> None:
+    problem, lam, task, _ = once_problem(function, first_order=False)
     with pytest.raises(LossStructureError, match="no derivative of the order.*first_order=True"):
         problem.total_gradient(lam, task)
-    problem, lam, task, _ = once_problem(first_order=True)
+    problem, lam, task, _ = once_problem(function, first_order=True)
     with pytest.raises(LossStructureError, match="no derivative of the order"):
         problem.total_hessian(lam, [task], "hessian") @ torch.ones(43, dtype=torch.float64)
 

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..elementary import ElementaryNorms
 from .base import Argnums, Execution, Function, differentiable_attention, missing_derivatives, no_derivative
 
+ONCE = "it calls a function whose backward pass is marked with @once_differentiable"
+
 SEED = 0
 """Seed of the random numbers that a model draws in its forward pass."""
 
@@ -51,7 +53,7 @@ class OneByOne(Execution):
                 value = function(*given)
             found = _slopes(value, tuple(given[place] for place in places), create_graph=nested)
             if nested and _undifferentiable(found, value):
-                raise no_derivative("it calls a function whose backward pass is marked with @once_differentiable")
+                raise no_derivative(ONCE)
             return found[0] if isinstance(argnums, int) else found, value if nested else value.detach()
 
         return both
@@ -70,6 +72,8 @@ class OneByOne(Execution):
             u = torch.zeros_like(value).requires_grad_()
             pulled = _slopes(value, variables, u, create_graph=True)
             if _undifferentiable(pulled, value):
+                if nested:
+                    raise no_derivative(ONCE)
                 entries = [_dot(_slopes(e, variables, retain_graph=True), along) for e in value.flatten()]
                 return value.detach(), torch.stack(entries).view(value.shape)
             product = _slopes(_dot(pulled, along), u, create_graph=nested)
