@@ -5,9 +5,19 @@ Depends on torch alone, and knows nothing of learn2learn. Start with :class:`Bil
 
 from .functional import FunctionalModel
 from .hessians import Sketch, Subsample
-from .inner import EKFAC, LearnedRates, LearnedTransforms, PlainSteps, Proximal, StepRule, Unrolled, UnrolledWith
+from .inner import (
+    EKFAC,
+    LearnedRates,
+    LearnedTransforms,
+    NoInner,
+    PlainSteps,
+    Proximal,
+    StepRule,
+    Unrolled,
+    UnrolledWith,
+)
 from .layout import Layout
-from .loss import ModelLoss
+from .loss import ModelLoss, OutputLoss, SteppedLoss
 from .problem import BilevelProblem, InnerSolution
 from .solvers import CG, MINRES, Dense, Neumann, Policy, Solution, SolveReport
 from .stationarity import Stationarity
@@ -28,6 +38,8 @@ __all__ = [
     "MINRES",
     "ModelLoss",
     "Neumann",
+    "NoInner",
+    "OutputLoss",
     "PlainSteps",
     "Policy",
     "Proximal",
@@ -36,6 +48,7 @@ __all__ = [
     "SolveReport",
     "Stationarity",
     "StepRule",
+    "SteppedLoss",
     "Subsample",
     "Task",
     "Unrolled",

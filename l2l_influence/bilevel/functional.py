@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint as checkpointing
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
@@ -22,12 +24,14 @@ BatchNormMode = Literal["batch", "running"]
 
 
 class FunctionalModule:
-    """``model(parameters, x) -> outputs`` for a private copy of ``module``.
+    """``model(parameters, *args, **kwargs) -> outputs`` for a private copy of ``module``, with the arguments and
+    outputs of its ``forward``.
 
     Trainable parameters are the argument. Frozen ones (``requires_grad=False``) and buffers stay as they were when the
     copy was made, and each call works on clones of the buffers. Random layers (dropout, DropBlock) are switched off
     with a warning, since a random function has no meaningful derivative. Forward hooks belong to the model and are
-    called.
+    called. Activation checkpoints are ignored: they would compute activations again, in the backward pass, from other
+    parameters than those of the call.
 
     Args:
         module: the user's module, left unchanged.
@@ -57,24 +61,19 @@ class FunctionalModule:
         _set_batch_norm(self._module, batch_norm)
         self._buffers = dict(self._module.named_buffers())
 
-    def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Outputs, shape ``(n, ...)``, of the module with ``parameters`` in place of the copied ones."""
+    def __call__(self, parameters: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Outputs of the module with ``parameters`` in place of the copied ones."""
         placed = {name: buffer.clone() for name, buffer in self._buffers.items()}
         placed |= {site: value for name, value in parameters.items() for site in self._names[name]}
         # Tied weights are placed at each of their sites above. With tie_weights=True torch would visit a submodule that
         # is registered twice (as in learn2learn's OmniglotCNN) twice, and restore the wrong tensors.
-        with _Replacements():
-            outputs = torch.func.functional_call(self._module, placed, (x,), tie_weights=False)
-        if not isinstance(outputs, Tensor):
-            raise UncoveredParameterError(
-                f"the model must return one tensor, not {type(outputs).__name__}: wrap it in a module whose forward "
-                "returns the outputs that the loss uses"
-            )
-        return outputs
+        with _Replacements(), _without_checkpoints():
+            return torch.func.functional_call(self._module, placed, args, kwargs, tie_weights=False)
 
 
 class FunctionalModel(FunctionalModule):
-    """``model(parameters, x) -> outputs`` for a private copy of a module with trainable parameters.
+    """``model(parameters, x) -> outputs`` for a private copy of a module with trainable parameters, whose output is one
+    tensor.
 
     Frozen parameters and buffers stay as they were when the copy was made; random layers are switched off with a
     warning.
@@ -101,6 +100,20 @@ class FunctionalModel(FunctionalModule):
             raise UncoveredParameterError(
                 "the model has no trainable parameter (requires_grad=True), so no influence on it can be computed"
             )
+
+    def __call__(self, parameters: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Outputs, shape ``(n, ...)``, of the module with ``parameters`` in place of the copied ones.
+
+        Raises:
+            UncoveredParameterError: the module returns something other than a tensor.
+        """
+        outputs = super().__call__(parameters, *args, **kwargs)
+        if not isinstance(outputs, Tensor):
+            raise UncoveredParameterError(
+                f"the model must return one tensor, not {type(outputs).__name__}: wrap it in a module whose forward "
+                "returns the outputs that the loss uses"
+            )
+        return outputs
 
 
 def _sites(module: nn.Module) -> dict[str, list[str]]:
@@ -147,9 +160,42 @@ class _Replacements(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in self.DROPOUT and kwargs.get("training"):
-            _warn_of_randomness(func.__name__, stacklevel=3)
+            if kwargs.get("p", args[1] if len(args) > 1 else None) != 0:
+                _warn_of_randomness(func.__name__, stacklevel=3)
             kwargs["training"] = False
         return (_weight_norm if func is torch._weight_norm else func)(*args, **kwargs)
+
+
+class _PlainCall:
+    """Stands for the autograd function of a reentrant checkpoint, and calls the function that it would wrap."""
+
+    @staticmethod
+    def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _no_hooks(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """Stands for the generator around a checkpoint that is not reentrant, which installs hooks."""
+    yield
+
+
+CHECKPOINTS = {
+    "CheckpointFunction": _PlainCall,
+    "_checkpoint_without_reentrant_generator": _no_hooks,
+    "_checkpoint_without_reentrant_generator_impl": _no_hooks,
+}
+"""Replacements in ``torch.utils.checkpoint``, whose names differ between versions of torch."""
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Inside the block, ``torch.utils.checkpoint`` calls functions as they are."""
+    originals = {name: vars(checkpointing)[name] for name in CHECKPOINTS if name in vars(checkpointing)}
+    vars(checkpointing).update({name: CHECKPOINTS[name] for name in originals})
+    try:
+        yield
+    finally:
+        vars(checkpointing).update(originals)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

@@ -38,7 +38,8 @@ class ItemGradient(ABC):
 
     @abstractmethod
     def with_own_loss(self, solved: SolvedBatch, j: int) -> SolvedBatch:
-        """The batch with the loss of item ``j`` alone as the outer loss; the loss of a sample has weight 1."""
+        """The batch with the loss of item ``j`` alone as the outer loss; the loss of a sample has weight 1, and terms
+        that belong to no sample have weight 0."""
 
     @abstractmethod
     def losses(self, solved: SolvedBatch) -> Tensor:
@@ -81,7 +82,7 @@ class QueryGradient(ItemGradient):
     item_name = "query sample"
 
     def count(self, solved: SolvedBatch) -> int:
-        return solved.batch.query.w.shape[1]
+        return solved.batch.query.rows
 
     def gradient(self, solved: SolvedBatch, j: int) -> Tensor:
         query = solved.batch.query
@@ -110,7 +111,7 @@ class SupportGradient(ItemGradient):
     sign = 1.0
 
     def count(self, solved: SolvedBatch) -> int:
-        return solved.batch.support.w.shape[1]
+        return solved.batch.support.rows
 
     def gradient(self, solved: SolvedBatch, j: int) -> Tensor:
         return solved.batch.weight.unsqueeze(-1) * solved.gradient_by_support(_indicator(solved.batch.support.w, j))
@@ -150,7 +151,7 @@ def _only(samples: Samples, j: int) -> Samples:
 
 
 def _indicator(like: Tensor, j: int) -> Tensor:
-    """1 at sample ``j`` of each task, 0 at the others, shaped ``like`` ``[B, n]``."""
+    """1 at sample ``j`` of each task, 0 at the other weights, shaped ``like`` ``[B, n + r]``."""
     chosen = torch.zeros_like(like)
     chosen[:, j] = 1
     return chosen

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,18 +13,69 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import LossStructureError
 from .layout import Named
+from .task import Inputs
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 """``criterion(outputs, y)``: per-sample losses, shape ``(n,)``, from outputs ``(n, ...)`` and targets ``(n, ...)``."""
 
 
 class PerSampleLoss(Protocol):
-    """``loss(lam, theta, x, y)``: per-sample losses, shape ``(n,)``, from named λ and θ and the samples of one task."""
+    """``loss(lam, theta, x, y)``: per-sample losses, shape ``(n,)``, from named λ and θ and the samples of one task.
 
-    def __call__(self, lam: Named, theta: Named, x: Tensor, y: Tensor, /) -> Tensor: ...
+    It may return n + r values, where the last r are terms that belong to no sample; the task then has as many weights.
+    """
+
+    def __call__(self, lam: Named, theta: Named, x: Inputs, y: Tensor, /) -> Tensor: ...
 
 
-class ModelLoss:
+@runtime_checkable
+class SteppedLoss(Protocol):
+    """A :class:`PerSampleLoss` that is another function in each inner step.
+
+    Each of these functions takes the same arguments and returns as many values; rows that a step does not use have the
+    value 0. Called itself, the loss gives the values that are reported for the samples. Its attribute ``steps_differ``,
+    True if it has none, says whether the steps differ at all: if False, the loss itself is used in each step.
+    """
+
+    def at_step(self, k: int, /) -> PerSampleLoss:
+        """The loss of inner step k = 0, 1, …"""
+
+    def __call__(self, lam: Named, theta: Named, x: Inputs, y: Tensor, /) -> Tensor: ...
+
+
+class OutputLoss(ABC):
+    """A loss that says which model outputs it is computed from, as Gauss–Newton curvature needs.
+
+    The curvature is that of :meth:`from_outputs` by the outputs. Terms that depend on λ or θ otherwise, such as a
+    penalty on θ, have derivatives but no Gauss–Newton curvature, unless the outputs contain what they depend on.
+
+    Attributes:
+        coupled: whether a value depends on the outputs of several rows, as in a contrastive loss. All outputs of a task
+            then count as those of one sample.
+        theta_first: whether θ's entry takes the place of λ's entry of the same name wherever the loss reads one. False
+            unless that is certain.
+    """
+
+    coupled: bool = False
+    theta_first: bool = False
+
+    @abstractmethod
+    def outputs(self, lam: Named, theta: Named, x: Inputs, y: Tensor) -> Tensor:
+        """Outputs of the model, ``(n, ...)``; of any shape if ``coupled``."""
+
+    @abstractmethod
+    def from_outputs(self, outputs: Tensor, lam: Named, theta: Named, x: Inputs, y: Tensor) -> Tensor:
+        """The values of the loss, ``(n,)`` or ``(n + r,)``, for these outputs."""
+
+    def reads(self, name: str) -> bool:
+        """Whether the loss may depend on an entry of λ or θ with this name."""
+        return True
+
+    def __call__(self, lam: Named, theta: Named, x: Inputs, y: Tensor, /) -> Tensor:
+        return self.from_outputs(self.outputs(lam, theta, x, y), lam, theta, x, y)
+
+
+class ModelLoss(OutputLoss):
     """The loss of a model whose parameters are θ, and λ where θ does not have them.
 
     Prefer it to a plain function: it says which outputs the loss is computed from, so that Gauss–Newton curvature works
@@ -31,7 +83,7 @@ class ModelLoss:
 
     Args:
         model: ``model(parameters, x) -> outputs``, such as a :class:`FunctionalModel`.
-        criterion: per-sample losses from outputs and targets.
+        criterion: per-sample losses from outputs and targets; a term that belongs to no sample may follow them.
         names: the entries of λ and θ that are parameters of the model, if there are others (such as learned step
             sizes); all of them if None.
 
@@ -42,8 +94,10 @@ class ModelLoss:
     tensor([1.0986, 1.0986])
     """
 
+    theta_first = True
+
     def __init__(
-        self, model: Callable[[Named, Tensor], Tensor], criterion: Criterion, names: Collection[str] | None = None
+        self, model: Callable[[Named, Any], Tensor], criterion: Criterion, names: Collection[str] | None = None
     ) -> None:
         self.model = model
         self.criterion = criterion
@@ -53,31 +107,52 @@ class ModelLoss:
         """Whether the entry of λ or θ with this name is a parameter of the model."""
         return self._names is None or name in self._names
 
-    def predict(self, lam: Named, theta: Named, x: Tensor) -> Tensor:
+    def predict(self, lam: Named, theta: Named, x: Inputs) -> Tensor:
         """Outputs of the model, one row for each row of x."""
         return self.model({name: value for name, value in {**lam, **theta}.items() if self.reads(name)}, x)
 
-    def __call__(self, lam: Named, theta: Named, x: Tensor, y: Tensor, /) -> Tensor:
-        return self.criterion(self.predict(lam, theta, x)[: len(y)], y)
+    def outputs(self, lam: Named, theta: Named, x: Inputs, y: Tensor) -> Tensor:
+        """Outputs of the model for the rows that have a loss."""
+        return self.predict(lam, theta, x)[: len(y)]
+
+    def from_outputs(self, outputs: Tensor, lam: Named, theta: Named, x: Inputs, y: Tensor) -> Tensor:
+        return self.criterion(outputs, y)
 
 
-def outputs_of(loss: PerSampleLoss, lam: Named, theta: Named, x: Tensor, y: Tensor) -> Tensor:
+def steps_differ(loss: PerSampleLoss) -> bool:
+    """Whether the loss is another function in each inner step."""
+    return isinstance(loss, SteppedLoss) and bool(getattr(loss, "steps_differ", True))
+
+
+def is_coupled(loss: PerSampleLoss) -> bool:
+    """Whether all outputs of a task count as those of one sample."""
+    return isinstance(loss, OutputLoss) and bool(loss.coupled)
+
+
+def reads_lam(loss: PerSampleLoss, lam: Collection[str], theta: Collection[str]) -> bool:
+    """Whether the loss may depend on λ other than through θ, given their names. False only if that is certain."""
+    if not isinstance(loss, OutputLoss) or not loss.theta_first:
+        return True
+    return any(loss.reads(name) for name in lam if name not in theta)
+
+
+def outputs_of(loss: PerSampleLoss, lam: Named, theta: Named, x: Inputs, y: Tensor) -> Tensor:
     """The model outputs from which ``loss`` computes its per-sample losses.
 
     Raises:
         LossStructureError: the loss is a function that does not call exactly one of torch's loss functions.
     """
-    if isinstance(loss, ModelLoss):
-        return loss.predict(lam, theta, x)[: len(y)]
+    if isinstance(loss, OutputLoss):
+        return loss.outputs(lam, theta, x, y)
     with _LossCall() as call:
         loss(lam, theta, x, y)
     return call.outputs()
 
 
-def criterion_of(loss: PerSampleLoss, lam: Named, theta: Named, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+def criterion_of(loss: PerSampleLoss, lam: Named, theta: Named, x: Inputs, y: Tensor) -> Callable[[Tensor], Tensor]:
     """``loss`` as a function of the model outputs alone: ``outputs -> per-sample losses``."""
-    if isinstance(loss, ModelLoss):
-        return lambda outputs: loss.criterion(outputs, y)
+    if isinstance(loss, OutputLoss):
+        return lambda outputs: loss.from_outputs(outputs, lam, theta, x, y)
 
     def criterion(outputs: Tensor) -> Tensor:
         with _LossCall(outputs):

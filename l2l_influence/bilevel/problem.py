@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import TaskShapeError
 from ..parallel.ranks import ALONE, Ranks
+from .execution import ExecutionChoice
 from .hessians import Curvature
 from .inner import InnerKind, InnerMap, Inverse, Proximal
 from .item_gradients import ItemGradient, QueryGradient, ResolvedSupportGradient, SupportGradient, TaskGradient
@@ -66,6 +67,10 @@ class BilevelProblem:
             for batches of tasks and their cached inner solutions. Test vectors and scores are not counted.
         progress: whether to show a progress bar for each pass over the tasks; None means only on a terminal.
         ranks: the processes that share the tasks. All of them must ask the same questions, and get the same answers.
+        execution: ``"mapped"``: the tasks of a batch are computed all at once, by ``torch.func``. ``"one-by-one"``: in
+            a loop, by plain autograd, for models that cannot be mapped (recurrent layers, control flow that depends on
+            data, random numbers). ``"auto"``: mapped, if that gives the derivatives of plain autograd for the first
+            task; otherwise one by one, and ``execution_note`` says why.
 
     Raises:
         ValueError: δ is not positive, l2 is negative, or a setting is unknown.
@@ -109,6 +114,7 @@ class BilevelProblem:
         memory: Memory = DEFAULT,
         progress: bool | None = False,
         ranks: Ranks = ALONE,
+        execution: str = "auto",
     ) -> None:
         if l2 < 0:
             raise ValueError(f"l2, the strength of the outer regulariser, must be 0 or more, got {l2}")
@@ -116,11 +122,17 @@ class BilevelProblem:
         self.theta_keys, self.theta_start = theta_keys, theta_start
         self.memory, self.progress, self.ranks = in_bytes(memory), progress, ranks
         self.policy = Policy(on_indefinite, on_unconverged)
+        self.execution = ExecutionChoice(execution)
         self.kind = (
             proximal
             if isinstance(proximal, InnerKind)
             else Proximal(float(proximal), inner_solver, inner_tolerance, policy=self.policy)
         )
+
+    @property
+    def execution_note(self) -> str:
+        """Why tasks are computed one by one, once a task was solved; empty if they are mapped, or if that was set."""
+        return self.execution.note
 
     # ---- derivatives ------------------------------------------------------------------------------------------
 
@@ -306,9 +318,11 @@ class BilevelProblem:
     def _problem_settings(self, lam: Named) -> ProblemSettings:
         layout = Layout(lam)
         theta = ThetaLayout(layout, self._adapted(layout), self.theta_start)
-        inner = Objective(self.inner_loss, layout, theta)
-        outer = Objective(self.outer_loss, layout, theta)
-        return ProblemSettings(inner, outer, layout, theta, self.kind, self.memory, self.progress, self.ranks)
+        inner = Objective(self.inner_loss, layout, theta, self.execution)
+        outer = Objective(self.outer_loss, layout, theta, self.execution)
+        return ProblemSettings(
+            inner, outer, layout, theta, self.kind, self.memory, self.progress, self.ranks, self.execution
+        )
 
 
 class InnerSolution:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ..parallel.ranks import ALONE, Ranks
+from .execution import ExecutionChoice, Found
 from .factored import Theta
-from .inner import InnerKind, InnerMap, InnerProblem, SecondDerivative
+from .inner import InnerKind, InnerMap, InnerProblem, NoInner, SecondDerivative
 from .layout import Layout, ThetaLayout
 from .memory import DEFAULT, RECYCLED, allocated_bytes
 from .objective import Joint, Objective
+from .probe import Case, probe
 from .task import Samples, Task, TaskBatch, equal_shape_batches, stack
 
 VECTORS = 8
@@ -39,6 +42,7 @@ class ProblemSettings:
             the work on one batch.
         progress: whether a pass over the tasks shows a progress bar; None means only on a terminal.
         ranks: the processes that share the tasks.
+        execution: how derivatives of tasks are computed; the choice that ``inner`` and ``outer`` share.
     """
 
     inner: Objective
@@ -49,6 +53,7 @@ class ProblemSettings:
     memory: int = DEFAULT
     progress: bool | None = False
     ranks: Ranks = ALONE
+    execution: ExecutionChoice = field(default_factory=ExecutionChoice)
 
     @property
     def batch_bytes(self) -> int:
@@ -137,11 +142,12 @@ class SolvedBatch:
 
     def query_losses(self) -> Tensor:
         """ℓ_j of each query sample after adaptation, ``[B, n_q]``, without its weight."""
-        return self.outer.losses(self.lam, self.solution.point, self.batch.query)
+        return self.outer.losses(self.lam, self.solution.point, self.batch.query)[:, : self.batch.query.rows]
 
     def support_losses(self) -> Tensor:
         """ℓ_j of each support sample after adaptation, ``[B, n_s]``, without its weight."""
-        return self.solution.problem.objective.losses(self.lam, self.solution.point, self.batch.support)
+        losses = self.solution.problem.objective.losses(self.lam, self.solution.point, self.batch.support)
+        return losses[:, : self.batch.support.rows]
 
     def expanded(self, v: Tensor) -> Tensor:
         """One vector as a row for each task: ``[P] -> [B, P]``."""
@@ -168,24 +174,27 @@ class SolvedBatch:
         return self.pull_back(curved.lam, curved.theta)
 
     def query_slopes(self, v: Tensor) -> Tensor:
-        """⟨D_λ w_j ℓ_j, v⟩ (Thm 4.5) of each query sample: ``[P] -> [B, n_q]``. Their sum over j is ⟨g_i, v⟩."""
-        return self.solution.along(self.outer.weighted_losses_of_one, v, self.batch.query)[1]
+        """⟨D_λ w_j ℓ_j, v⟩ (Thm 4.5) of each query sample: ``[P] -> [B, n_q]``. Their sum over j is ⟨g_i, v⟩, except
+        for terms that belong to no sample."""
+        query = self.batch.query
+        return self.solution.along(self.outer.weighted_losses_of_one, v, query)[1][:, : query.rows]
 
     def support_slopes(self, v: Tensor) -> Tensor:
         """w_j ∂⟨g_i, v⟩/∂w_j (Thm 4.6–4.8) of each support sample: ``[B, P] -> [B, n_s]``."""
         weight = self.batch.support.w
-        return weight * self.second(v, torch.zeros_like(weight))[1]
+        return (weight * self.second(v, torch.zeros_like(weight))[1])[:, : self.batch.support.rows]
 
     def gradient_by_support(self, e: Tensor) -> Tensor:
         """Σ_j e_j w_j ∂g_i/∂w_j (Thm 4.6–4.8): ``[B, n_s] -> [B, P]``."""
-        return self.second(torch.zeros(len(e), len(self.lam)).to(e), e * self.batch.support.w)[0]
+        weight = self.batch.support.w
+        along = F.pad(e, (0, weight.shape[1] - e.shape[1])) * weight
+        return self.second(torch.zeros(len(e), len(self.lam)).to(e), along)[0]
 
     @property
     def nbytes(self) -> int:
         """Bytes that caching this batch takes."""
-        parts = (*self.batch.support, *self.batch.query)
         derivatives = DERIVATIVES * len(self.batch.index) * self.lam.nbytes
-        return self.solution.nbytes + derivatives + sum(part.nbytes for part in parts)
+        return self.solution.nbytes + derivatives + self.batch.support.nbytes + self.batch.query.nbytes
 
 
 class SolvedTasks:
@@ -206,6 +215,11 @@ class SolvedTasks:
         self._cached: dict[int, SolvedBatch] = {}
         self._cached_bytes = 0
         self._plan: list[list[int]] | None = None
+
+    @property
+    def execution_note(self) -> str:
+        """Why tasks are computed one by one, once a task was solved; empty if they are mapped, or if that was set."""
+        return self.settings.execution.note
 
     def microbatches(self, purpose: str = "tasks") -> Iterator[SolvedBatch]:
         """The tasks of this rank, solved, in batches small enough to compute vectors of λ's size for each task.
@@ -278,7 +292,7 @@ class SolvedTasks:
             for objective, samples in ((settings.inner, batch.support), (settings.outer, batch.query))
         ]
         total, largest = (max(sizes) for sizes in zip(*forwards, strict=True))
-        rows = len(task.support[0]) + len(task.query[0])
+        rows = len(task.support[1]) + len(task.query[1])
 
         def fitting(vector: int) -> int:
             size = min(len(self.tasks), settings.batch_bytes // settings.kind.work(total, vector, rows))
@@ -309,11 +323,21 @@ class SolvedTasks:
 
     def _problem(self, index: list[int], tasks: list[Task]) -> tuple[InnerProblem, TaskBatch]:
         settings, batch = self.settings, stack(tasks, index, self.weights, self.lam)
-        first = Samples(*(part[0] for part in batch.query))
+        first = batch.query.of_task(0)
         outer = partial(_losses_at, settings.outer, self.lam, first)
         part, layout = settings.theta_layout, settings.layout
         problem = InnerProblem(settings.inner, self.lam, batch.support, self._start(tasks), layout, part, outer)
+        settings.execution.settle(partial(self._probe, problem, batch))
         return problem, batch
+
+    def _probe(self, problem: InnerProblem, batch: TaskBatch) -> Found | None:
+        """How the first task of this batch can be computed. Both losses use the same model: it is enough to try second
+        derivatives of one of them."""
+        point, support, query = (self.lam, problem.initial), batch.support.of_task(0), batch.query.of_task(0)
+        adapts = not isinstance(self.settings.kind, NoInner)
+        inner = Case(self.settings.inner.at_step(0), *point, support, second=True)
+        outer = Case(self.settings.outer, *point, query, second=not adapts)
+        return probe([inner, outer] if adapts else [outer])
 
     def _start(self, tasks: list[Task]) -> Tensor:
         layout = self.settings.theta_layout

@@ -9,12 +9,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint as checkpointing
 from learn2learn.algorithms import MAML
 from learn2learn.vision.models import CNN4, OmniglotCNN, OmniglotFC, ResNet12
 from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
 from l2l_influence.bilevel import FunctionalModel, Layout
+from l2l_influence.bilevel.functional import FunctionalModule
 from l2l_influence.errors import UncoveredParameterError
 
 from ..reference_problems.autograd import generator
@@ -331,3 +334,50 @@ def test_second_derivatives_of_weight_normalisation_are_right() -> None:
     step = 1e-5
     expected = (slope(at + step * v) - slope(at - step * v)) / (2 * step)
     assert float((product - expected).norm() / expected.norm()) < 1e-7
+
+
+class Two(nn.Module):
+    """Two inputs, a keyword, and outputs in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, others: list[Tensor], *, scale: float = 1.0) -> dict[str, object]:
+        return {"sum": scale * self.layer(x + others[0]), "more": (self.layer(others[1]), len(others))}
+
+
+def test_a_module_is_called_with_any_arguments_and_returns_any_outputs() -> None:
+    torch.manual_seed(0)
+    module, x, y = Two(), torch.randn(4, 3), torch.randn(4, 3)
+    parameters = {name: value.detach() + 1 for name, value in module.named_parameters()}
+    found = FunctionalModule(module)(parameters, x, [y, x], scale=2.0)
+    torch.testing.assert_close(found["sum"], 2 * F.linear(x + y, parameters["layer.weight"], parameters["layer.bias"]))
+    torch.testing.assert_close(found["more"][0], F.linear(x, parameters["layer.weight"], parameters["layer.bias"]))
+    assert found["more"][1] == 2
+
+
+def test_a_model_for_a_loss_has_to_return_one_tensor() -> None:
+    with pytest.raises(UncoveredParameterError, match="must return one tensor, not dict"):
+        FunctionalModel(Two())(dict(Two().named_parameters()), torch.randn(4, 3), [torch.randn(4, 3)] * 2)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_are_ignored_inside_and_work_again_outside(reentrant: bool) -> None:
+    """A checkpoint would compute its activations again in the backward pass, from the parameters of the copy."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpointing.checkpoint(lambda x: self.layer(x).tanh(), x, use_reentrant=reentrant)
+
+    before = dict(vars(checkpointing))
+    module, x = Checkpointed(), torch.randn(4, 3)
+    parameters = {name: (value.detach() + 1).requires_grad_() for name, value in module.named_parameters()}
+    found = torch.autograd.grad(FunctionalModel(module)(parameters, x).sum(), list(parameters.values()))
+    expected = F.linear(x, parameters["layer.weight"], parameters["layer.bias"]).tanh().sum()
+    torch.testing.assert_close(found, torch.autograd.grad(expected, list(parameters.values())))
+    assert dict(vars(checkpointing)) == before

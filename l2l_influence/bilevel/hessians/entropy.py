@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from ...errors import LossStructureError
-from ..loss import criterion_of, outputs_of
+from ..loss import is_coupled
 from ..solved_tasks import SolvedBatch
+from ..task import Inputs
 
 
 def predictive_entropy(solved: SolvedBatch) -> Tensor:
@@ -18,21 +18,24 @@ def predictive_entropy(solved: SolvedBatch) -> Tensor:
         LossStructureError: the outputs are not class scores.
     """
     entropy = torch.special.entr(_class_scores(solved).softmax(-1)).sum(-1)
-    return (solved.batch.query.w * entropy).sum(-1)
+    return (solved.batch.query.w[:, : solved.batch.query.rows] * entropy).sum(-1)
 
 
 def _class_scores(solved: SolvedBatch) -> Tensor:
     """The outputs of the query samples, ``[B, n, C]``, if the loss depends on their softmax alone."""
-    loss, problem, query = solved.outer.loss, solved.solution.problem, solved.batch.query
+    outer, problem, query = solved.outer, solved.solution.problem, solved.batch.query
     lam = problem.layout.unravel(solved.lam)
+    if is_coupled(outer.loss):
+        raise _no_scores("this loss couples its samples")
 
-    def shifted(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        task = (loss, lam, problem.theta_layout.unravel(theta), x, y)
-        outputs, criterion = outputs_of(*task), criterion_of(*task)
-        return outputs, criterion(outputs), criterion(outputs + 1)
+    def shifted(theta: Tensor, x: Inputs, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        task = (lam, problem.theta_layout.unravel(theta), x, y)
+        outputs = outer.outputs_by_name(*task)
+        before, after = (outer.from_outputs_by_name(*task, moved) for moved in (outputs, outputs + 1))
+        return outputs, before, after
 
     try:
-        outputs, before, after = vmap(shifted)(solved.solution.theta, query.x, query.y)
+        outputs, before, after = outer.execution.over(shifted)(solved.solution.theta, query.x, query.y)
     except LossStructureError as error:
         raise _no_scores("the outputs could not be found in this loss") from error
     if outputs.dim() != 3:

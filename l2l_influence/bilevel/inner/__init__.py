@@ -1,7 +1,7 @@
 """Solutions θ_i(λ) of the inner problem: one interface (:mod:`.base`), and one file per kind."""
 
 from .base import InnerKind, InnerMap, InnerProblem, SecondDerivative
-from .direct import ApproximateJacobian, FixedJacobian, IdentityJacobian, ZeroJacobian
+from .direct import ApproximateJacobian, FixedJacobian, IdentityJacobian, NoInner, StartMap, ZeroJacobian
 from .inverses.ekfac import EKFAC
 from .inverses.inverse import Inverse
 from .proximal import Proximal, ProximalMap
@@ -20,12 +20,14 @@ __all__ = [
     "Inverse",
     "LearnedRates",
     "LearnedTransforms",
+    "NoInner",
     "PlainSteps",
     "Proximal",
     "ProximalMap",
     "FixedJacobian",
     "SecondDerivative",
     "ApproximateJacobian",
+    "StartMap",
     "StatefulMap",
     "Step",
     "StepRule",

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
-from torch.func import grad_and_value, jvp, vmap
 
+from ..execution import Execution
 from ..factored import Theta
 from ..layout import Layout, ThetaLayout
 from ..objective import Objective
@@ -44,6 +44,11 @@ class InnerProblem:
         return self.theta_layout.start(self.lam)
 
     @property
+    def execution(self) -> Execution:
+        """How functions of one task are evaluated for the batch."""
+        return self.objective.execution
+
+    @property
     def entries(self) -> int:
         """How many numbers λ and θ consist of, counting the adapted entries of λ once."""
         return self.layout.size + self.theta_layout.size - self.theta_layout.from_lam
@@ -57,13 +62,14 @@ OfOne = Callable[..., Tensor]
 """A function of one task's λ ``[P]``, its θ (in either form), and further arguments; scalar unless said otherwise."""
 
 SecondDerivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``(v, e) -> (by_lam, by_w)``: the Hessian of a function of (λ, w) times ``v`` ``[B, P]`` and ``e`` ``[B, n]``."""
+"""``(v, e) -> (by_lam, by_w)``: the Hessian of a function of (λ, w) times ``v`` ``[B, P]`` and ``e`` ``[B, n + r]``."""
 
 
 class InnerMap(ABC):
-    """θ_i of ``B`` tasks as a function of λ and of the support samples' weights w, with its derivatives.
+    """θ_i of ``B`` tasks as a function of λ and of the weights w of the inner loss, with its derivatives.
 
-    Shapes: B is the number of tasks, P the size of λ, Q the size of θ, n the number of support samples of a task.
+    Shapes: B is the number of tasks, P the size of λ, Q the size of θ, n the number of support samples of a task, r the
+    number of terms of the inner loss that belong to no sample.
 
     Attributes:
         problem: the inner problems.
@@ -98,19 +104,20 @@ class InnerMap(ABC):
 
     @abstractmethod
     def jvp_weights(self, e: Tensor) -> Tensor:
-        """(dθ/dw) e: ``[B, n] -> [B, Q]``. With e = −w_j at sample j, the change of θ when the sample is removed (Thm
-        4.6)."""
+        """(dθ/dw) e: ``[B, n + r] -> [B, Q]``. With e = −w_j at sample j, the change of θ when the sample is removed
+        (Thm 4.6)."""
 
     @abstractmethod
     def vjp_weights(self, u: Tensor) -> Tensor:
-        """(dθ/dw)ᵀ u: ``[B, Q] -> [B, n]``."""
+        """(dθ/dw)ᵀ u: ``[B, Q] -> [B, n + r]``."""
 
     def total(self, value: OfOne, *given: Any) -> tuple[Tensor, Tensor]:
         """D_λ ``value(λ, θ(λ), *given)`` of each task (Thm 4.1), ``[B, P]``, and the values, ``[B]``.
 
         Further arguments have a leading ``B``.
         """
-        mapped = vmap(grad_and_value(value, argnums=(0, 1)), in_dims=(None, 0) + (0,) * len(given))
+        execution = self.problem.execution
+        mapped = execution.over(execution.gradient_and_value(value, (0, 1)), shared=1)
         (by_lam, by_theta), values = mapped(self.problem.lam, self.theta, *given)
         return by_lam + self.vjp(by_theta), values
 
@@ -121,11 +128,12 @@ class InnerMap(ABC):
     def along(self, function: OfOne, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
         """``function(λ, θ(λ), *given)`` of each task, a tensor of any shape, and its derivative along v, ``[P]``."""
 
-        def one(theta: Tensor, theta_v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-            value, along, *_ = jvp(lambda *point: function(*point, *given), (self.problem.lam, theta), (v, theta_v))
-            return value, along
+        execution, lam = self.problem.execution, self.problem.lam
 
-        value, along = vmap(one)(self.theta, self.jvp(v.expand(len(self.theta), -1)), *given)
+        def one(theta: Tensor, theta_v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+            return execution.jvp(lambda *point: function(*point, *given), (lam, theta), (v, theta_v))
+
+        value, along = execution.over(one)(self.theta, self.jvp(v.expand(len(self.theta), -1)), *given)
         return value, along
 
     @abstractmethod

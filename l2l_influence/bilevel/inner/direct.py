@@ -1,4 +1,5 @@
-"""Solutions with a simplified Jacobian dθ/dλ, as in the "direct" and first-order methods."""
+"""Solutions whose Jacobian dθ/dλ is constant: simplified, as in the "direct" and first-order methods, or exactly so, as
+without inner steps."""
 
 from __future__ import annotations
 
@@ -31,7 +32,67 @@ class ApproximateJacobian(InnerKind):
         return self.jacobian(self.kind.solve(problem))
 
 
-class FixedJacobian(InnerMap):
+@dataclass(frozen=True)
+class NoInner(InnerKind):
+    """θ_i(λ) = θ_0(λ), without inner steps, for episodes whose loss is a function of λ alone.
+
+    Prototypical networks are of this kind: the loss computes the prototypes from the support set, which x then holds
+    together with the queries. dθ/dλ = E exactly, and θ does not depend on the support weights.
+
+    >>> NoInner()
+    NoInner()
+    """
+
+    def solve(self, problem: InnerProblem) -> InnerMap:
+        return StartMap(problem)
+
+
+class ConstantJacobian(InnerMap):
+    """θ as a function whose Jacobian dθ/dλ does not depend on λ."""
+
+    def second(self, outer: Objective, query: Samples) -> SecondDerivative:
+        """Zᵀ ∇²L_O Z: with a constant Jacobian θ has no second derivatives."""
+        lam, zero = self.problem.lam, torch.zeros_like(query.w)
+
+        def product(v: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+            along = Joint(v, self.jvp(v) + self.jvp_weights(e), zero)
+            curved = outer.hessian(lam, self.theta, query, along)
+            return curved.lam + self.vjp(curved.theta), self.vjp_weights(curved.theta)
+
+        return product
+
+
+class StartMap(ConstantJacobian):
+    """θ_0(λ), the same for all tasks; the residual is 0."""
+
+    note = "no inner steps"
+
+    def __init__(self, problem: InnerProblem) -> None:
+        self.problem = problem
+        self.residual = torch.zeros_like(problem.samples.w[:, 0])
+
+    @property
+    def theta(self) -> Tensor:
+        return self.problem.initial.expand(len(self.residual), -1)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return self.problem.theta_layout.jvp(v)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return self.problem.theta_layout.vjp(u)
+
+    def jvp_weights(self, e: Tensor) -> Tensor:
+        return torch.zeros_like(self.theta)
+
+    def vjp_weights(self, u: Tensor) -> Tensor:
+        return torch.zeros_like(self.problem.samples.w)
+
+    @property
+    def nbytes(self) -> int:
+        return self.problem.theta_layout.size * self.problem.lam.element_size()
+
+
+class FixedJacobian(ConstantJacobian):
     """θ and its derivative by the sample weights as another solution has them; its Jacobian dθ/dλ is constant."""
 
     def __init__(self, solution: InnerMap) -> None:
@@ -45,17 +106,6 @@ class FixedJacobian(InnerMap):
     @property
     def point(self) -> Theta:
         return self._solution.point
-
-    def second(self, outer: Objective, query: Samples) -> SecondDerivative:
-        """Zᵀ ∇²L_O Z: with a constant Jacobian θ has no second derivatives."""
-        lam, zero = self.problem.lam, torch.zeros_like(query.w)
-
-        def product(v: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-            along = Joint(v, self.jvp(v) + self.jvp_weights(e), zero)
-            curved = outer.hessian(lam, self.theta, query, along)
-            return curved.lam + self.vjp(curved.theta), self.vjp_weights(curved.theta)
-
-        return product
 
     def jvp_weights(self, e: Tensor) -> Tensor:
         return self._solution.jvp_weights(e)

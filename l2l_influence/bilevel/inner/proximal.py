@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import NotConvergedError
+from ...errors import LossStructureError, NotConvergedError
 from ..objective import Joint, Objective
 from ..solvers import CG, Agreement, Invertible, Policy, SolveReport, agreement
 from ..task import Samples
@@ -63,6 +63,11 @@ class Proximal(InnerKind):
         return super().work(forward, lam, 1 if self.inverse in BY_PRODUCTS else rows)
 
     def solve(self, problem: InnerProblem) -> ProximalMap:
+        if problem.objective.steps_differ:
+            raise LossStructureError(
+                "the inner loss differs from step to step, so it has no single minimiser: use the unrolled inner kind "
+                "(inner='unrolled', or Unrolled(lr, steps)), or a loss whose steps are the same"
+            )
         finest = torch.finfo(problem.lam.dtype).eps ** 0.6
         accepted = self.tolerance or finest
         aim = min(accepted, max(finest, accepted / 10))

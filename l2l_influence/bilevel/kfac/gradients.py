@@ -13,8 +13,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
 
+from ..execution import Execution, Mapped
 from ..layout import Named
 from .layers import Layer, Model, ShiftedOutputs, find_layers
 
@@ -33,7 +33,9 @@ class PseudoGradients:
     Args:
         model: the outputs of one task as a function of its θ.
         theta: θ by name.
-        residuals: ``[K, n, C]``; r_jk is ``residuals[k, j]``.
+        residuals: ``[K, n, C]``; r_jk is ``residuals[k, j]``. If all outputs count as those of one sample, ``[K, 1,
+            N]``.
+        execution: how the model is differentiated; by ``torch.func`` if None.
 
     Attributes:
         layers: the layers of θ.
@@ -41,8 +43,8 @@ class PseudoGradients:
         together: whether a pseudo-gradient holds those of all samples, each at its position.
     """
 
-    def __init__(self, model: Model, theta: Named, residuals: Tensor) -> None:
-        self._model, self._theta = model, theta
+    def __init__(self, model: Model, theta: Named, residuals: Tensor, execution: Execution | None = None) -> None:
+        self._model, self._theta, self._execution = model, theta, execution or Mapped()
         self.layers = find_layers(model, theta)
         covered = {name for layer in self.layers for name in layer.names}
         self.rest = {name: tensor for name, tensor in theta.items() if name not in covered}
@@ -68,7 +70,7 @@ class PseudoGradients:
         return self._pull_back(self._chunks[0])
 
     def _pull_back(self, cotangents: Tensor) -> Chunk:
-        return pull_back(self._model, self._theta, self.layers, self.rest, cotangents)
+        return pull_back(self._model, self._theta, self.layers, self.rest, cotangents, self._execution)
 
     def _interact(self, residuals: Tensor) -> bool:
         """Whether any sample's activations affect the outputs of another sample.
@@ -77,6 +79,8 @@ class PseudoGradients:
         other.
         """
         n = residuals.shape[1]
+        if any(layer.inputs.shape[1] != n for layer in self.layers):
+            return True  # all samples count as one
         bits = torch.arange(n).unsqueeze(0) >> torch.arange((n - 1).bit_length()).unsqueeze(1) & 1
         if len(bits) == 0:
             return False
@@ -90,7 +94,14 @@ class PseudoGradients:
         return max(1, ENTRIES_AT_ONCE // max(1, sum(layer.shape.numel() for layer in self.layers)))
 
 
-def pull_back(model: Model, theta: Named, layers: Sequence[Layer], rest: Named, cotangents: Tensor) -> Chunk:
+def pull_back(
+    model: Model,
+    theta: Named,
+    layers: Sequence[Layer],
+    rest: Named,
+    cotangents: Tensor,
+    execution: Execution | None = None,
+) -> Chunk:
     """The backward pass of cotangents of the outputs, ``[r, n, C]``: by the outputs of layers and by the other tensors.
 
     Both results are by the name of a parameter.
@@ -102,8 +113,9 @@ def pull_back(model: Model, theta: Named, layers: Sequence[Layer], rest: Named, 
             return model(parameters)
 
     shifts = {layer.weight: cotangents.new_zeros(layer.shape) for layer in layers}
-    found, gradient, *_ = vjp(outputs, shifts, rest)
-    return vmap(gradient)(cotangents.reshape(len(cotangents), *found.shape))
+    found, gradients = (execution or Mapped()).pull_back(outputs, shifts, rest)
+    chunk: Chunk = gradients(cotangents.reshape(len(cotangents), *found.shape))
+    return chunk
 
 
 def apart(residuals: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.utils._pytree import tree_leaves
 
 from ....errors import LossStructureError
 from ...kfac import Block, PseudoGradients, task_blocks
 from ...layout import Named
-from ...loss import criterion_of, outputs_of
+from ...loss import is_coupled
 from ...solvers import ClosedForm, Invertible, LinearOperator, LinearSolver
+from ...task import Inputs, Samples
 from ..base import InnerProblem
 
 Fisher = Literal["true", "mc", "empirical"]
@@ -70,7 +71,7 @@ class EKFAC:
         # A loop over tasks: the backward pass of batch normalisation cannot be mapped over tasks.
         tasks = [
             _blocks(problem, positions, task, *rest)
-            for task, *rest in zip(theta, *problem.samples, residuals, strict=True)
+            for task, *rest in zip(theta, problem.samples.by_task(), residuals, strict=True)
         ]
         blocks = [Block.stack(same) for same in zip(*tasks, strict=True)]
         return EKFACPlusIdentity(blocks, delta, self._note(blocks)), ClosedForm()
@@ -83,12 +84,12 @@ class EKFAC:
         root = problem.objective.output_curvature_root(problem.lam, theta, problem.samples)
         if self.fisher == "true":
             return root.permute(0, 3, 1, 2)
-        signs = torch.stack([self._signs(x, root.shape[1:3]) for x in problem.samples.x]).to(root)
+        signs = torch.stack([self._signs(z.x, root.shape[1:3]) for z in problem.samples.by_task()]).to(root)
         return torch.einsum("bnck,bmnk->bmnc", root, signs) / self.samples**0.5
 
-    def _signs(self, x: Tensor, shape: torch.Size) -> Tensor:
+    def _signs(self, x: Inputs, shape: torch.Size) -> Tensor:
         """±1, ``[m, n, C]``, from the seed and the task's data alone."""
-        content = zlib.crc32(x.double().cpu().numpy().tobytes())
+        content = zlib.crc32(b"".join(leaf.double().cpu().numpy().tobytes() for leaf in tree_leaves(x)))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + content)
         return torch.randint(0, 2, (self.samples, *shape), generator=generator) * 2 - 1
 
@@ -139,28 +140,35 @@ class EKFACPlusIdentity(Invertible):
         return sum(block.nbytes for block in self.blocks)
 
 
-def _blocks(
-    problem: InnerProblem, positions: Named, theta: Tensor, x: Tensor, y: Tensor, w: Tensor, residuals: Tensor
-) -> list[Block]:
+def _blocks(problem: InnerProblem, positions: Named, theta: Tensor, samples: Samples, residuals: Tensor) -> list[Block]:
     """The blocks of one task."""
     lam = problem.layout.unravel(problem.lam)
 
     def model(named: Named) -> Tensor:
-        return outputs_of(problem.objective.loss, lam, named, x, y)
+        return problem.objective.outputs_by_name(lam, named, samples.x, samples.y)
 
-    return task_blocks(PseudoGradients(model, problem.theta_layout.unravel(theta), residuals), w, positions)
+    # The weights of a coupled loss are not those of rows.
+    coupled = is_coupled(problem.objective.loss)
+    weights = torch.ones_like(samples.w[: len(samples.y)]) if coupled else samples.w[: len(samples.y)]
+    gradients = PseudoGradients(model, problem.theta_layout.unravel(theta), residuals, problem.execution)
+    return task_blocks(gradients, weights, positions)
 
 
 def _loss_gradients(problem: InnerProblem, theta: Tensor) -> Tensor:
     """√w_j ∂ℓ_j/∂outputs_j, ``[B, n, C]``."""
     if bool((problem.samples.w < 0).any()):
         raise LossStructureError("the empirical Fisher matrix is not defined for negative sample weights")
-    loss, lam = problem.objective.loss, problem.layout.unravel(problem.lam)
+    if problem.samples.w.shape[1] != problem.samples.rows or is_coupled(problem.objective.loss):
+        raise LossStructureError(
+            "the empirical Fisher matrix needs a loss that is a sum over samples, but this one has terms that belong "
+            "to no sample, or couples its samples: use EKFAC(fisher='true')"
+        )
+    objective, execution, lam = problem.objective, problem.execution, problem.layout.unravel(problem.lam)
 
-    def of_one(theta: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        named = problem.theta_layout.unravel(theta)
-        criterion = criterion_of(loss, lam, named, x, y)
-        by_outputs = grad(lambda outputs: criterion(outputs).sum())(outputs_of(loss, lam, named, x, y))
-        return w.sqrt().unsqueeze(-1) * by_outputs.reshape(len(w), -1)
+    def of_one(theta: Tensor, x: Inputs, y: Tensor, w: Tensor) -> Tensor:
+        task = (lam, problem.theta_layout.unravel(theta), x, y)
+        by_outputs = execution.gradient(lambda outputs: objective.from_outputs_by_name(*task, outputs).sum(), 0)
+        return w.sqrt().unsqueeze(-1) * by_outputs(objective.outputs_by_name(*task)).reshape(len(w), -1)
 
-    return vmap(of_one)(theta, *problem.samples)
+    rows: Tensor = execution.over(of_one)(theta, *problem.samples)
+    return rows

@@ -16,10 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...execution import Execution
 from ...kfac import Model, apart, linear_layers, pull_back
 from ...layout import Named
-from ...loss import PerSampleLoss, outputs_of
+from ...objective import Objective
 from ...solvers import LowRank, LowRankOperator, OuterProducts, SideBySide
+from ...task import Inputs
 from ..base import InnerProblem
 
 
@@ -33,7 +35,7 @@ def gauss_newton_rows(problem: InnerProblem, theta: Tensor) -> LowRankOperator:
     models = _models(problem)
     # A loop over tasks, mapped over rows: mapping both makes convolutions' weight gradients twice as slow.
     tasks = [
-        _columns(model, problem.theta_layout.unravel(at), residuals)
+        _columns(model, problem.theta_layout.unravel(at), residuals, problem.execution)
         for model, at, residuals in zip(models, theta, root.permute(0, 3, 1, 2), strict=True)
     ]
     parts = [_stack(same) for same in zip(*tasks, strict=True)]
@@ -43,7 +45,7 @@ def gauss_newton_rows(problem: InnerProblem, theta: Tensor) -> LowRankOperator:
 def rows_nbytes(problem: InnerProblem, count: int) -> int:
     """Bytes that ``count`` rows of one task take."""
     theta = problem.theta_layout.unravel(problem.start[0])
-    layers = linear_layers(_models(problem)[0], theta, problem.samples.w.shape[1], _pays)
+    layers = linear_layers(_models(problem)[0], theta, problem.samples.rows, _pays)
     factors = sum(count * layer.shape.numel() + layer.inputs.numel() for layer in layers.values())
     written = sum(tensor.numel() for name, tensor in theta.items() if name not in layers)
     return (factors + count * written) * problem.start.element_size()
@@ -62,19 +64,19 @@ def _stack(columns: Sequence[_Columns]) -> LowRankOperator:
 
 def _models(problem: InnerProblem) -> list[Model]:
     """The outputs of each task as a function of its named θ."""
-    loss, lam = problem.objective.loss, problem.layout.unravel(problem.lam)
-    return [partial(_outputs, loss, lam, x, y) for x, y, _ in zip(*problem.samples, strict=True)]
+    lam = problem.layout.unravel(problem.lam)
+    return [partial(_outputs, problem.objective, lam, x, y) for x, y, _ in problem.samples.by_task()]
 
 
-def _outputs(loss: PerSampleLoss, lam: Named, x: Tensor, y: Tensor, theta: Named) -> Tensor:
-    return outputs_of(loss, lam, theta, x, y)
+def _outputs(objective: Objective, lam: Named, x: Inputs, y: Tensor, theta: Named) -> Tensor:
+    return objective.outputs_by_name(lam, theta, x, y)
 
 
-def _columns(model: Model, theta: Named, residuals: Tensor) -> list[_Columns]:
+def _columns(model: Model, theta: Named, residuals: Tensor, execution: Execution) -> list[_Columns]:
     """The rows of one task in the order of θ, from the columns of the roots of its curvature, ``[C, n, C]``."""
     layers = linear_layers(model, theta, residuals.shape[1], _pays)
     rest = {name: tensor for name, tensor in theta.items() if name not in layers}
-    by_layer, by_rest = pull_back(model, theta, list(layers.values()), rest, apart(residuals))
+    by_layer, by_rest = pull_back(model, theta, list(layers.values()), rest, apart(residuals), execution)
     columns = []
     for layer, names in groupby(theta, layers.get):
         if layer is None:

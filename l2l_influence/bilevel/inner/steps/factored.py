@@ -12,26 +12,28 @@ from torch.func import grad, grad_and_value, jvp, vmap
 
 from ....errors import LossStructureError
 from ...elementary import ElementaryNorms
+from ...execution import Mapped
 from ...factored import FactoredParameters
 from ...kfac.layers import linear_layers
 from ...layout import Named, Vector
 from ...task import Samples
 from ..base import InnerProblem, OfOne
-from .steps import MappedSteps, OfBoth, Pair
+from .rules import PlainSteps
+from .steps import OfBoth, Pair, StepsMap
 
 
-class FactoredSteps(MappedSteps):
-    """K steps of size lr along the gradient, with θ as :class:`~l2l_influence.bilevel.factored.FactoredParameters`.
+class FactoredSteps(StepsMap):
+    """K steps along the gradient, with θ as :class:`~l2l_influence.bilevel.factored.FactoredParameters`.
 
     Args:
         problem: the inner problems.
-        lr, steps: step size and number of steps.
+        rule, steps: step sizes and number of steps.
         rows: for each weight that is in factors, how many rows pass through its layer; see :func:`wide_layers`.
     """
 
-    def __init__(self, problem: InnerProblem, lr: float, steps: int, rows: Mapping[str, int]) -> None:
+    def __init__(self, problem: InnerProblem, rule: PlainSteps, steps: int, rows: Mapping[str, int]) -> None:
         super().__init__(problem)
-        self._lr, self._count, self._rows = lr, steps, rows
+        self._rule, self._count, self._rows = rule, steps, rows
 
     @cached_property
     def point(self) -> FactoredParameters:
@@ -48,9 +50,9 @@ class FactoredSteps(MappedSteps):
 
         def steps(lam: Vector, w: Tensor) -> FactoredParameters:
             theta = FactoredParameters.start(self._initial(lam), self._rows)
-            for _ in range(self._count):
+            for k in range(self._count):
                 slope = problem.objective.slope_of_one(lam, theta, samples._replace(w=w), self._rows)
-                theta = theta.stepped(self._lr, slope)
+                theta = theta.stepped(self._rule.rate(k), slope)
             return theta
 
         return steps
@@ -98,15 +100,19 @@ additional products."""
 
 
 def wide_layers(problem: InnerProblem, steps: int) -> dict[str, int]:
-    """The weights of linear layers with few rows compared with their size, and how many rows pass through each
-    layer."""
+    """The weights of linear layers with few rows compared with their size, and how many rows pass through each layer.
+
+    There are none if the loss differs from step to step, and with it the rows; or if tasks are not mapped.
+    """
+    if problem.objective.steps_differ or not isinstance(problem.execution, Mapped):
+        return {}
     lam, theta = problem.layout.unravel(problem.lam), problem.theta_layout.unravel(problem.initial)
-    x, y = problem.samples.x[0], problem.samples.y[0]
+    x, y, _ = problem.samples.of_task(0)
 
     def narrow(rows: int, weight: Tensor) -> bool:
         return NARROW * steps * rows * sum(weight.shape) <= weight.numel()
 
-    layers = linear_layers(lambda theta: problem.objective.loss(lam, theta, x, y), theta, len(y), narrow)
+    layers = linear_layers(lambda theta: problem.objective.losses_by_name(lam, theta, x, y), theta, len(y), narrow)
     if not layers or not _sees_all(problem, FactoredParameters.start(theta, layers)):
         return {}
     return {name: layer.rows for name, layer in layers.items()}

@@ -7,7 +7,7 @@ it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,13 +35,24 @@ class StepRule(ABC):
 
 @dataclass(frozen=True)
 class PlainSteps(StepRule):
-    """θ ← θ − lr g, as in MAML's ``adapt``. No entry of λ belongs to it."""
+    """θ ← θ − lr g, as in MAML's ``adapt``. No entry of λ belongs to it.
 
-    lr: float
+    Args:
+        lr: the step size, or a sequence with one step size for each step.
+    """
+
+    lr: float | Sequence[float]
 
     def first(self, lam: Named, part: Layout) -> Step:
+        return self._step(0)
+
+    def rate(self, k: int) -> float:
+        """The size of step k = 0, 1, …"""
+        return self.lr[k] if isinstance(self.lr, Sequence) else self.lr
+
+    def _step(self, k: int) -> Step:
         def step(theta: Tensor, gradient: Tensor) -> tuple[Tensor, Step]:
-            return theta - self.lr * gradient, step
+            return theta - self.rate(k) * gradient, self._step(k + 1)
 
         return step
 

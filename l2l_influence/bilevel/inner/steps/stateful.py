@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import higher
 import torch
 from torch import Tensor
-from torch.autograd import functional
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from ....errors import UncoveredParameterError
+from ...execution import Execution, OneByOne
 from ...layout import Named
 from ...task import Samples
 from ..base import InnerKind, InnerProblem, OfOne
@@ -80,7 +80,7 @@ def _check_supported(optimizer: Optimizer) -> None:
 
 
 class StatefulMap(StepsMap):
-    """``higher`` needs plain autograd: tasks are processed one by one, and each derivative builds its own graph.
+    """The end of an optimiser's steps. ``higher`` needs plain autograd: tasks are computed one by one.
 
     Raises:
         UncoveredParameterError: a derivative is not finite.
@@ -89,6 +89,10 @@ class StatefulMap(StepsMap):
     def __init__(self, problem: InnerProblem, kind: UnrolledWith) -> None:
         self._kind = kind
         super().__init__(problem)
+
+    @property
+    def execution(self) -> Execution:
+        return OneByOne()
 
     def along(self, function: OfOne, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
         value, along = super().along(function, v, *given)
@@ -108,30 +112,21 @@ class StatefulMap(StepsMap):
             leaf = theta.detach().requires_grad_()
             optimizer = higher.get_diff_optim(self._kind.optimizer([leaf]), [leaf], track_higher_grads=tracked)
             theta = theta if tracked else leaf
-            for _ in range(self._kind.steps):
+            for k in range(self._kind.steps):
                 with torch.enable_grad():
-                    loss = problem.objective.value_of_one(lam, theta, samples._replace(w=w))
+                    loss = problem.objective.at_step(k).value_of_one(lam, theta, samples._replace(w=w))
                     with _FlatRoots():
                         (theta,) = optimizer.step(loss, params=[theta])
             return theta
 
         return steps
 
-    def _map(self, function: Callable[..., tuple[Any, ...]], *vectors: Any) -> tuple[Any, ...]:
-        tasks = zip(*map(_rows, (self.problem.samples, *vectors)), strict=True)
-        columns = zip(*(function(*task) for task in tasks), strict=True)
-        return tuple(torch.stack(column).detach() for column in columns)
-
-    def _push(self, function: OfBoth, point: Pair, v: Pair) -> Pair:
-        value, along = functional.jvp(function, point, v)
-        return value, along
-
     def _slopes(self, value: OfBoth, point: Pair) -> tuple[Pair, Tensor]:
-        found, slopes = functional.vjp(value, point)
+        slopes, found = super()._slopes(value, point)
         return self._finite(slopes), found
 
     def _curve(self, value: OfBoth, point: Pair, v: Pair) -> Pair:
-        return self._finite(functional.vhp(value, point, v)[1])
+        return self._finite(super()._curve(value, point, v))
 
     def _finite(self, by_both: Pair) -> Pair:
         by_lam, by_w = by_both
@@ -147,10 +142,6 @@ class StatefulMap(StepsMap):
                 "diverge, or an inner gradient is so small that the optimiser's division by its size has no usable "
                 "derivative. Use a smaller lr, a larger eps, float64, or SGD"
             )
-
-
-def _rows(batched: Samples | Tensor) -> Iterable[Samples | Tensor]:
-    return map(Samples, *batched) if isinstance(batched, Samples) else batched
 
 
 class _FlatRoots(TorchFunctionMode):

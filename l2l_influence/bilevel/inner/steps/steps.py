@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jvp, vmap
 
 from ...elementary import ElementaryNorms
+from ...execution import Execution
 from ...objective import Objective
 from ...task import Samples
 from ..base import InnerMap, InnerProblem, OfOne, SecondDerivative
@@ -29,10 +29,11 @@ class StepsMap(InnerMap):
     ``residual`` is 0, since θ is by definition the end of the steps. Steps are computed when θ is first needed; total
     gradients compute their own.
 
-    A subclass says what the steps of one task are, how a function of one task is differentiated, and how to go through
-    the tasks. Each task is differentiated first, and results are combined over tasks afterwards. The other order is not
-    safe: torch 2.14 differentiates a mapped gradient of batch, layer or instance normalisation wrongly, by some 10 %,
-    without a warning. Code that uses that order has to compute normalisation by elementary operations.
+    A subclass says what the steps of one task are. The execution of the problem says how to differentiate a function of
+    one task, and how to go through the tasks. Each task is differentiated first, and results are combined over tasks
+    afterwards. The other order is not safe: torch 2.14 differentiates a mapped gradient of batch, layer or instance
+    normalisation wrongly, by some 10 %, without a warning. Code that uses that order has to compute normalisation by
+    elementary operations.
     """
 
     def __init__(self, problem: InnerProblem) -> None:
@@ -51,21 +52,35 @@ class StepsMap(InnerMap):
         """The same, with θ as one flat vector, ``[Q]``."""
         return self._steps(samples)
 
-    @abstractmethod
+    @property
+    def execution(self) -> Execution:
+        """How functions of one task are evaluated for the batch, and differentiated."""
+        return self.problem.execution
+
     def _map(self, function: Callable[..., tuple[Any, ...]], *vectors: Any) -> tuple[Any, ...]:
         """``function(samples, *vectors)`` of each task, stacked."""
+        mapped: tuple[Any, ...] = self.execution.over(function)(self.problem.samples, *vectors)
+        return mapped
 
-    @abstractmethod
     def _push(self, function: OfBoth, point: Pair, v: Pair) -> Pair:
         """The value of ``function``, and its derivative along ``v``."""
+        return self.execution.jvp(function, point, v)
 
-    @abstractmethod
     def _slopes(self, value: OfBoth, point: Pair) -> tuple[Pair, Tensor]:
         """The gradient of ``value``, and its value."""
+        slopes: tuple[Pair, Tensor] = self.execution.gradient_and_value(value, (0, 1))(*point)
+        return slopes
 
-    @abstractmethod
     def _curve(self, value: OfBoth, point: Pair, v: Pair) -> Pair:
         """The Hessian of ``value`` times ``v``."""
+        gradient = self.execution.gradient(value, (0, 1))
+
+        def along(*point: Tensor) -> Tensor:
+            by_lam, by_w = gradient(*point)
+            return torch.dot(by_lam, v[0]) + torch.dot(by_w, v[1])
+
+        product: Pair = self.execution.gradient(along, (0, 1))(*point)
+        return product
 
     def jvp(self, v: Tensor) -> Tensor:
         return self._along(v, torch.zeros_like(self.problem.samples.w))
@@ -136,30 +151,3 @@ class StepsMap(InnerMap):
             return self._slopes(lambda *point: torch.dot(ends(*point), u), (self.problem.lam, samples.w))[0]
 
         return self._map(one, u)
-
-
-class MappedSteps(StepsMap):
-    """Steps of all tasks at once, by ``torch.func.vmap``."""
-
-    def _map(self, function: Callable[..., tuple[Any, ...]], *vectors: Any) -> tuple[Any, ...]:
-        mapped: tuple[Any, ...] = vmap(function)(self.problem.samples, *vectors)
-        return mapped
-
-    def _push(self, function: OfBoth, point: Pair, v: Pair) -> Pair:
-        value, along, *_ = jvp(function, point, v)
-        return value, along
-
-    def _slopes(self, value: OfBoth, point: Pair) -> tuple[Pair, Tensor]:
-        slopes: tuple[Pair, Tensor] = grad_and_value(value, argnums=(0, 1))(*point)
-        return slopes
-
-    def _curve(self, value: OfBoth, point: Pair, v: Pair) -> Pair:
-        def along(*point: Tensor) -> Tensor:
-            by_lam, by_w = _gradient(value)(*point)
-            return torch.dot(by_lam, v[0]) + torch.dot(by_w, v[1])
-
-        return _gradient(along)(*point)
-
-
-def _gradient(value: OfBoth) -> Callable[..., Pair]:
-    return grad(value, argnums=(0, 1))
